@@ -1,0 +1,48 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Two workers for two cores: each test process computes on one thread (tests/conftest.py).
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format test-slow benchmark clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+# Torch goes first and alone, so that pip takes a CPU build that the machine offers locally; resolved together with
+# the rest it would weigh the builds with CUDA against it.
+$(STAMP): setup.py constraints.txt
+	@test -x $(BIN)/python || { \
+	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "alit-hf needs Python 3.10 or newer")' && \
+	    $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --editable '.[train,eval,demo,dev]' --constraint constraints.txt
+	@touch $@
+
+venv: $(STAMP) ## build .venv, or bring it up to date with setup.py and constraints.txt
+
+demo: venv ## encode three real photos, draw them at every length: outputs/demo/
+	$(BIN)/python examples/demo.py
+
+test: lint ## lint, then the tests that every change must pass
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not benchmark"
+
+lint: venv ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: venv ## rewrite the files in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-slow: venv ## the tests marked slow
+	$(BIN)/python -m pytest -m slow
+
+benchmark: venv ## print timings, one process at a time
+	$(BIN)/python -m pytest -s -m benchmark tests/benchmarks
+
+clean: ## remove .venv, caches and outputs
+	rm -rf $(VENV) outputs build .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests training examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

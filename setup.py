@@ -1,0 +1,60 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+ROOT = Path(__file__).parent
+
+# Read, not imported: importing the package would need torch before it is installed.
+VERSION = re.search(r'^__version__ = "([^"]+)"$', (ROOT / "src/alit_hf/__init__.py").read_text(), re.MULTILINE).group(1)
+
+README = ROOT / "README.md"
+
+setup(
+    name="alit-hf",
+    version=VERSION,
+    description="ALIT, adaptive length image tokenization by recurrent allocation, as a Hugging Face model",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["image tokenizer", "adaptive length", "ALIT", "transformers", "vector quantization"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Processing",
+    ],
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    package_data={"alit_hf": ["py.typed", "checkpoints/**"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.0",
+        "diffusers>=0.41",
+        "accelerate>=1.12",
+        "datasets>=5.0",
+        "huggingface-hub>=1.33",
+        "safetensors>=0.7",
+        "evaluate>=0.4.6",
+        "numpy>=2.0",
+        "pillow>=11",
+        "tqdm>=4.67",
+        "pyyaml>=6.0",
+        "matplotlib>=3.9",
+    ],
+    extras_require={
+        "train": ["tensorboard>=2.19", "pyarrow>=21"],
+        "eval": ["torchmetrics>=1.9", "scipy>=1.15"],
+        "demo": ["scikit-image>=0.25"],
+        "dev": ["pytest>=8.4", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "hypothesis>=6.130", "ruff>=0.15"],
+    },
+    entry_points={"console_scripts": ["alit = alit_hf.cli:main"]},
+)

@@ -1,0 +1,24 @@
+"""ALIT (Adaptive Length Image Tokenization via Recurrent Allocation) as a Hugging Face model."""
+
+from pathlib import Path
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+from .configuration_alit import ALITConfig
+from .image_processing_alit import ALITImageProcessor
+from .modeling_alit import ALITModel, ALITPreTrainedModel
+
+
+__version__ = "0.1.0"
+
+AutoConfig.register("alit", ALITConfig)
+AutoModel.register(ALITConfig, ALITModel)
+AutoImageProcessor.register(ALITConfig, image_processor_classes={ALITImageProcessor.backend_name: ALITImageProcessor})
+
+
+def pretrained_path() -> str:
+    """Folder of the checkpoint that comes with the package, for `from_pretrained`."""
+    return str(Path(__file__).parent / "checkpoints" / "alit-mini")
+
+
+__all__ = ["ALITConfig", "ALITImageProcessor", "ALITModel", "ALITPreTrainedModel", "pretrained_path"]

@@ -1,0 +1,109 @@
+"""One interface over the two kinds of base tokenizer: diffusers' `VQModel` (VQGAN) and `AutoencoderKL`."""
+
+import torch
+from diffusers import AutoencoderKL, VQModel
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from .configuration_alit import ALITConfig
+
+
+_BASE_CLASSES = {"vqgan": VQModel, "kl": AutoencoderKL}
+
+
+class ALITBaseTokenizer(PreTrainedModel):
+    """
+    The 2D tokenizer that ALIT distils: image to grid of latents and back (paper section 2).
+
+    `model` is the diffusers module. It sits in a `PreTrainedModel` of its own so that the weights that are missing
+    from a checkpoint are initialised as diffusers would and not by the parent's rules.
+    """
+
+    config: ALITConfig
+    base_model_prefix = "base_tokenizer"
+    main_input_name = "pixel_values"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: ALITConfig):
+        super().__init__(config)
+        arguments = {key: value for key, value in config.base_tokenizer_config.items() if not key.startswith("_")}
+        self.model = _BASE_CLASSES[config.base_type](**arguments)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, nn.Embedding):
+            # As diffusers' VectorQuantizer; torch's own default would be far from the encoder's outputs.
+            init.uniform_(module.weight, -1.0 / module.num_embeddings, 1.0 / module.num_embeddings)
+        elif hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+    @property
+    def codebook(self) -> torch.Tensor:
+        """Base codes (base codebook size, E). VQGAN base only."""
+        return self.model.quantize.embedding.weight
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1].
+
+        Returns:
+            continuous latents `(B, E, H / patch_size, W / patch_size)`: before the quantisation of a VQGAN base; the
+            posterior's mode times `scaling_factor` for a KL base.
+        """
+        if self.config.base_type == "vqgan":
+            return self.model.encode(pixel_values).latents
+        return self.model.encode(pixel_values).latent_dist.mode() * self.model.config.scaling_factor
+
+    def codes(self, latents: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            latents (`torch.Tensor` of shape `(B, E, rows, columns)`): from `encode`.
+
+        Returns:
+            indices of the nearest base codes `(B, rows * columns)`, int64, in raster order. VQGAN base only.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            vectors = latents.float().flatten(2).transpose(1, 2)
+            return torch.cdist(vectors, self.codebook.float().expand(len(vectors), -1, -1)).argmin(dim=-1)
+
+    def expected_latents(self, decoder_output: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+        """
+        The latents that the distillation decoder's output stands for: the expected base code under its softmax
+        (VQGAN base, so that gradient reaches logits and codebook), or the output itself (KL base).
+
+        Args:
+            decoder_output (`torch.Tensor` of shape `(B, rows * columns, base_output_dim)`)
+            grid_size (`tuple[int, int]`): rows and columns.
+
+        Returns:
+            latents `(B, E, rows, columns)`, ready for `decode`.
+        """
+        latents = decoder_output
+        if self.config.base_type == "vqgan":
+            probabilities = decoder_output.softmax(dim=-1, dtype=torch.float32).to(self.codebook.dtype)
+            latents = probabilities @ self.codebook
+        return latents.transpose(1, 2).unflatten(2, grid_size)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            latents (`torch.Tensor` of shape `(B, E, rows, columns)`): base codes or latents, as `expected_latents`
+                gives them; they are not quantised again.
+
+        Returns:
+            pixels `(B, 3, H, W)`, nominally in [0, 1], not clamped.
+        """
+        if self.config.base_type == "vqgan":
+            return self.model.decode(latents, force_not_quantize=True).sample
+        if self.config.unscale_base_latents:
+            latents = latents / self.model.config.scaling_factor
+        return self.model.decode(latents).sample
+
+
+__all__ = ["ALITBaseTokenizer"]

@@ -1,0 +1,319 @@
+"""ALIT model configuration."""
+
+import functools
+import math
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
+
+
+# The paper's models by name: width, layers of the distillation encoder and of the decoder, attention heads.
+_PAPER_SIZES = {"tiny": (512, 8, 8), "small": (1024, 8, 8), "base": (768, 12, 12), "semilarge": (1024, 16, 16)}
+
+# The base tokenizers of the published checkpoints, as diffusers configurations (256 px, 16x16 grid).
+_PAPER_BASE_TOKENIZERS = {
+    "vqgan": {
+        "_class_name": "VQModel",
+        "down_block_types": ["DownEncoderBlock2D"] * 5,
+        "up_block_types": ["UpDecoderBlock2D"] * 5,
+        "block_out_channels": [128, 128, 256, 256, 512],
+        "layers_per_block": 2,
+        "latent_channels": 256,
+        "vq_embed_dim": 256,
+        "num_vq_embeddings": 1024,
+        "norm_num_groups": 32,
+        "mid_block_add_attention": False,
+    },
+    "kl": {
+        "_class_name": "AutoencoderKL",
+        "down_block_types": ["DownEncoderBlock2D"] * 4 + ["AttnDownEncoderBlock2D"],
+        "up_block_types": ["UpDecoderBlock2D"] * 5,
+        "block_out_channels": [128, 128, 256, 256, 512],
+        "layers_per_block": 2,
+        "latent_channels": 16,
+        "norm_num_groups": 32,
+        "scaling_factor": 0.2325,
+    },
+}
+
+_BASE_TYPES = {"VQModel": "vqgan", "AutoencoderKL": "kl"}
+
+
+def _with_value_errors(config_class):
+    """`@strict` raises an exception class of its own; callers of a config expect a `ValueError`."""
+    strict_init = config_class.__init__
+
+    @functools.wraps(strict_init)
+    def __init__(self, *args, **kwargs):
+        try:
+            strict_init(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(f"This {config_class.__name__} cannot be built. {error}") from error
+
+    config_class.__init__ = __init__
+    return config_class
+
+
+@_with_value_errors
+@strict
+class ALITConfig(PreTrainedConfig):
+    r"""
+    Configuration of an [`ALITModel`]: a base 2D tokenizer, a recurrent distillation encoder that turns its grid into a
+    growing list of 1D latent tokens, and a distillation decoder that rebuilds the grid from them (arXiv 2411.02393,
+    section 2). The defaults give the paper's `tiny` model on a VQGAN base.
+
+    Args:
+        image_size (`int` or `list[int]`, *optional*, defaults to 256):
+            Trained image size in pixels: one number for squares, or `(height, width)`. A multiple of `patch_size`.
+        patch_size (`int`, *optional*, defaults to 16):
+            Pixels per grid position and side. Equals the base tokenizer's downsampling factor.
+        num_channels (`int`, *optional*, defaults to 3):
+            Colour channels of the images.
+        hidden_size (`int`, *optional*, defaults to 512):
+            Width W of the distillation encoder and decoder. A multiple of `num_attention_heads`, larger than the
+            base tokenizer's embedding dimension.
+        num_encoder_layers (`int`, *optional*, defaults to 8):
+            Transformer layers of the distillation encoder.
+        num_decoder_layers (`int`, *optional*, defaults to 8):
+            Transformer layers of the distillation decoder.
+        num_attention_heads (`int`, *optional*, defaults to 8):
+            Attention heads in every layer.
+        mlp_ratio (`int` or `float`, *optional*, defaults to 4):
+            Hidden width of the MLPs as a multiple of `hidden_size`.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`):
+            Activation of the MLPs, a name of `transformers.activations`.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-5):
+            Epsilon of the layer norms.
+        attention_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout probability of the attention weights in training.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the initial weights.
+        tokens_per_rollout (`int`, *optional*, defaults to 32):
+            Latent tokens L that each rollout adds.
+        max_rollouts (`int`, *optional*, defaults to 8):
+            Number of rollouts K; a code has between L and K·L latent tokens.
+        codebook_size (`int`, *optional*, defaults to 4096):
+            Entries C of the latent codebook (2 to 65536). Without meaning when `quantize` is off.
+        codebook_dim (`int`, *optional*, defaults to 12):
+            Dimension D of the factorised latents that are quantised and decoded.
+        quantize (`bool`, *optional*, defaults to `True`):
+            Whether latents are quantised to ids; off for continuous latent tokens.
+        commitment_cost (`float`, *optional*, defaults to 0.25):
+            Weight of the commitment term in the quantizer's loss.
+        halting_threshold (`float`, *optional*):
+            Dynamic halting at inference: after a rollout, grid positions that are already explained are masked
+            (VQ base: with probability p where the true base code has probability p ≥ threshold, 0.55 in the paper;
+            KL base: where the mean absolute latent error is below the threshold, 0.025). `None` turns it off.
+        base_tokenizer_config (`dict`, *optional*):
+            A diffusers `VQModel` or `AutoencoderKL` configuration, its class under `"_class_name"`. `None` is the
+            paper's VQGAN.
+        unscale_base_latents (`bool`, *optional*, defaults to `True`):
+            KL base only: whether latents are divided by the base's `scaling_factor` before they are decoded. Off for
+            converted published checkpoints, which were trained without.
+
+    Raises:
+        `ValueError`: where a field has the wrong type or the fields do not fit together.
+
+    Example:
+
+    ```python
+    >>> from alit_hf import ALITConfig, ALITModel
+
+    >>> config = ALITConfig.paper("tiny", base="vqgan", quantize=True)
+    >>> config.max_tokens, config.grid_size
+    (256, (16, 16))
+    ```"""
+
+    model_type = "alit"
+    attribute_map = {"num_hidden_layers": "num_encoder_layers"}
+
+    image_size: int | list[int] | tuple[int, ...] = 256
+    patch_size: int = 16
+    num_channels: int = 3
+    hidden_size: int = 512
+    num_encoder_layers: int = 8
+    num_decoder_layers: int = 8
+    num_attention_heads: int = 8
+    mlp_ratio: int | float = 4
+    hidden_act: str = "gelu"
+    layer_norm_eps: float | int = 1e-5
+    attention_dropout: float | int = 0.0
+    initializer_range: float | int = 0.02
+    tokens_per_rollout: int = 32
+    max_rollouts: int = 8
+    codebook_size: int = 4096
+    codebook_dim: int = 12
+    quantize: bool = True
+    commitment_cost: float | int = 0.25
+    halting_threshold: float | int | None = None
+    base_tokenizer_config: dict | None = None
+    unscale_base_latents: bool = True
+
+    def __post_init__(self, **kwargs):
+        if self.base_tokenizer_config is None:
+            self.base_tokenizer_config = dict(_PAPER_BASE_TOKENIZERS["vqgan"])
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Raises where the fields do not fit together."""
+        for name in (
+            "patch_size",
+            "num_channels",
+            "hidden_size",
+            "num_encoder_layers",
+            "num_decoder_layers",
+            "num_attention_heads",
+            "tokens_per_rollout",
+            "max_rollouts",
+            "codebook_dim",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, it must be at least 1.")
+        if not isinstance(self.image_size, int) and len(self.image_size) != 2:
+            raise ValueError(f"`image_size` is {self.image_size}, it must be one number or (height, width).")
+        if any(side < self.patch_size or side % self.patch_size for side in self.image_height_width):
+            raise ValueError(
+                f"`image_size` is {self.image_size}, each side must be a positive multiple of `patch_size` "
+                f"({self.patch_size})."
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` is {self.hidden_size}, it must be a multiple of `num_attention_heads` "
+                f"({self.num_attention_heads})."
+            )
+        if self.mlp_ratio <= 0:
+            raise ValueError(f"`mlp_ratio` is {self.mlp_ratio}, it must be above 0.")
+        if not 2 <= self.codebook_size <= 2**16:
+            raise ValueError(f"`codebook_size` is {self.codebook_size}, it must be between 2 and 65536.")
+        if self.commitment_cost < 0:
+            raise ValueError(f"`commitment_cost` is {self.commitment_cost}, it must be at least 0.")
+        if self.halting_threshold is not None and not self.halting_threshold > 0:
+            raise ValueError(f"`halting_threshold` is {self.halting_threshold}, it must be above 0 or None.")
+        self._validate_base_tokenizer()
+
+    def _validate_base_tokenizer(self):
+        base = self.base_tokenizer_config
+        if base.get("_class_name") not in _BASE_TYPES:
+            raise ValueError(
+                f"`base_tokenizer_config` has `_class_name` {base.get('_class_name')!r}, it must be one of "
+                f"{sorted(_BASE_TYPES)}."
+            )
+        channels = base.get("block_out_channels")
+        if not channels:
+            raise ValueError("`base_tokenizer_config` lacks `block_out_channels`, the channels of its levels.")
+        groups = base.get("norm_num_groups", 32)
+        if any(width % groups for width in channels):
+            raise ValueError(
+                f"`base_tokenizer_config` has `block_out_channels` {list(channels)}, each must be a multiple of its "
+                f"`norm_num_groups` ({groups})."
+            )
+        for name in ("down_block_types", "up_block_types"):
+            if len(base.get(name, ())) != len(channels):
+                raise ValueError(
+                    f"`base_tokenizer_config` has `{name}` {list(base.get(name, ()))}, it must name one block for each "
+                    f"of the {len(channels)} levels in `block_out_channels`."
+                )
+        for name in ("in_channels", "out_channels"):
+            if base.get(name, 3) != self.num_channels:
+                raise ValueError(
+                    f"`base_tokenizer_config` has `{name}` {base.get(name, 3)}, it must equal `num_channels` "
+                    f"({self.num_channels})."
+                )
+        downsampling = 2 ** (len(channels) - 1)
+        if downsampling != self.patch_size:
+            raise ValueError(
+                f"`patch_size` is {self.patch_size}, it must equal the base tokenizer's downsampling factor "
+                f"({downsampling}, for {len(channels)} levels)."
+            )
+        if self.base_embed_dim >= self.hidden_size:
+            raise ValueError(
+                f"`hidden_size` is {self.hidden_size}, it must be larger than the base tokenizer's embedding dimension "
+                f"({self.base_embed_dim})."
+            )
+
+    @property
+    def image_height_width(self) -> tuple[int, int]:
+        """Trained image size in pixels as (height, width)."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of the base tokenizer's grid at the trained image size."""
+        height, width = self.image_height_width
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of the base tokenizer's grid at the trained image size."""
+        rows, columns = self.grid_size
+        return rows * columns
+
+    @property
+    def max_tokens(self) -> int:
+        """Latent tokens of the longest code, K·L."""
+        return self.max_rollouts * self.tokens_per_rollout
+
+    @property
+    def bits_per_token(self) -> int:
+        """Bits that store one id of the latent codebook."""
+        return math.ceil(math.log2(self.codebook_size))
+
+    @property
+    def base_type(self) -> str:
+        """`"vqgan"` (discrete base codes) or `"kl"` (continuous base latents)."""
+        return _BASE_TYPES[self.base_tokenizer_config["_class_name"]]
+
+    @property
+    def base_embed_dim(self) -> int:
+        """Channels E of the base tokenizer's latents."""
+        base = self.base_tokenizer_config
+        default = 3 if self.base_type == "vqgan" else 4
+        latent_channels = base.get("latent_channels", default)
+        return (base.get("vq_embed_dim") or latent_channels) if self.base_type == "vqgan" else latent_channels
+
+    @property
+    def base_output_dim(self) -> int:
+        """What the distillation decoder predicts at each position: logits over base codes, or base latents."""
+        if self.base_type == "kl":
+            return self.base_embed_dim
+        return self.base_tokenizer_config.get("num_vq_embeddings", 256)
+
+    @classmethod
+    def paper(cls, name: str, base: str = "vqgan", quantize: bool = True, **kwargs: Any) -> "ALITConfig":
+        """
+        The configuration of one of the paper's models.
+
+        Args:
+            name (`str`):
+                `"tiny"` (width 512, 8 layers, 8 heads), `"small"` (1024, 8, 8), `"base"` (768, 12, 12) or
+                `"semilarge"` (1024, 16, 16).
+            base (`str`, *optional*, defaults to `"vqgan"`):
+                Base tokenizer, `"vqgan"` or `"kl"`.
+            quantize (`bool`, *optional*, defaults to `True`):
+                Whether latent tokens are discrete.
+            kwargs:
+                Further fields, over those of the paper.
+
+        Raises:
+            `ValueError`: for an unknown name or base.
+        """
+        if name not in _PAPER_SIZES:
+            raise ValueError(f"`name` is {name!r}, it must be one of {list(_PAPER_SIZES)}.")
+        if base not in _PAPER_BASE_TOKENIZERS:
+            raise ValueError(f"`base` is {base!r}, it must be one of {list(_PAPER_BASE_TOKENIZERS)}.")
+        width, layers, heads = _PAPER_SIZES[name]
+        fields = {
+            "hidden_size": width,
+            "num_encoder_layers": layers,
+            "num_decoder_layers": layers,
+            "num_attention_heads": heads,
+            "quantize": quantize,
+            "base_tokenizer_config": dict(_PAPER_BASE_TOKENIZERS[base]),
+        }
+        return cls(**{**fields, **kwargs})
+
+
+__all__ = ["ALITConfig"]

@@ -1,0 +1,64 @@
+"""The factorised latent codebook (paper section 2: quantisation of the latent tokens)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .configuration_alit import ALITConfig
+
+
+class ALITCodebook(nn.Embedding):
+    """The latent codebook's weights (C, D); a class of its own so that its initialisation is, too."""
+
+
+def straight_through(values: torch.Tensor, gradient_of: torch.Tensor) -> torch.Tensor:
+    """`values`, to the bit, in the forward pass; the gradient of `gradient_of` in the backward pass."""
+    return values.detach() + (gradient_of - gradient_of.detach())
+
+
+class ALITVectorQuantizer(nn.Module):
+    """
+    Nearest code by cosine. Runs in float32 whatever the rest of the model runs in: in bfloat16 about 3 % of the
+    choices differ.
+    """
+
+    def __init__(self, config: ALITConfig):
+        super().__init__()
+        self.commitment_cost = config.commitment_cost
+        self.codebook = ALITCodebook(config.codebook_size, config.codebook_dim)
+
+    def unit_codes(self) -> torch.Tensor:
+        """The codebook as unit vectors, float32 (C, D)."""
+        return F.normalize(self.codebook.weight.float(), dim=-1)
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            latents (`torch.Tensor` of shape `(B, T, D)`): factorised latents, of any length.
+
+        Returns:
+            the chosen unit-norm codes `(B, T, D)` float32 with a straight-through gradient, their ids `(B, T)` int64,
+            and the codebook loss plus `commitment_cost` times the commitment loss, a scalar.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            directions = F.normalize(latents.float(), dim=-1)
+            codes = self.unit_codes()
+            ids = (directions @ codes.T).argmax(dim=-1)
+            chosen = F.embedding(ids, codes)
+            loss = F.mse_loss(chosen, directions.detach()) + self.commitment_cost * F.mse_loss(
+                directions, chosen.detach()
+            )
+            return straight_through(chosen, gradient_of=directions), ids, loss
+
+    def from_ids(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            token_ids (`torch.Tensor` of shape `(B, T)`): ids in [0, C).
+
+        Returns:
+            the same unit-norm codes `(B, T, D)`, float32, that `forward` chose under these ids.
+        """
+        return F.embedding(token_ids, self.unit_codes())
+
+
+__all__ = ["ALITVectorQuantizer"]
