@@ -13,7 +13,9 @@ __version__ = "0.1.0"
 
 AutoConfig.register("alit", ALITConfig)
 AutoModel.register(ALITConfig, ALITModel)
-AutoImageProcessor.register(ALITConfig, image_processor_classes={ALITImageProcessor.backend_name: ALITImageProcessor})
+AutoImageProcessor.register(
+    ALITConfig, image_processor_classes={"pil": ALITImageProcessor, "torchvision": ALITImageProcessor}
+)
 
 
 def pretrained_path() -> str:

@@ -212,8 +212,8 @@ class ALITConfig(PreTrainedConfig):
         for name in ("down_block_types", "up_block_types"):
             if len(base.get(name, ())) != len(channels):
                 raise ValueError(
-                    f"`base_tokenizer_config` has `{name}` {list(base.get(name, ()))}, it must name one block for each "
-                    f"of the {len(channels)} levels in `block_out_channels`."
+                    f"`base_tokenizer_config` has `{name}` {list(base.get(name, ()))}, it must name one block for "
+                    f"each of the {len(channels)} levels in `block_out_channels`."
                 )
         for name in ("in_channels", "out_channels"):
             if base.get(name, 3) != self.num_channels:
@@ -229,8 +229,8 @@ class ALITConfig(PreTrainedConfig):
             )
         if self.base_embed_dim >= self.hidden_size:
             raise ValueError(
-                f"`hidden_size` is {self.hidden_size}, it must be larger than the base tokenizer's embedding dimension "
-                f"({self.base_embed_dim})."
+                f"`hidden_size` is {self.hidden_size}, it must be larger than the base tokenizer's embedding "
+                f"dimension ({self.base_embed_dim})."
             )
 
     @property
