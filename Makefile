@@ -17,8 +17,8 @@ $(STAMP): setup.py constraints.txt
 	@test -x $(BIN)/python || { \
 	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "alit-hf needs Python 3.10 or newer")' && \
 	    $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --editable '.[train,eval,demo,dev]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,eval,demo,dev]' --constraint constraints.txt
 	@touch $@
 
 venv: $(STAMP) ## build .venv, or bring it up to date with setup.py and constraints.txt

@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 # Read, not imported: importing the package would need torch before it is installed.
-VERSION = re.search(r'^__version__ = "([^"]+)"$', (ROOT / "src/alit_hf/__init__.py").read_text(), re.MULTILINE).group(1)
+INIT = (ROOT / "src/alit_hf/__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "([^"]+)"$', INIT, re.MULTILINE).group(1)
 
 README = ROOT / "README.md"
 
@@ -37,24 +38,25 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
-        "transformers>=5.0",
+        # The first ones known to give AutoImageProcessor without torchvision.
+        "transformers>=5.20.2",
         "diffusers>=0.41",
-        "accelerate>=1.12",
-        "datasets>=5.0",
+        "accelerate>=1.15",
+        "datasets>=5.2",
         "huggingface-hub>=1.33",
-        "safetensors>=0.7",
+        "safetensors>=0.8",
         "evaluate>=0.4.6",
-        "numpy>=2.0",
-        "pillow>=11",
-        "tqdm>=4.67",
-        "pyyaml>=6.0",
-        "matplotlib>=3.9",
+        "numpy>=2.2",
+        "pillow>=12.3",
+        "tqdm>=4.70",
+        "pyyaml>=6.0.3",
+        "matplotlib>=3.10",
     ],
     extras_require={
-        "train": ["tensorboard>=2.19", "pyarrow>=21"],
+        "train": ["tensorboard>=2.21", "pyarrow>=25"],
         "eval": ["torchmetrics>=1.9", "scipy>=1.15"],
         "demo": ["scikit-image>=0.25"],
-        "dev": ["pytest>=8.4", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "hypothesis>=6.130", "ruff>=0.15"],
+        "dev": ["pytest>=9.2", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "hypothesis>=6.168", "ruff>=0.17"],
     },
     entry_points={"console_scripts": ["alit = alit_hf.cli:main"]},
 )
