@@ -4,13 +4,11 @@ import argparse
 import functools
 import math
 import os
-import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -92,8 +90,12 @@ def _read(path_or_state_dict: str | os.PathLike | Mapping) -> Mapping:
             # Published files keep their training arguments beside the weights.
             with torch.serialization.safe_globals([argparse.Namespace]):
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"`path_or_state_dict` is {path!r}, which is not a readable checkpoint. {error}") from error
+    except OSError:
+        raise
+    except Exception as error:  # what the readers raise on foreign or damaged files is not documented
+        raise ValueError(
+            f"`path_or_state_dict` is {path!r}, which cannot be read as weights with plain training arguments."
+        ) from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(
             f"`path_or_state_dict` is {path!r}, which holds a {type(checkpoint).__name__}, not a state dict."
@@ -103,7 +105,7 @@ def _read(path_or_state_dict: str | os.PathLike | Mapping) -> Mapping:
 
 def _select_weights(checkpoint: Mapping) -> dict[str, torch.Tensor]:
     """The weights to convert, without the prefixes of distributed training."""
-    # In this order, so that an average of some of the weights is completed by the model's own.
+    # In this order, so that an average of only some weights is completed by the model's own.
     parts = [(name, checkpoint[name]) for name in ("model", "ema") if checkpoint.get(name) is not None]
     weights = {}
     for name, part in parts or [("path_or_state_dict", checkpoint)]:
@@ -133,9 +135,11 @@ def _raise_unless_same_names(expected: Iterable[str], found: Iterable[str]):
         return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
     missing, unknown = set(expected) - set(found), set(found) - set(expected)
-    problems = [f"lacks {listed(missing)}"] * bool(missing) + [f"has unknown weights {listed(unknown)}"] * bool(
-        unknown
-    )
+    problems = []
+    if missing:
+        problems.append(f"lacks {listed(missing)}")
+    if unknown:
+        problems.append(f"has unknown weights {listed(unknown)}")
     if problems:
         raise ValueError(f"`path_or_state_dict` is not a published ALIT checkpoint: it {' and '.join(problems)}.")
 
@@ -152,9 +156,9 @@ def _shape(weights: Mapping, key: str, dimensions: int) -> torch.Size:
 
 
 def _length(weights: Mapping, module_list: str) -> int:
-    """Entries of a module list, of which no weights are needed but the last entry's."""
+    """Entries of a module list. Counted, since a highest index would let a damaged name ask for any size."""
     pattern = re.compile(re.escape(module_list) + r"\.(\d+)\.")
-    return max((int(match[1]) + 1 for match in map(pattern.match, weights) if match), default=0)
+    return len({match[1] for match in map(pattern.match, weights) if match})
 
 
 def _base_prefix(weights: Mapping) -> str:
@@ -196,7 +200,7 @@ def _infer_config(weights: Mapping, base_prefix: str, num_attention_heads: int |
         num_encoder_layers=num_encoder_layers,
         num_decoder_layers=num_decoder_layers,
         num_attention_heads=num_attention_heads,
-        mlp_ratio=mlp_width // width if mlp_width % width == 0 else mlp_width / width,
+        mlp_ratio=mlp_width / width,
         tokens_per_rollout=tokens_per_rollout,
         max_rollouts=rollouts,
         codebook_dim=_shape(weights, "pre_quantizer_mlp.weight", 2)[0],
@@ -219,19 +223,17 @@ def _published_heads(width: int, num_encoder_layers: int, num_decoder_layers: in
 
 def _infer_base_config(weights: Mapping, prefix: str) -> dict:
     levels = range(_length(weights, f"{prefix}encoder.down"))
-    has_attention = {
-        (side, i): _length(weights, f"{prefix}{side}.{i}.attn") > 0
-        for side in ("encoder.down", "decoder.up")
-        for i in levels
-    }
+    attention_down, attention_up = (
+        [_length(weights, f"{prefix}{side}.{i}.attn") > 0 for i in levels] for side in ("encoder.down", "decoder.up")
+    )
     config = {
         "in_channels": _shape(weights, f"{prefix}encoder.conv_in.weight", 4)[1],
         "out_channels": _shape(weights, f"{prefix}decoder.conv_out.weight", 4)[0],
         "down_block_types": [
-            "AttnDownEncoderBlock2D" if has_attention["encoder.down", i] else "DownEncoderBlock2D" for i in levels
+            "AttnDownEncoderBlock2D" if attention else "DownEncoderBlock2D" for attention in attention_down
         ],
         "up_block_types": [
-            "AttnUpDecoderBlock2D" if has_attention["decoder.up", i] else "UpDecoderBlock2D" for i in reversed(levels)
+            "AttnUpDecoderBlock2D" if attention else "UpDecoderBlock2D" for attention in reversed(attention_up)
         ],
         "block_out_channels": [
             _shape(weights, f"{prefix}encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in levels
@@ -435,10 +437,8 @@ def _mage_vqgan_rules(base: dict) -> _Rules:
         elif level.is_resampled:
             make = functools.partial(_average_pool, level.out_channels)
             rules[f"{level.target}.downsamplers.0.conv.weight"] = (make, ())
-            rules[f"{level.target}.downsamplers.0.conv.bias"] = (
-                functools.partial(torch.zeros, level.out_channels),
-                (),
-            )
+            make = functools.partial(torch.zeros, level.out_channels)
+            rules[f"{level.target}.downsamplers.0.conv.bias"] = (make, ())
     return rules
 
 
@@ -465,6 +465,7 @@ def _identity_resnet_rules(target: str, channels: int) -> _Rules:
     rules = {f"{target}.{module}.bias": (zeros, ()) for module in ("norm1", "conv1", "norm2", "conv2")}
     rules |= {f"{target}.{norm}.weight": (ones, ()) for norm in ("norm1", "norm2")}
     identity = functools.partial(_identity_1x1, channels, channels)
+    # Were it zero too, no gradient would reach either.
     rules[f"{target}.conv1.weight"] = (lambda: _centred_in_3x3(identity()), ())
     rules[f"{target}.conv2.weight"] = (functools.partial(torch.zeros, channels, channels, 3, 3), ())
     return rules
@@ -489,7 +490,7 @@ def _centred_in_3x3(weight: torch.Tensor) -> torch.Tensor:
 def _with_output_shortcut(weight: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
     """One convolution for `h + W h` with `h = weight * x`; in float64, so that the fold costs one rounding."""
     shortcut = shortcut.double().flatten(1)
-    factor = torch.eye(len(shortcut), dtype=torch.float64) + shortcut
+    factor = torch.eye(len(shortcut), dtype=torch.float64, device=shortcut.device) + shortcut
     return torch.einsum("oc,cikl->oikl", factor, weight.double()).float()
 
 
