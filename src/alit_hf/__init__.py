@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from .configuration_alit import ALITConfig
 from .image_processing_alit import ALITImageProcessor
 from .modeling_alit import ALITModel, ALITPreTrainedModel
+from .selection import Criterion, register_criterion
 
 
 __version__ = "0.1.0"
@@ -16,6 +17,16 @@ AutoModel.register(ALITConfig, ALITModel)
 AutoImageProcessor.register(
     ALITConfig, image_processor_classes={"pil": ALITImageProcessor, "torchvision": ALITImageProcessor}
 )
+
+
+def _lpips_criterion() -> Criterion:
+    from .losses.perceptual import lpips_criterion
+
+    return lpips_criterion()
+
+
+# From here, as the selection file is copied to the Hub and must not import a sub-package.
+register_criterion("lpips", _lpips_criterion)
 
 
 def pretrained_path() -> str:

@@ -1,5 +1,6 @@
 """ALIT model configuration."""
 
+import copy
 import functools
 import math
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 
 # The paper's models by name: width, layers of the distillation encoder and of the decoder, attention heads.
@@ -42,18 +44,29 @@ _BASE_TYPES = {"VQModel": "vqgan", "AutoencoderKL": "kl"}
 
 
 def _with_value_errors(config_class):
-    """`@strict` raises an exception class of its own; callers of a config expect a `ValueError`."""
-    strict_init = config_class.__init__
+    """`@strict` raises exception classes of its own; callers of a config expect a `ValueError`."""
 
-    @functools.wraps(strict_init)
-    def __init__(self, *args, **kwargs):
-        try:
-            strict_init(self, *args, **kwargs)
-        except StrictDataclassError as error:
-            raise ValueError(f"This {config_class.__name__} cannot be built. {error}") from error
+    def with_value_errors(method):
+        @functools.wraps(method)
+        def wrapper(self, *args, **kwargs):
+            try:
+                method(self, *args, **kwargs)
+            except StrictDataclassError as error:
+                raise ValueError(str(error.__cause__)) from error
 
-    config_class.__init__ = __init__
+        return wrapper
+
+    config_class.__init__ = with_value_errors(config_class.__init__)
+    config_class.__setattr__ = with_value_errors(config_class.__setattr__)
     return config_class
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 @_with_value_errors
@@ -152,8 +165,11 @@ class ALITConfig(PreTrainedConfig):
     unscale_base_latents: bool = True
 
     def __post_init__(self, **kwargs):
-        if self.base_tokenizer_config is None:
-            self.base_tokenizer_config = dict(_PAPER_BASE_TOKENIZERS["vqgan"])
+        base = self.base_tokenizer_config
+        # A copy, because the lists in it can be changed in place; lists and not tuples, because JSON has no tuples.
+        base = copy.deepcopy(dict(_PAPER_BASE_TOKENIZERS["vqgan"] if base is None else base))
+        self.base_tokenizer_config = {name: _as_list(value) for name, value in base.items()}
+        self.image_size = _as_list(self.image_size)
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
@@ -183,11 +199,20 @@ class ALITConfig(PreTrainedConfig):
                 f"`hidden_size` is {self.hidden_size}, it must be a multiple of `num_attention_heads` "
                 f"({self.num_attention_heads})."
             )
-        if self.mlp_ratio <= 0:
-            raise ValueError(f"`mlp_ratio` is {self.mlp_ratio}, it must be above 0.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` is {self.hidden_act!r}, it must be one of {sorted(ACT2FN)}.")
+        if not 1 <= self.mlp_ratio * self.hidden_size < math.inf:
+            raise ValueError(
+                f"`mlp_ratio` is {self.mlp_ratio}, it must be a number that leaves a hidden width above 0."
+            )
+        for name in ("layer_norm_eps", "initializer_range"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, it must be above 0.")
+        if not 0 <= self.attention_dropout < 1:
+            raise ValueError(f"`attention_dropout` is {self.attention_dropout}, it must be at least 0 and below 1.")
         if not 2 <= self.codebook_size <= 2**16:
             raise ValueError(f"`codebook_size` is {self.codebook_size}, it must be between 2 and 65536.")
-        if self.commitment_cost < 0:
+        if not 0 <= self.commitment_cost < math.inf:
             raise ValueError(f"`commitment_cost` is {self.commitment_cost}, it must be at least 0.")
         if self.halting_threshold is not None and not self.halting_threshold > 0:
             raise ValueError(f"`halting_threshold` is {self.halting_threshold}, it must be above 0 or None.")
@@ -195,32 +220,32 @@ class ALITConfig(PreTrainedConfig):
 
     def _validate_base_tokenizer(self):
         base = self.base_tokenizer_config
-        if base.get("_class_name") not in _BASE_TYPES:
-            raise ValueError(
-                f"`base_tokenizer_config` has `_class_name` {base.get('_class_name')!r}, it must be one of "
-                f"{sorted(_BASE_TYPES)}."
-            )
-        channels = base.get("block_out_channels")
-        if not channels:
-            raise ValueError("`base_tokenizer_config` lacks `block_out_channels`, the channels of its levels.")
-        groups = base.get("norm_num_groups", 32)
+
+        def refuse(name: str, allowed: str):
+            raise ValueError(f"`base_tokenizer_config` has `{name}` {base.get(name)!r}, it must be {allowed}.")
+
+        class_names = list(_BASE_TYPES)
+        if base.get("_class_name") not in class_names:
+            refuse("_class_name", f"one of {class_names}")
+        for name in ("layers_per_block", "latent_channels", "norm_num_groups", "num_vq_embeddings"):
+            if not _is_count(base.get(name, 1)):
+                refuse(name, "an integer of at least 1")
+        if base.get("vq_embed_dim") is not None and not _is_count(base["vq_embed_dim"]):
+            refuse("vq_embed_dim", "an integer of at least 1 or None")
+        scaling_factor = base.get("scaling_factor", 1)
+        if not isinstance(scaling_factor, (int, float)) or not 0 < scaling_factor < math.inf:
+            refuse("scaling_factor", "a number above 0")
+        channels, groups = base.get("block_out_channels"), base.get("norm_num_groups", 32)
+        if not isinstance(channels, list) or not channels or not all(map(_is_count, channels)):
+            refuse("block_out_channels", "a list of the channels of each level")
         if any(width % groups for width in channels):
-            raise ValueError(
-                f"`base_tokenizer_config` has `block_out_channels` {list(channels)}, each must be a multiple of its "
-                f"`norm_num_groups` ({groups})."
-            )
+            refuse("block_out_channels", f"multiples of its `norm_num_groups` ({groups})")
         for name in ("down_block_types", "up_block_types"):
-            if len(base.get(name, ())) != len(channels):
-                raise ValueError(
-                    f"`base_tokenizer_config` has `{name}` {list(base.get(name, ()))}, it must name one block for "
-                    f"each of the {len(channels)} levels in `block_out_channels`."
-                )
+            if not isinstance(base.get(name), list) or len(base[name]) != len(channels):
+                refuse(name, f"a list of one block for each of the {len(channels)} levels in `block_out_channels`")
         for name in ("in_channels", "out_channels"):
             if base.get(name, 3) != self.num_channels:
-                raise ValueError(
-                    f"`base_tokenizer_config` has `{name}` {base.get(name, 3)}, it must equal `num_channels` "
-                    f"({self.num_channels})."
-                )
+                refuse(name, f"`num_channels` ({self.num_channels}; where it is missing, it is 3)")
         downsampling = 2 ** (len(channels) - 1)
         if downsampling != self.patch_size:
             raise ValueError(
@@ -311,7 +336,7 @@ class ALITConfig(PreTrainedConfig):
             "num_decoder_layers": layers,
             "num_attention_heads": heads,
             "quantize": quantize,
-            "base_tokenizer_config": dict(_PAPER_BASE_TOKENIZERS[base]),
+            "base_tokenizer_config": _PAPER_BASE_TOKENIZERS[base],
         }
         return cls(**{**fields, **kwargs})
 

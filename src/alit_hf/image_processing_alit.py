@@ -70,8 +70,6 @@ class ALITImageProcessor(PilBackend):
     ```
     """
 
-    backend_name = "pil"  # what AutoImageProcessor registers it as
-
     do_convert_rgb = True
     do_resize = True
     size = {"shortest_edge": 256}

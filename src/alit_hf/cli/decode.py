@@ -1,0 +1,86 @@
+"""`alit decode`: `.alit` files to pictures."""
+
+import argparse
+import os
+from pathlib import Path
+
+from .batches import run_jobs
+from .errors import FAILED
+from .jobs import add_job_arguments, make_output_folder, plan_jobs
+from .options import add_batch_size_argument, add_model_arguments
+
+
+# The first is what a folder gets; the others are written by Pillow with its usual quality.
+OUTPUT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "decode",
+        help=".alit files to pictures",
+        description="Decodes .alit files with the model that encoded them. A picture comes out in the model's size, "
+        "cropped as it was encoded; `alit info` shows the original's size.",
+    )
+    add_job_arguments(
+        parser,
+        inputs_help=".alit files, or folders of them (with their subfolders)",
+        output_help="a folder, which gets PNG files, or for one input the name of a picture file; existing files are "
+        "replaced",
+    )
+    add_model_arguments(parser)
+    add_batch_size_argument(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    jobs = plan_jobs(arguments.inputs, arguments.output, frozenset({".alit"}), OUTPUT_SUFFIXES)
+
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    from alit_hf.token_file import TokenFile, model_fingerprint
+
+    from .loading import load_model
+
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    fingerprint = model_fingerprint(model)
+    make_output_folder(jobs)
+
+    def read(path: Path) -> TokenFile:
+        tokens = TokenFile.load(path)
+        tokens.check_model(fingerprint)
+        return tokens
+
+    @torch.inference_mode()
+    def decode(files: list[TokenFile]) -> list:
+        pictures = [None] * len(files)
+        for grid_size in {tokens.grid_size for tokens in files}:
+            rows = [row for row, tokens in enumerate(files) if tokens.grid_size == grid_size]
+            token_ids = pad_sequence(
+                [torch.tensor(files[row].token_ids) for row in rows], batch_first=True, padding_value=-1
+            )
+            pixel_values = model.decode(token_ids=token_ids.to(model.device), grid_size=grid_size).pixel_values
+            for row, picture in zip(rows, processor.postprocess(pixel_values), strict=True):
+                pictures[row] = picture
+        return pictures
+
+    done, num_failed = run_jobs(jobs, read, decode, _save_picture, arguments.batch_size, "decoding")
+    if len(done) == 1:
+        print(f"{done[0][0].target}: {done[0][1]}")
+    elif done:
+        print(f"{len(done)} files in {arguments.output}")
+    return FAILED if num_failed else 0
+
+
+def _save_picture(picture, path: Path) -> str:
+    """Writes the picture whole or not at all; returns its size in words."""
+    unfinished = path.with_name(f".alit-{os.getpid()}{path.suffix}")
+    try:
+        picture.save(unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return f"{picture.width}x{picture.height}"
+
+
+__all__ = ["OUTPUT_SUFFIXES", "add_parser", "run"]

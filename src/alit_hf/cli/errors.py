@@ -1,0 +1,36 @@
+"""How the command line fails: exit codes, exceptions and the one line that reports them."""
+
+import os
+import sys
+
+
+FAILED = 1
+WRONG_USE = 2
+# What shells report for a process that a signal ended: 128 + SIGINT, 128 + SIGPIPE.
+INTERRUPTED = 130
+NO_READER = 141
+
+
+class UsageError(Exception):
+    """The command cannot be run as it was given. Raised before any work."""
+
+
+class FileError(Exception):
+    """The one file that a command is about could not be read, used or written."""
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def file_problem(path: str | os.PathLike, error: Exception) -> str:
+    """Which file it is about and what went wrong."""
+    text = reason(error)
+    return text if os.fspath(path) in text else f"{os.fspath(path)}: {text}"
+
+
+def print_error(message: str) -> None:
+    """One line on stderr."""
+    print("alit: error:", " ".join(message.split()), file=sys.stderr)

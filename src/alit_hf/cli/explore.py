@@ -1,0 +1,86 @@
+"""`alit explore`: a figure of a picture at every length."""
+
+import argparse
+import os
+from pathlib import Path
+
+from .errors import FileError, UsageError, file_problem
+from .jobs import check_writable
+from .options import DEFAULT_THRESHOLD, add_model_arguments, finite_number
+
+
+FIGURE_SUFFIXES = (".png", ".jpg", ".webp", ".pdf", ".svg")
+_PANELS_IN_A_ROW = 3
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "explore",
+        help="a figure of a picture at every length",
+        description="Draws a picture after every rollout, with its errors and bytes, and frames the length that the "
+        "threshold picks. Prints the same as a table.",
+    )
+    parser.add_argument("image", metavar="IMAGE", help="a picture")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FIGURE",
+        required=True,
+        help=f"the figure, ending in {', '.join(FIGURE_SUFFIXES)}; an existing file is replaced",
+    )
+    parser.add_argument(
+        "--threshold",
+        metavar="T",
+        type=finite_number,
+        default=DEFAULT_THRESHOLD,
+        help="L1 below which a picture has enough tokens (default: %(default)s)",
+    )
+    add_model_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    image_path, figure_path = Path(arguments.image), Path(arguments.output)
+    if not os.path.lexists(image_path):
+        raise UsageError(f"{image_path} does not exist")
+    if image_path.is_dir():
+        raise UsageError(f"{image_path} is a folder, it must be a picture")
+    if figure_path.suffix.lower() not in FIGURE_SUFFIXES:
+        raise UsageError(f"the output {figure_path} must end in {', '.join(FIGURE_SUFFIXES)}")
+    if figure_path.is_dir():
+        raise UsageError(f"the output {figure_path} is a folder")
+    check_writable(figure_path.parent)
+    if figure_path.resolve() == image_path.resolve():
+        raise UsageError(f"the input {image_path} would be overwritten by the output")
+
+    from alit_hf.figure import draw_panels, frame_caption, rollout_panels, save_figure
+    from alit_hf.image_io import open_image
+    from alit_hf.rollout_pictures import pick_rollout, rollout_pictures
+
+    from .loading import load_model
+
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    try:
+        pixel_values = processor(open_image(image_path), return_tensors="pt").pixel_values
+        rollouts = rollout_pictures(model, processor, pixel_values)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise FileError(file_problem(image_path, error)) from error
+    picked = pick_rollout(rollouts, arguments.threshold)
+
+    panels = rollout_panels(image_path.name, processor.postprocess(pixel_values)[0], rollouts, picked)
+    rows = [panels[start : start + _PANELS_IN_A_ROW] for start in range(0, len(panels), _PANELS_IN_A_ROW)]
+    try:
+        figure_path.parent.mkdir(parents=True, exist_ok=True)
+        save_figure(draw_panels(rows, frame_caption(arguments.threshold)), figure_path)
+    except OSError as error:
+        raise FileError(file_problem(figure_path, error)) from error
+
+    print(f"{'tokens':>6}  {'bytes':>6}  {'L1':>7}  {'PSNR':>8}")
+    for rollout in rollouts:
+        size = "-" if rollout.payload_bytes is None else rollout.payload_bytes
+        line = f"{rollout.num_tokens:6d}  {size:>6}  {rollout.l1:7.4f}  {rollout.psnr:5.2f} dB"
+        print(line + ("  <- picked" if rollout is picked else ""))
+    if picked.l1 >= arguments.threshold:
+        print(f"no length has an L1 below {arguments.threshold:g}")
+    print(figure_path)
+    return 0

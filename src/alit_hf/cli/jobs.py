@@ -1,0 +1,158 @@
+"""Which file becomes which, decided before any work: the inputs and the output of `alit encode` and `alit decode`."""
+
+import argparse
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import UsageError, reason
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to read and the file to make of it."""
+
+    source: Path
+    target: Path
+
+
+def add_job_arguments(parser: argparse.ArgumentParser, inputs_help: str, output_help: str) -> None:
+    parser.add_argument("inputs", metavar="IN", nargs="+", help=inputs_help)
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help=output_help)
+
+
+def plan_jobs(
+    inputs: list[str], output: str, input_suffixes: frozenset[str], output_suffixes: tuple[str, ...]
+) -> list[Job]:
+    """
+    Finds the input files and names their outputs.
+
+    A folder is searched with its subfolders, which the output mirrors, for files with one of `input_suffixes`; hidden
+    ones are left out. With several inputs, each folder's files go into a folder of its name. Where files of one
+    folder differ in their suffix only, their outputs keep it: `a.jpg` and `a.png` become `a.jpg.alit` and
+    `a.png.alit`, `a.jpg` alone `a.alit`.
+
+    Args:
+        inputs (`list[str]`): files and folders.
+        output (`str`): a folder, which need not exist, or for a single file a file name with a suffix.
+        input_suffixes (`frozenset[str]`): lower-case suffixes that are looked for in folders.
+        output_suffixes (`tuple[str, ...]`): allowed suffixes of outputs; folders get files with the first.
+
+    Raises:
+        `UsageError`: if an input does not exist or a folder has nothing to work on, if the output cannot be a file or
+        folder as needed, cannot be written to or is one of the inputs, or if two files would get one output.
+    """
+    if any(name == "" for name in (*inputs, output)):
+        raise UsageError("a file name is empty")
+    paths = [Path(name) for name in inputs]
+    for path in paths:
+        if not os.path.lexists(path):
+            raise UsageError(f"{path} does not exist")
+    is_single_file = len(paths) == 1 and not paths[0].is_dir()
+    out = Path(output)
+    if _is_file_name(output, is_single_file, output_suffixes):
+        jobs = [Job(paths[0], out)]
+        check_writable(out.parent)
+    else:
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"the output {out} is a file, it must be a folder")
+        check_writable(out)
+        # An input that was given twice is one.
+        found = {
+            (source.resolve(), relative): source
+            for path in paths
+            for source, relative in _find(path, len(paths) > 1, input_suffixes)
+        }
+        targets = _targets([relative for _, relative in found], output_suffixes[0])
+        jobs = [Job(source, out / target) for source, target in zip(found.values(), targets, strict=True)]
+    _raise_on_collisions(jobs)
+    return jobs
+
+
+def check_writable(folder: Path) -> None:
+    """
+    Raises:
+        `UsageError`: if `folder` is none and cannot become one, or nothing may be written there.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise UsageError(f"the output cannot be written: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"the output cannot be written: no permission to write to {existing}")
+
+
+def make_output_folder(jobs: list[Job]) -> None:
+    """
+    Raises:
+        `UsageError`: if the folder of the outputs cannot be made.
+    """
+    folder = os.path.commonpath([job.target.absolute().parent for job in jobs])
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the output folder {folder} cannot be made: {reason(error)}") from error
+
+
+def _is_file_name(output: str, is_single_file: bool, output_suffixes: tuple[str, ...]) -> bool:
+    path = Path(output)
+    if output.endswith(("/", os.sep)) or path.is_dir() or not path.suffix:
+        return False
+    allowed = path.suffix.lower() in output_suffixes
+    if not is_single_file:
+        if allowed:
+            raise UsageError(f"the output {output} is a file name, several inputs or a folder need a folder")
+        return False
+    if not allowed:
+        raise UsageError(
+            f"the output {output} must end in {' or '.join(output_suffixes)}, or in / if it is to be a folder"
+        )
+    return True
+
+
+def _find(path: Path, several_inputs: bool, suffixes: frozenset[str]) -> list[tuple[Path, Path]]:
+    """Files of one input, each with its place in the output folder."""
+    if not path.is_dir():
+        return [(path, Path(path.name))]
+
+    def fail(error: OSError):
+        raise UsageError(f"the folder {error.filename} cannot be read: {reason(error)}")
+
+    found = []
+    for folder, subfolders, names in os.walk(path, onerror=fail):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        found += [
+            Path(folder, name)
+            for name in sorted(names)
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes
+        ]
+    if not found:
+        raise UsageError(f"the folder {path} has no files that end in {', '.join(sorted(suffixes))}")
+    root = Path(path.resolve().name) if several_inputs else Path()
+    return [(source, root / source.relative_to(path)) for source in found]
+
+
+def _targets(relative: list[Path], suffix: str) -> list[Path]:
+    """Names of the outputs; those that would be the same keep the suffix of their input."""
+    short = [path.with_name(path.stem + suffix) for path in relative]
+    full = [path.with_name(path.name + suffix) for path in relative]
+    targets = short
+    while True:
+        count = Counter(targets)
+        renamed = [long if count[target] > 1 else target for target, long in zip(targets, full, strict=True)]
+        # A kept suffix can be what another file's name ends in: a.jpg.png beside a.jpg and a.png.
+        if renamed == targets:
+            return targets
+        targets = renamed
+
+
+def _raise_on_collisions(jobs: list[Job]) -> None:
+    jobs_of_targets: dict[Path, Job] = {}
+    for job in jobs:
+        other = jobs_of_targets.setdefault(job.target, job)
+        if other is not job:
+            raise UsageError(f"{other.source} and {job.source} would both be written to {job.target}")
+    sources = {job.source.resolve() for job in jobs}
+    for target in jobs_of_targets:
+        if target.resolve() in sources:
+            raise UsageError(f"the input {target} would be overwritten by an output")

@@ -1,0 +1,67 @@
+"""The model and image processor that `--model`, `--device` and `--dtype` ask for."""
+
+import os
+
+import diffusers
+import torch
+import transformers
+from transformers import PreTrainedConfig
+
+from alit_hf import ALITImageProcessor, ALITModel, pretrained_path
+
+from .errors import UsageError, reason
+
+
+def quiet_libraries() -> None:
+    """No logs and loading bars: they are about what is checked here, or what users of a command cannot change."""
+    for library in (transformers, diffusers):
+        library.logging.set_verbosity(library.logging.CRITICAL)
+        library.logging.disable_progress_bar()
+
+
+def load_model(
+    name: str | None = None, device: str | None = None, dtype: str = "float32"
+) -> tuple[ALITModel, ALITImageProcessor]:
+    """
+    Args:
+        name (`str`, *optional*): a folder or a Hub id. Defaults to the checkpoint that comes with the package.
+        device (`str`, *optional*): defaults to the GPU where there is one.
+        dtype (`str`, *optional*, defaults to `"float32"`): the name of a torch dtype.
+
+    Returns:
+        the model in evaluation mode, and its image processor.
+
+    Raises:
+        `UsageError`: if there is no such device or model, or its files cannot be used.
+    """
+    quiet_libraries()
+    checked_device = _check_device(device)
+    name = pretrained_path() if name is None else name
+    try:
+        kind = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+        if kind != "alit":
+            raise UsageError(f"the model {name} holds no ALIT model" + (f" but one of type {kind}" if kind else ""))
+        model, report = ALITModel.from_pretrained(name, dtype=getattr(torch, dtype), output_loading_info=True)
+        processor = ALITImageProcessor.from_pretrained(name)
+    except UsageError:
+        raise
+    except Exception as error:  # the libraries raise their own and each other's, KeyError and SafetensorError included
+        where = "" if os.path.isdir(name) else " is no folder, and from the Hub it"
+        raise UsageError(f"the model {name}{where} cannot be loaded: {reason(error)}") from error
+    if report["missing_keys"]:
+        # They would have been drawn at random.
+        raise UsageError(
+            f"the model {name} cannot be loaded: it lacks {', '.join(sorted(report['missing_keys'])[:5])}"
+        )
+    return model.eval().to(checked_device), processor
+
+
+def _check_device(device: str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        checked = torch.device(device)
+        torch.empty(1, device=checked).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"--device {device} cannot be used here: {reason(error)}") from error
+    return checked

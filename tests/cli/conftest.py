@@ -1,0 +1,71 @@
+"""A tiny model and photos in folders, and the program `alit` run in this process."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+from tiny_model import save_tiny_model
+
+from alit_hf import ALITImageProcessor, ALITModel
+from alit_hf.cli import main
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        """Reported errors, without what progress bars leave on stderr."""
+        return [line for line in self.err.splitlines() if line.startswith("alit: error: ")]
+
+
+@pytest.fixture
+def alit(capfd) -> Callable[..., Result]:
+    """Runs `alit` with arguments and gives its exit code and what it printed."""
+
+    def run(*arguments: object) -> Result:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Result(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> str:
+    """Folder of a model."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory) -> str:
+    """Folder of a model that differs in its weights alone."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny_model) -> tuple[ALITModel, ALITImageProcessor]:
+    """Model and processor of `tiny_model`."""
+    return ALITModel.from_pretrained(tiny_model).eval(), ALITImageProcessor.from_pretrained(tiny_model)
+
+
+def make_photos(folder: Path, names: Sequence[str]) -> Path:
+    """Writes pictures that differ in size, contrast and brightness."""
+    for index, name in enumerate(names):
+        noise = torch.rand(30 + index, 41, 3, generator=torch.Generator().manual_seed(index))
+        pixels = (noise * 255 * (index + 1) / len(names)).to(torch.uint8)
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(path)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Five pictures in a folder and its subfolder."""
+    return make_photos(tmp_path / "photos", ["a.jpg", "a.png", "b.webp", "sub/c.JPG", "sub/deeper/d.tif"])

@@ -1,0 +1,70 @@
+"""`alit info`: files and models."""
+
+import pytest
+import torch
+from tiny_model import save_tiny_model
+
+from alit_hf.token_file import TokenFile, model_fingerprint
+
+
+def values(out: str) -> dict[str, str]:
+    return dict(line.split("  ", 1) for line in out.splitlines())
+
+
+def read(result) -> dict[str, str]:
+    assert (result.code, result.err) == (0, "")
+    return {name: value.strip() for name, value in values(result.out).items()}
+
+
+def test_file(alit, tmp_path):
+    tokens = TokenFile(list(range(32)), (640, 427), (16, 12), 4096, bytes(range(8)))
+    tokens.save(tmp_path / "x.alit")
+    assert read(alit("info", tmp_path / "x.alit")) == {
+        "file": f"{tmp_path / 'x.alit'}, 81 bytes",
+        "original": "640 x 427 pixels",
+        "grid": "16 x 12 positions",
+        "tokens": "32, 48 bytes at 12 bits",
+        "codebook": "4096 codes",
+        "model fingerprint": "0001020304050607",
+        "token ids": " ".join(map(str, range(32))),
+    }
+
+
+def test_model(alit, tiny_model, loaded):
+    model, _ = loaded
+    info = read(alit("info", tiny_model))
+    assert info["parameters"].startswith(f"{sum(p.numel() for p in model.parameters()):,}, ")
+    assert info["pictures"] == "32 x 32 pixels, 8 x 8 positions of 4 pixels"
+    assert info["base tokenizer"] == "VQGAN, 32 codes of dimension 8"
+    assert info["rollouts"] == "3, 4 latent tokens each"
+    assert info["codebook"] == "64 codes of dimension 4"
+    assert [info[f"{length} tokens"] for length in (4, 8, 12)] == ["3 bytes", "6 bytes", "9 bytes"]
+    assert info["fingerprint"] == model_fingerprint(model).hex()
+
+
+def test_sizes_that_are_not_square_and_latents_without_ids(alit, tmp_path):
+    torch.manual_seed(0)
+    info = read(alit("info", save_tiny_model(tmp_path / "model", image_size=[16, 32], quantize=False)))
+    assert info["pictures"] == "32 x 16 pixels, 4 x 8 positions of 4 pixels"
+    assert info["codebook"] == "none, continuous latent tokens of dimension 4"
+    assert "4 tokens" not in info
+    assert "fingerprint" not in info
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("missing.alit", 2, "missing.alit does not exist"),
+        ("nobody/nothing", 2, "the model nobody/nothing is no folder, and from the Hub"),
+        ("altered.alit", 1, "altered.alit: the .alit file has been altered"),
+        ("foreign.png", 1, "foreign.png: this is no .alit file"),
+    ],
+)
+def test_errors(alit, tmp_path, monkeypatch, name, code, message):
+    monkeypatch.chdir(tmp_path)
+    data = TokenFile([1, 2], (1, 1), (1, 1), 64, bytes(8)).to_bytes()
+    (tmp_path / "altered.alit").write_bytes(data[:10] + b"\xff" + data[11:])
+    (tmp_path / "foreign.png").write_bytes(b"foreign")
+    result = alit("info", name)
+    assert (result.code, result.out, len(result.err.splitlines())) == (code, "", 1)
+    assert message in result.err
