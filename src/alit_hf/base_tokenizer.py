@@ -1,5 +1,7 @@
 """One interface over the two kinds of base tokenizer: diffusers' `VQModel` (VQGAN) and `AutoencoderKL`."""
 
+from collections.abc import Callable
+
 import torch
 from diffusers import AutoencoderKL, VQModel
 from torch import nn
@@ -31,7 +33,14 @@ class ALITBaseTokenizer(PreTrainedModel):
     def __init__(self, config: ALITConfig):
         super().__init__(config)
         arguments = {key: value for key, value in config.base_tokenizer_config.items() if not key.startswith("_")}
-        self.model = _BASE_CLASSES[config.base_type](**arguments)
+        base_class = _BASE_CLASSES[config.base_type]
+        try:
+            self.model = base_class(**arguments)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"`base_tokenizer_config` is {config.base_tokenizer_config}, which diffusers' {base_class.__name__} "
+                f"cannot be built from: {error}"
+            ) from error
         self.post_init()
 
     @torch.no_grad()
@@ -57,8 +66,9 @@ class ALITBaseTokenizer(PreTrainedModel):
             posterior's mode times `scaling_factor` for a KL base.
         """
         if self.config.base_type == "vqgan":
-            return self.model.encode(pixel_values).latents
-        return self.model.encode(pixel_values).latent_dist.mode() * self.model.config.scaling_factor
+            return _image_by_image(lambda pixels: self.model.encode(pixels).latents, pixel_values)
+        modes = _image_by_image(lambda pixels: self.model.encode(pixels).latent_dist.mode(), pixel_values)
+        return modes * self.model.config.scaling_factor
 
     def codes(self, latents: torch.Tensor) -> torch.Tensor:
         """
@@ -99,11 +109,26 @@ class ALITBaseTokenizer(PreTrainedModel):
         Returns:
             pixels `(B, 3, H, W)`, nominally in [0, 1], not clamped.
         """
-        if self.config.base_type == "vqgan":
-            return self.model.decode(latents, force_not_quantize=True).sample
-        if self.config.unscale_base_latents:
-            latents = latents / self.model.config.scaling_factor
-        return self.model.decode(latents).sample
+        if self.config.base_type == "kl":
+            if self.config.unscale_base_latents:
+                latents = latents / self.model.config.scaling_factor
+            return _image_by_image(lambda codes: self.model.decode(codes).sample, latents)
+        # Not `model.decode`, which takes soft codes for ids where the base's config has `lookup_from_codebook`.
+        spatial = self.model.config.norm_type == "spatial"
+        return _image_by_image(
+            lambda codes: self.model.decoder(self.model.post_quant_conv(codes), codes if spatial else None), latents
+        )
+
+
+def _image_by_image(function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
+    """
+    `function` of a batch. On a CPU each image goes alone: convolutions there choose their algorithm by the size of the
+    batch, its rounding can decide between two codes of nearly the same distance, and a code must not depend on batch
+    mates. At the sizes of real pictures it takes no longer.
+    """
+    if batch.device.type != "cpu":
+        return function(batch)
+    return torch.cat([function(image) for image in batch.split(1)])
 
 
 __all__ = ["ALITBaseTokenizer"]

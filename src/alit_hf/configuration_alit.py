@@ -341,4 +341,7 @@ class ALITConfig(PreTrainedConfig):
         return cls(**{**fields, **kwargs})
 
 
+# save_pretrained then copies this file, so that a pushed model runs where alit_hf is missing.
+ALITConfig.register_for_auto_class()
+
 __all__ = ["ALITConfig"]

@@ -138,8 +138,9 @@ class ALITOutput(ALITRolloutOutput):
         attentions (`tuple[torch.FloatTensor]`, with `output_attentions=True` and eager attention):
             Attention weights of every encoder layer of every rollout, each `(B, heads, 1 + N + T_k, 1 + N + T_k)`.
         decoder_hidden_states, decoder_attentions (`tuple[torch.FloatTensor]`, with `output_decoder_hidden_states=True`
-            or `output_decoder_attentions=True`):
-            The same for the layers of the distillation decoder, which runs once.
+            or `output_decoder_attentions=True` and eager attention):
+            Outputs and attention weights of the layers of the distillation decoder, which runs once (after every
+            rollout with dynamic halting): `(B, 1 + N + T, W)` and `(B, heads, 1 + N + T, 1 + N + T)`.
     """
 
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
@@ -478,7 +479,8 @@ class ALITModel(ALITPreTrainedModel):
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether other sizes and aspect ratios than the trained one are accepted (multiples of `patch_size`).
             generator (`torch.Generator`, *optional*):
-                Source of randomness where the config turns dynamic halting on for a VQGAN base.
+                Source of randomness where the config turns dynamic halting on for a VQGAN base. All images of a batch
+                share its draws, so that a code does not depend on batch mates.
 
         Returns:
             [`ALITEncoderOutput`]
@@ -594,7 +596,7 @@ class ALITModel(ALITPreTrainedModel):
             raise ValueError(f"One of `token_ids` and `latents` must be given, got {given}.")
         grid_size = self._check_grid_size(grid_size)
         if token_ids is not None:
-            lengths = self._check_token_ids(token_ids, num_tokens)
+            token_ids, lengths = self._check_token_ids(token_ids, num_tokens)
             latents = self.quantizer.from_ids(token_ids.clamp(min=0))
         else:
             lengths = self._check_latents(latents, num_tokens)
@@ -633,7 +635,8 @@ class ALITModel(ALITPreTrainedModel):
             halting_threshold (`float`, *optional*):
                 Dynamic halting, for training. Defaults to the config's.
             generator (`torch.Generator`, *optional*):
-                Source of randomness of dynamic halting.
+                Source of randomness of dynamic halting, shared by all images of the batch. Without it each image
+                has its own draws.
 
         Yields:
             [`ALITRolloutOutput`]
@@ -645,6 +648,8 @@ class ALITModel(ALITPreTrainedModel):
         self._check_pixels(pixel_values, interpolate_pos_encoding)
         if halting_threshold is None:
             halting_threshold = self.config.halting_threshold
+        elif not halting_threshold > 0:
+            raise ValueError(f"`halting_threshold` is {halting_threshold}, it must be above 0 or None.")
         return self._iterate_rollouts(pixel_values, num_rollouts, return_reconstruction, halting_threshold, generator)
 
     def _iterate_rollouts(
@@ -686,7 +691,7 @@ class ALITModel(ALITPreTrainedModel):
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether other sizes than the trained one are accepted.
             generator (`torch.Generator`, *optional*):
-                Source of randomness where the config turns dynamic halting on.
+                Source of randomness where the config turns dynamic halting on, as for `encode`.
 
         Returns:
             [`ALITOutput`]
@@ -694,6 +699,12 @@ class ALITModel(ALITPreTrainedModel):
         Raises:
             `ValueError`: as `encode`.
         """
+        for name in ("output_attentions", "output_decoder_attentions"):
+            if kwargs.get(name) and self.config._attn_implementation != "eager":
+                raise ValueError(
+                    f"`{name}` is set, but {self.config._attn_implementation} attention has no weights to return: "
+                    'load the model with `attn_implementation="eager"` or call `set_attn_implementation("eager")`.'
+                )
         num_rollouts = self._num_rollouts(num_tokens)
         self._check_pixels(pixel_values, interpolate_pos_encoding)
         recurrence = self._start(pixel_values, self.config.halting_threshold, generator)
@@ -709,10 +720,13 @@ class ALITModel(ALITPreTrainedModel):
         base_latents = self.base_tokenizer.encode(pixel_values)
         noise = None
         if halting_threshold is not None and self.config.base_type == "vqgan":
-            # Drawn at once and for all images, so that what is halted does not depend on who leaves the batch when.
-            shape = (len(pixel_values), self.config.max_rollouts - 1, base_latents[0, 0].numel())
+            # Drawn at once for all rollouts, so that what is halted does not depend on who leaves the batch when; and
+            # the same for all images under a generator, so that it does not depend on an image's row either.
+            rows = len(pixel_values) if generator is None else 1
+            shape = (rows, self.config.max_rollouts - 1, base_latents[0, 0].numel())
             device = pixel_values.device if generator is None else generator.device
-            noise = torch.rand(shape, generator=generator, device=device).to(pixel_values.device)
+            noise = torch.rand(shape, generator=generator, device=device)
+            noise = noise.to(pixel_values.device).expand(len(pixel_values), -1, -1)
         return _Recurrence(
             hidden_states=self.embeddings(pixel_values, base_latents),
             base_latents=base_latents,
@@ -836,7 +850,10 @@ class ALITModel(ALITPreTrainedModel):
     def _check_threshold(self, threshold: float | torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """The threshold of each image, float32 `(B,)`."""
         batch_size = len(pixel_values)
-        threshold = torch.as_tensor(threshold, dtype=torch.float32, device=pixel_values.device)
+        try:
+            threshold = torch.as_tensor(threshold, dtype=torch.float32, device=pixel_values.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"`threshold` is {threshold!r}, it must be one number or one an image.") from error
         if threshold.shape not in ((), (batch_size,)):
             raise ValueError(
                 f"`threshold` has shape {tuple(threshold.shape)}, it must be one number or one an image, "
@@ -849,26 +866,31 @@ class ALITModel(ALITPreTrainedModel):
     def _check_grid_size(self, grid_size: tuple[int, int] | None) -> tuple[int, int]:
         if grid_size is None:
             return self.config.grid_size
-        if len(grid_size) != 2 or any(int(side) != side or side < 1 for side in grid_size):
-            raise ValueError(f"`grid_size` is {grid_size}, it must be (rows, columns), each at least 1.")
-        return int(grid_size[0]), int(grid_size[1])
+        sides = tuple(grid_size) if isinstance(grid_size, (list, tuple)) else ()
+        if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
+            raise ValueError(f"`grid_size` is {grid_size!r}, it must be (rows, columns), integers of at least 1.")
+        return sides
 
     def _check_token_ids(
         self, token_ids: torch.LongTensor, num_tokens: torch.LongTensor | int | None
-    ) -> torch.LongTensor:
-        """Lengths `(B,)` of codes given as ids."""
+    ) -> tuple[torch.LongTensor, torch.LongTensor]:
+        """Ids `(B, T)` of whatever integer type as int64, and their lengths `(B,)`."""
         if self.quantizer is None:
             raise ValueError("`token_ids` were given, but this model's latents are continuous: give `latents`.")
-        if not isinstance(token_ids, torch.Tensor) or token_ids.ndim != 2 or token_ids.dtype.is_floating_point:
+        if not isinstance(token_ids, torch.Tensor) or token_ids.ndim != 2 or not _is_integer(token_ids):
             got = f"{tuple(token_ids.shape)} {token_ids.dtype}" if isinstance(token_ids, torch.Tensor) else token_ids
             raise ValueError(f"`token_ids` is {got}, it must be an integer tensor of shape (batch, tokens).")
+        token_ids = token_ids.long()
         filled = token_ids != PADDING_ID
-        lengths = self._check_lengths(filled.sum(dim=1) if num_tokens is None else num_tokens, token_ids)
-        inside = torch.arange(token_ids.shape[1], device=token_ids.device) < lengths.unsqueeze(1)
+        found = filled.sum(dim=1)
+        inside = torch.arange(token_ids.shape[1], device=token_ids.device) < found.unsqueeze(1)
         if not torch.equal(filled, inside):
+            raise ValueError(f"`token_ids` has {PADDING_ID} before an id, it may only be behind the last one.")
+        lengths = self._check_lengths(found if num_tokens is None else num_tokens, token_ids)
+        if not torch.equal(lengths, found):
             raise ValueError(
-                f"`num_tokens` is {lengths.tolist()}, but `token_ids` has {filled.sum(dim=1).tolist()} ids that are "
-                f"not {PADDING_ID}: a code is not a prefix of a longer one, ids and lengths must belong together."
+                f"`num_tokens` is {lengths.tolist()}, but `token_ids` has {found.tolist()} ids that are not "
+                f"{PADDING_ID}: a code is not a prefix of a longer one, ids and lengths must belong together."
             )
         used = token_ids[inside]
         if used.min() < 0 or used.max() >= self.config.codebook_size:
@@ -876,7 +898,7 @@ class ALITModel(ALITPreTrainedModel):
                 f"`token_ids` has values from {int(used.min())} to {int(used.max())}, they must be in "
                 f"[0, {self.config.codebook_size}) before the padding of {PADDING_ID}."
             )
-        return lengths
+        return token_ids, lengths
 
     def _check_latents(self, latents: torch.Tensor, num_tokens: torch.LongTensor | int | None) -> torch.LongTensor:
         """Lengths `(B,)` of codes given as factorised latents."""
@@ -884,22 +906,34 @@ class ALITModel(ALITPreTrainedModel):
         if not isinstance(latents, torch.Tensor) or latents.ndim != 3 or latents.shape[-1] != dim:
             got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
             raise ValueError(f"`latents` is {got}, it must be a tensor of shape (batch, tokens, {dim}).")
+        if not latents.is_floating_point():
+            raise ValueError(f"`latents` is {latents.dtype}, it must be a floating point tensor.")
         return self._check_lengths(latents.shape[1] if num_tokens is None else num_tokens, latents)
 
     def _check_lengths(self, num_tokens: torch.LongTensor | int, codes: torch.Tensor) -> torch.LongTensor:
         """Lengths `(B,)` that exist and fit `codes` `(B, T, ...)`."""
         batch_size, available = codes.shape[:2]
         step, longest = self.config.tokens_per_rollout, min(self.config.max_tokens, available)
-        lengths = torch.as_tensor(num_tokens, device=codes.device)
-        if lengths.dtype.is_floating_point or lengths.shape not in ((), (batch_size,)) or batch_size < 1:
+        if batch_size < 1:
+            raise ValueError(f"The batch of codes has shape {tuple(codes.shape)}, it must hold at least one image.")
+        try:
+            lengths = torch.as_tensor(num_tokens, device=codes.device)
+        except (TypeError, ValueError, RuntimeError):
+            lengths = torch.empty(0, 0)
+        if not _is_integer(lengths) or lengths.shape not in ((), (batch_size,)):
             raise ValueError(
                 f"`num_tokens` is {num_tokens}, it must be an integer or an integer tensor of shape ({batch_size},)."
             )
+        lengths = lengths.long()
         if (lengths % step).any() or lengths.min() < step or lengths.max() > longest:
             raise ValueError(
                 f"`num_tokens` is {lengths.tolist()}, each must be a multiple of {step} between {step} and {longest}."
             )
-        return lengths.long().expand(batch_size)
+        return lengths.expand(batch_size)
+
+
+def _is_integer(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def _pad_tokens(tokens: torch.Tensor, length: int, value: int) -> torch.Tensor:
@@ -907,6 +941,9 @@ def _pad_tokens(tokens: torch.Tensor, length: int, value: int) -> torch.Tensor:
     padding = tokens.new_full((len(tokens), length - tokens.shape[1], *tokens.shape[2:]), value)
     return torch.cat([tokens, padding], dim=1)
 
+
+# save_pretrained then copies this file and those it imports, so that a pushed model runs where alit_hf is missing.
+ALITModel.register_for_auto_class("AutoModel")
 
 __all__ = [
     "ALITDecoderOutput",

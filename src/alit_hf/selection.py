@@ -63,7 +63,7 @@ def resolve_criterion(criterion: str | Criterion) -> Criterion:
     """
     if callable(criterion):
         return criterion
-    if criterion not in _FACTORIES:
+    if not isinstance(criterion, str) or criterion not in _FACTORIES:
         raise ValueError(
             f"`criterion` is {criterion!r}, it must be one of {criterion_names()} or a callable "
             "(reconstruction, original) -> (B,) scores, lower is better."
@@ -82,7 +82,7 @@ def score_images(criterion: Criterion, reconstruction: torch.Tensor, original: t
     if not isinstance(scores, torch.Tensor) or scores.shape != (len(original),):
         got = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
         raise ValueError(f"`criterion` returned {got}, it must return one score an image, shape ({len(original)},).")
-    return scores.float()
+    return scores.to(original.device, torch.float32)
 
 
 __all__ = ["criterion_names", "l1", "l2", "negative_psnr", "register_criterion", "resolve_criterion", "score_images"]

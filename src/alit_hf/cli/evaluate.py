@@ -1,0 +1,216 @@
+"""`alit evaluate`: how good a model's pictures are at every length, and beside what else the bytes could hold."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alit_hf.evaluation.settings import (
+    DEFAULT_THRESHOLDS,
+    FEATURE_NETWORK_NAMES,
+    LPIPS_NETWORKS,
+    EvaluationSettings,
+    SettingsError,
+)
+
+from .errors import FAILED, FileError, UsageError, file_problem, print_error, reason
+from .explore import FIGURE_SUFFIXES
+from .jobs import check_writable
+from .options import add_batch_size_argument, add_model_arguments, finite_number, positive_integer
+
+
+if TYPE_CHECKING:
+    from alit_hf.evaluation.frechet import FeatureNetwork
+    from alit_hf.evaluation.run import Processes
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="a model's errors at every length, beside thumbnails, JPEG and WebP",
+        description="Measures a model on images: at every length, at adaptive lengths, its base tokenizer alone, and "
+        "for the same images thumbnails of the same bytes, JPEG and WebP at their smallest. Writes JSON, prints a "
+        "table.",
+    )
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, also for `training/evaluate.py`."""
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        nargs="+",
+        required=True,
+        help="pictures and folders of them, parquet files with a column `image`, or a Hub id of such a data set",
+    )
+    parser.add_argument("--split", metavar="S", help="of a data set on the Hub; needed where it has several")
+    parser.add_argument(
+        "--output", metavar="RESULTS", required=True, help="the results, ending in .json; an existing file is replaced"
+    )
+    parser.add_argument(
+        "--figure", metavar="FIGURE", help=f"a rate-distortion figure, ending in {', '.join(FIGURE_SUFFIXES)}"
+    )
+    parser.add_argument(
+        "--thresholds",
+        metavar="T,T",
+        type=_thresholds,
+        default=DEFAULT_THRESHOLDS,
+        help="L1 below which a picture has enough tokens, for adaptive lengths "
+        f"(default: {','.join(map(str, DEFAULT_THRESHOLDS))})",
+    )
+    parser.add_argument(
+        "--lpips",
+        metavar="N,N",
+        type=_lpips_networks,
+        default=LPIPS_NETWORKS,
+        help="networks of LPIPS: alex, vgg (slow on a CPU), both or none (default: alex,vgg)",
+    )
+    parser.add_argument(
+        "--frechet",
+        metavar="NETWORK",
+        choices=FEATURE_NETWORK_NAMES,
+        help="adds a Fréchet distance over the features of efficientnet-lite0, or of inception, which makes it an "
+        "rFID and needs torch-fidelity and a network connection",
+    )
+    parser.add_argument("--limit", metavar="N", type=positive_integer, help="only the first N images")
+    add_model_arguments(parser)
+    add_batch_size_argument(parser)
+
+
+def run(arguments: argparse.Namespace, processes: "Processes | None" = None) -> int:
+    """Evaluates; of several processes the first one writes and prints."""
+    output = Path(arguments.output)
+    figure = None if arguments.figure is None else Path(arguments.figure)
+    _check_file(output, (".json",))
+    if figure is not None:
+        _check_file(figure, FIGURE_SUFFIXES)
+
+    try:
+        import torchmetrics  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UsageError("alit evaluate needs torchmetrics: `pip install 'alit-hf[eval]'`") from error
+
+    import datasets
+
+    from alit_hf.evaluation.images import open_images
+    from alit_hf.evaluation.report import results_table
+    from alit_hf.evaluation.run import evaluate_model
+    from alit_hf.figure import save_figure
+
+    from .loading import load_model
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        images = open_images(arguments.data, arguments.split)
+    except ValueError as error:
+        raise UsageError(f"--data: {reason(error)}") from error
+    _check_frechet(arguments.frechet, len(images) if arguments.limit is None else min(len(images), arguments.limit))
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    _check_lpips(arguments.lpips)
+    settings = EvaluationSettings(
+        thresholds=arguments.thresholds,
+        lpips_networks=arguments.lpips,
+        feature_network=_load_feature_network(arguments.frechet),
+        limit=arguments.limit,
+        batch_size=arguments.batch_size,
+    )
+    try:
+        results = evaluate_model(model, processor, images, settings, processes)
+    except SettingsError as error:
+        raise UsageError(str(error)) from error
+    except (ValueError, RuntimeError) as error:
+        raise FileError(f"the evaluation failed: {reason(error)}") from error
+    if processes is not None and processes.rank > 0:
+        return 0
+
+    try:
+        _write(json.dumps(results, indent=2, allow_nan=False) + "\n", output)
+        if figure is not None:
+            from alit_hf.evaluation.rate_distortion import draw_rate_distortion
+
+            figure.parent.mkdir(parents=True, exist_ok=True)
+            save_figure(draw_rate_distortion(results), figure)
+    except OSError as error:
+        raise FileError(file_problem(output, error)) from error
+    print(results_table(results))
+    undecodable = results["data"]["undecodable"]
+    for image in undecodable:
+        print_error(f"{image['image']}: {image['reason']}")
+    counted = f"{results['data']['num_images']} images" + (f", {len(undecodable)} undecodable" if undecodable else "")
+    print(f"{output}: {counted}" + ("" if figure is None else f"; {figure}"))
+    return FAILED if undecodable else 0
+
+
+def _thresholds(text: str) -> tuple[float, ...]:
+    """For argparse: different finite numbers, separated by commas."""
+    thresholds = tuple(finite_number(part) for part in text.split(","))
+    if len(set(thresholds)) < len(thresholds):
+        raise argparse.ArgumentTypeError(f"it is {text!r}, no threshold may occur twice")
+    return thresholds
+
+
+def _lpips_networks(text: str) -> tuple[str, ...]:
+    """For argparse: names of networks, separated by commas."""
+    if text == "none":
+        return ()
+    networks = tuple(text.split(","))
+    if not set(networks) <= set(LPIPS_NETWORKS) or len(set(networks)) < len(networks):
+        raise argparse.ArgumentTypeError(f"it is {text!r}, it must be {' or '.join(LPIPS_NETWORKS)}, both, or none")
+    return networks
+
+
+def _check_file(path: Path, suffixes: tuple[str, ...]) -> None:
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"the output {path} must end in {', '.join(suffixes)}")
+    if path.is_dir():
+        raise UsageError(f"the output {path} is a folder")
+    check_writable(path.parent)
+
+
+def _check_lpips(networks: tuple[str, ...]) -> None:
+    from alit_hf.losses.perceptual import load_lpips_weights
+
+    for network in networks:
+        try:
+            load_lpips_weights(network)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--lpips {network} cannot be used: {error}") from error
+
+
+def _check_frechet(network: str | None, num_images: int) -> None:
+    from alit_hf.evaluation.frechet import check_num_images
+
+    if network is not None:
+        try:
+            check_num_images(num_images)
+        except ValueError as error:
+            raise UsageError(f"--frechet: {error}") from error
+
+
+def _load_feature_network(name: str | None) -> "FeatureNetwork | None":
+    from alit_hf.evaluation.frechet import FEATURE_NETWORKS
+
+    if name is None:
+        return None
+    try:
+        return FEATURE_NETWORKS[name]()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--frechet {name} cannot be used: {reason(error)}") from error
+
+
+def _write(text: str, path: Path) -> None:
+    """Writes the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".alit-{os.getpid()}{path.suffix}")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+__all__ = ["add_arguments", "add_parser", "run"]

@@ -1,0 +1,78 @@
+"""The networks over whose features a Fréchet distance is taken, and for how many images it says anything."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from .efficientnet_lite import EfficientNetLite0
+
+
+MIN_IMAGES = 256
+"""Images below which no Fréchet distance is reported."""
+
+
+class FeatureNetwork(Protocol):
+    """
+    A frozen network: `name` says which, and calling it turns pixels `(B, 3, H, W)` in [0, 1] into features
+    `(B, num_features)`.
+    """
+
+    name: str
+    num_features: int
+
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor: ...
+
+    def to(self, device: torch.device) -> "FeatureNetwork": ...
+
+
+class InceptionV3(nn.Module):
+    """
+    The network of FID, with the weights and the resizing of `torch-fidelity`, through torchmetrics.
+
+    Raises:
+        `OSError`: if `torch-fidelity` is not installed or its weights cannot be fetched.
+    """
+
+    name = "inception"
+    num_features = 2048
+
+    def __init__(self):
+        super().__init__()
+        try:
+            self.network = FrechetInceptionDistance(feature=self.num_features).inception
+        except ModuleNotFoundError as error:
+            raise OSError("FID needs the package torch-fidelity: `pip install torch-fidelity`") from error
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Features `(B, 2048)` of pixels `(B, 3, H, W)` in [0, 1], rounded to 8 bits."""
+        return self.network((pixel_values * 255).round().to(torch.uint8)).float()
+
+
+FEATURE_NETWORKS: dict[str, Callable[[], FeatureNetwork]] = {
+    EfficientNetLite0.name: EfficientNetLite0,
+    InceptionV3.name: InceptionV3,
+}
+
+
+def result_name(network: FeatureNetwork) -> str:
+    """What the distance is called in results: rFID where the network is Inception and under no other."""
+    return "rfid" if network.name == InceptionV3.name else f"frechet_{network.name.replace('-', '_')}"
+
+
+def check_num_images(num_images: int) -> None:
+    """
+    Raises:
+        `ValueError`: for fewer than `MIN_IMAGES`.
+    """
+    if num_images < MIN_IMAGES:
+        raise ValueError(
+            f"a Fréchet distance of {num_images} images would be noise: it compares covariances of more than a "
+            f"thousand features, for which at least {MIN_IMAGES} images are needed (thousands, for a value that does "
+            "not depend on their number)"
+        )
+
+
+__all__ = ["FEATURE_NETWORKS", "MIN_IMAGES", "FeatureNetwork", "InceptionV3", "check_num_images", "result_name"]

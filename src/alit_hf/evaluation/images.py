@@ -1,0 +1,162 @@
+"""The images of an evaluation: picture files, folders of them, parquet files, or a data set on the Hub."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import datasets
+from PIL import Image
+
+from alit_hf.image_io import open_image
+
+
+# What is taken for a picture in a folder. Pillow cannot read HEIF: better counted than left out in silence.
+PICTURE_SUFFIXES = frozenset(
+    {".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
+    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+)
+
+
+class EvaluationImages(Protocol):
+    """
+    Images in an order that is always the same.
+
+    `sources` says where they come from, as the user named it; `split` is the data set's split, `None` for files.
+    """
+
+    sources: list[str]
+    split: str | None
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What to call the image: a file's path, or a row's file name or number."""
+        ...
+
+    def read(self, index: int) -> Image.Image:
+        """
+        The upright RGB picture.
+
+        Raises:
+            `ValueError` or `OSError`: if it cannot be decoded.
+        """
+        ...
+
+
+class _PictureFiles:
+    """Picture files, each an image."""
+
+    split = None
+
+    def __init__(self, sources: list[str], files: list[Path]):
+        self.sources = sources
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def name(self, index: int) -> str:
+        return str(self._files[index])
+
+    def read(self, index: int) -> Image.Image:
+        return open_image(self._files[index])
+
+
+class _Rows:
+    """Rows of a data set with a column `image`."""
+
+    def __init__(self, sources: list[str], split: str | None, rows: datasets.Dataset):
+        columns = rows.column_names
+        if "image" not in columns:
+            raise ValueError(f"{', '.join(sources)} has no column `image`, its columns are {', '.join(columns)}")
+        self.sources = sources
+        self.split = split
+        self._rows = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def name(self, index: int) -> str:
+        path = (self._rows[index]["image"] or {}).get("path")
+        return f"row {index}" + (f" ({os.path.basename(path)})" if path else "")
+
+    def read(self, index: int) -> Image.Image:
+        cell = self._rows[index]["image"]
+        if cell is None:
+            raise ValueError(f"row {index} has no image")
+        return open_image(cell["path"] if cell["bytes"] is None else cell["bytes"])
+
+
+def open_images(sources: Sequence[str], split: str | None = None) -> EvaluationImages:
+    """
+    Finds the images without decoding them.
+
+    Args:
+        sources (`Sequence[str]`): picture files and folders of them (searched with their subfolders, hidden ones left
+            out); or parquet files and folders of them, with a column `image`; or one Hub id of a data set with such a
+            column.
+        split (`str`, *optional*): of the data set on the Hub. It may be left out where there is one only.
+
+    Returns:
+        the images; files come in the order of `sources`, those of a folder by their names.
+
+    Raises:
+        `ValueError`: for sources that do not exist or hold no image, a mixture of pictures and parquet files, a split
+            that is missing, does not exist or is given for files, and a data set without the column `image`.
+    """
+    sources = list(sources)
+    if len(sources) == 1 and not os.path.lexists(sources[0]) and _is_hub_id(sources[0]):
+        return _open_hub_dataset(sources[0], split)
+    if split is not None:
+        raise ValueError(f"the split {split!r} is given, but only data sets on the Hub have splits, files have none")
+    files = [file for source in sources for file in _find(source)]
+    is_parquet = {file.suffix.lower() == ".parquet" for file in files}
+    if is_parquet == {False, True}:
+        raise ValueError(f"{', '.join(sources)} holds both parquet files and pictures, it must be one of them")
+    if is_parquet == {False}:
+        return _PictureFiles(sources, files)
+    try:
+        rows = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
+    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+        raise ValueError(f"{', '.join(sources)}: no images can be read: {error.__cause__ or error}") from error
+    return _Rows(sources, None, rows)
+
+
+def _is_hub_id(source: str) -> bool:
+    return source.count("/") == 1 and all(source.split("/")) and not source.startswith((".", "~"))
+
+
+def _open_hub_dataset(name: str, split: str | None) -> EvaluationImages:
+    try:
+        splits = datasets.get_dataset_split_names(name)
+        if split is None and len(splits) == 1:
+            split = splits[0]
+        if split in splits:
+            return _Rows([name], split, datasets.load_dataset(name, split=split))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} is no file or folder, and from the Hub it cannot be loaded: {error}") from error
+    given = "no split is given" if split is None else f"the split {split!r} does not exist"
+    raise ValueError(f"{given}, the data set {name} has {', '.join(splits)}")
+
+
+def _find(source: str) -> list[Path]:
+    path = Path(source)
+    if not os.path.lexists(path):
+        raise ValueError(f"{source} does not exist")
+    if not path.is_dir():
+        return [path]
+    found = []
+    for folder, subfolders, names in os.walk(path):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        found += [
+            Path(folder, name)
+            for name in sorted(names)
+            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES | {".parquet"}
+        ]
+    if not found:
+        raise ValueError(f"the folder {source} holds no pictures and no parquet files")
+    return found
+
+
+__all__ = ["PICTURE_SUFFIXES", "EvaluationImages", "open_images"]

@@ -1,0 +1,224 @@
+"""What the records of a pass amount to: the numbers that `alit evaluate` writes."""
+
+import hashlib
+import importlib.metadata
+import math
+import platform
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from alit_hf import __version__
+from alit_hf.image_processing_alit import ALITImageProcessor
+from alit_hf.losses.codebook import codebook_usage, perplexity
+from alit_hf.modeling_alit import ALITModel
+from alit_hf.token_file import model_fingerprint
+
+from .frechet import result_name
+from .images import EvaluationImages
+from .scores import MAX_PSNR
+from .settings import EvaluationSettings
+from .tally import CodeCounts, ImageRecord
+
+
+_NUM_WORST = 12
+_LIBRARIES = ("torch", "transformers", "diffusers", "torchmetrics", "numpy", "pillow")
+
+
+def build_results(
+    *,
+    model: ALITModel,
+    processor: ALITImageProcessor,
+    images: EvaluationImages,
+    settings: EvaluationSettings,
+    num_processes: int,
+    records: Sequence[ImageRecord],
+    undecodable: list[dict],
+    code_counts: CodeCounts,
+    frechet: dict[str, float],
+    speed: dict,
+    thumbnail_sizes: dict[int, tuple[int, int]],
+) -> dict:
+    """
+    Puts the numbers together.
+
+    Args:
+        records: of all images, by index.
+        undecodable: `{"index", "image", "reason"}` of those that could not be read.
+        frechet: the Fréchet distance of each variant; empty without one.
+        speed: from `measure_speed`.
+        thumbnail_sizes: width and height for each length.
+
+    Returns:
+        - `model`, `data`, `settings`: what was measured on what and how.
+        - `lengths`: for each length (`"32"`, …) `bytes` and `bits` (of the packed ids), `l1`, `psnr`, `ssim`,
+          `lpips_alex`, `lpips_vgg`, the Fréchet distance, `codebook_usage`, `codebook_perplexity` and images per
+          second.
+        - `base`: the same of the base tokenizer alone.
+        - `adaptive`: for each `threshold` the same with `mean_tokens`, `satisfied` (share of images below it) and
+          `satisfied_by_length`, the share that is below it when all images get that length.
+        - `thumbnail` (for each length, of at most its bytes), `jpeg`, `webp`: the same scores and mean `bytes`.
+        - `worst`: the images that the longest code renders worst.
+
+        Sizes and distances that do not exist (ids of continuous latents) are `None`; scores are rounded to 6 decimals.
+    """
+    config = model.config
+    lengths = list(range(config.tokens_per_rollout, config.max_tokens + 1, config.tokens_per_rollout))
+    frechet_name = None if settings.feature_network is None else result_name(settings.feature_network)
+
+    def means(variants: Sequence[str], frechet_variant: str) -> dict[str, float]:
+        """Mean scores where each image is of the variant given for it."""
+        chosen = [record.scores[variant] for record, variant in zip(records, variants, strict=True)]
+        result = {name: _rounded(np.mean([scores[name] for scores in chosen])) for name in chosen[0]}
+        if frechet_name is not None:
+            result[frechet_name] = _rounded(frechet[frechet_variant])
+        return result
+
+    def one(variant: str) -> dict[str, float]:
+        return means([variant] * len(records), variant)
+
+    def codebook(variant: str) -> dict[str, float | None]:
+        counts = code_counts.counts.get(variant)
+        return {
+            "codebook_usage": None if counts is None else _rounded(codebook_usage(counts)),
+            "codebook_perplexity": None if counts is None else _rounded(perplexity(counts)),
+        }
+
+    def size(num_tokens: float) -> dict[str, float | None]:
+        bits = num_tokens * config.bits_per_token if config.quantize else None
+        return {"bits": bits, "bytes": None if bits is None else bits / 8}
+
+    # float32, as `ALITModel.encode` compares.
+    criterion = np.array([record.criterion for record in records], dtype=np.float32)
+    adaptive = []
+    for number, threshold in enumerate(settings.thresholds):
+        is_below = criterion < np.float32(threshold)
+        chosen = np.where(is_below.any(axis=1), is_below.argmax(axis=1), len(lengths) - 1)
+        mean_tokens = float(np.mean([lengths[index] for index in chosen]))
+        adaptive.append(
+            {
+                "threshold": threshold,
+                "mean_tokens": _rounded(mean_tokens),
+                "satisfied": _rounded(is_below.any(axis=1).mean()),
+                "satisfied_by_length": {
+                    str(length): _rounded(share) for length, share in zip(lengths, is_below.mean(axis=0), strict=True)
+                },
+                "images_by_length": {
+                    str(length): int((chosen == index).sum()) for index, length in enumerate(lengths)
+                },
+                **size(mean_tokens),
+                **means([f"lengths/{lengths[index]}" for index in chosen], f"adaptive/{number}"),
+                **codebook(f"adaptive/{number}"),
+                **speed["adaptive"][number],
+            }
+        )
+
+    base_bits = None
+    if config.base_type == "vqgan":
+        base_bits = config.num_positions * math.ceil(math.log2(config.base_output_dim))
+    height, width = config.image_height_width
+    return {
+        "model": _describe_model(model),
+        "data": {
+            "sources": images.sources,
+            "split": images.split,
+            "num_images": len(records),
+            "undecodable": undecodable,
+            "crop": f"shortest edge to {processor.size['shortest_edge']} pixels (bicubic), centre {width} x {height}",
+            # Of the crops themselves, so that the same reference images are known again in any kind of file.
+            "pixels_sha256": hashlib.sha256(b"".join(record.digest for record in records)).hexdigest(),
+        },
+        "settings": {
+            "clamped": True,
+            "criterion": "l1 of the pictures before clamping, as `ALITModel.encode` computes it",
+            "max_psnr": MAX_PSNR,
+            "bytes": "of the packed ids, without a file's header",
+            "frechet": _describe_frechet(settings, len(records)),
+            "speed": f"one batch of {min(settings.batch_size, len(records))} on one process",
+            "batch_size": settings.batch_size,
+            "limit": settings.limit,
+            "processes": num_processes,
+            "device": _describe_device(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "versions": {"alit_hf": __version__, "python": platform.python_version()}
+            | {library: importlib.metadata.version(library) for library in _LIBRARIES},
+        },
+        "lengths": {
+            str(length): {
+                **size(length),
+                **one(f"lengths/{length}"),
+                **codebook(f"lengths/{length}"),
+                **speed["lengths"][str(length)],
+            }
+            for length in lengths
+        },
+        "base": {
+            "bits": base_bits,
+            "bytes": None if base_bits is None else base_bits / 8,
+            **one("base"),
+            **codebook("base"),
+            **speed["base"],
+        },
+        "adaptive": adaptive,
+        "thumbnail": {
+            str(length): {"width": size[0], "height": size[1], "bytes": 3 * size[0] * size[1]}
+            | one(f"thumbnail/{length}")
+            for length, size in thumbnail_sizes.items()
+        },
+        **{
+            name: {"bytes": _rounded(np.mean([record.file_bytes[name] for record in records])), **one(name)}
+            for name in ("jpeg", "webp")
+        },
+        "worst": _worst(records, f"lengths/{lengths[-1]}", images),
+    }
+
+
+def _worst(records: Sequence[ImageRecord], variant: str, images: EvaluationImages) -> list[dict]:
+    measure = "lpips_alex" if "lpips_alex" in records[0].scores[variant] else "l1"
+    worst = sorted(records, key=lambda record: (-record.scores[variant][measure], record.index))[:_NUM_WORST]
+    return [
+        {"index": record.index, "image": images.name(record.index)}
+        | {name: _rounded(value) for name, value in record.scores[variant].items()}
+        for record in worst
+    ]
+
+
+def _describe_model(model: ALITModel) -> dict:
+    config = model.config
+    return {
+        "name": config.name_or_path,
+        "fingerprint": model_fingerprint(model).hex(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "image_size": list(config.image_height_width),
+        "tokens_per_rollout": config.tokens_per_rollout,
+        "max_rollouts": config.max_rollouts,
+        "quantize": config.quantize,
+        "codebook_size": config.codebook_size if config.quantize else None,
+        "halting_threshold": config.halting_threshold,
+    }
+
+
+def _describe_frechet(settings: EvaluationSettings, num_images: int) -> dict | None:
+    network = settings.feature_network
+    if network is None:
+        return None
+    return {
+        "network": network.name,
+        "num_features": network.num_features,
+        "num_images": num_images,
+        "reference": "the same images, cropped as `data` says",
+    }
+
+
+def _describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def _rounded(value: float | np.floating | torch.Tensor) -> float:
+    return round(float(value), 6)
+
+
+__all__ = ["build_results"]

@@ -1,0 +1,251 @@
+"""One pass over the images: every length, adaptive lengths, the base tokenizer and the yardsticks."""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from alit_hf.image_processing_alit import ALITImageProcessor
+from alit_hf.modeling_alit import ALITModel
+from alit_hf.rollout_pictures import payload_bytes
+from alit_hf.selection import l1, score_images
+
+from .base_pictures import base_pictures
+from .frechet import check_num_images
+from .images import EvaluationImages
+from .pixels import to_pixels
+from .results import build_results
+from .scores import ImageScorer
+from .settings import EvaluationSettings, SettingsError
+from .speed import measure_speed
+from .tally import CodeCounts, FrechetDistances, ImageRecord
+from .yardsticks import smallest_jpeg, smallest_webp, thumbnail, thumbnail_size
+
+
+@dataclass(frozen=True)
+class Processes:
+    """
+    Which of several processes this one is.
+
+    Args:
+        rank (`int`): its number, from 0.
+        count (`int`): how many there are.
+        gather (`Callable[[list], list]`): puts the lists of all processes one behind the other, in order of rank, on
+            each of them.
+    """
+
+    rank: int = 0
+    count: int = 1
+    gather: Callable[[list], list] = list
+
+
+def evaluate_model(
+    model: ALITModel,
+    processor: ALITImageProcessor,
+    images: EvaluationImages,
+    settings: EvaluationSettings,
+    processes: Processes | None = None,
+) -> dict:
+    """
+    Measures a model on images.
+
+    Every score is a mean over images of what one picture scores, clamped to [0, 1] as a viewer would show it. Lengths
+    for a threshold are chosen as `ALITModel.encode(threshold=)` does, by the L1 of the pictures before clamping. All
+    numbers but the images per second come out the same again on the same machine; another batch size or number of
+    processes changes them by rounding only.
+
+    Args:
+        model ([`ALITModel`]): in evaluation mode.
+        processor ([`ALITImageProcessor`]): brings images to the model's size; every yardstick gets what it gives.
+        images ([`EvaluationImages`]): from `open_images`.
+        settings ([`EvaluationSettings`])
+        processes ([`Processes`], *optional*): where several share the images. Defaults to this one alone.
+
+    Returns:
+        the results, on every process, as `json.dump` takes them. See `build_results`.
+
+    Raises:
+        `SettingsError`: before any work for a processor that does not fit the model, or pictures too small to be
+            scored.
+        `ValueError`: before any work for too few images for a Fréchet distance; at the end where no image could be
+            decoded; and for a model whose pictures have NaN.
+    """
+    processes = processes or Processes()
+    pass_ = _Pass(model, processor, settings)
+    num_images = len(images) if settings.limit is None else min(len(images), settings.limit)
+    if settings.feature_network is not None:
+        check_num_images(num_images)
+
+    undecodable, speed = [], None
+    indices = range(processes.rank, num_images, processes.count)
+    label = "evaluating" if processes.count == 1 else f"evaluating, process 0 of {processes.count}"
+    with tqdm(total=len(indices), desc=label, unit="image", file=sys.stderr, disable=processes.rank > 0) as progress:
+        for start in range(0, len(indices), settings.batch_size):
+            batch = indices[start : start + settings.batch_size]
+            pictures = {}
+            for index in batch:
+                try:
+                    pictures[index] = images.read(index)
+                except (OSError, ValueError) as error:
+                    undecodable.append({"index": index, "image": images.name(index), "reason": str(error)})
+            if pictures:
+                pixel_values = processor(list(pictures.values()), return_tensors="pt").pixel_values
+                pass_.add(list(pictures), pixel_values)
+                if speed is None and processes.rank == 0:
+                    speed = measure_speed(model, pixel_values.to(model.device), settings.thresholds)
+            progress.update(len(batch))
+
+    # All processes come here, one without images too: the Fréchet distances need every one of them.
+    records = sorted(processes.gather(pass_.records), key=lambda record: record.index)
+    undecodable = sorted(processes.gather(undecodable), key=lambda image: image["index"])
+    if not records:
+        raise ValueError(f"{', '.join(images.sources)}: none of {num_images} images can be decoded")
+    code_counts = CodeCounts()
+    for counts in processes.gather([pass_.code_counts]):
+        code_counts.merge(counts)
+    speed = next(measured for measured in processes.gather([speed]) if measured is not None)
+    return build_results(
+        model=model,
+        processor=processor,
+        images=images,
+        settings=settings,
+        num_processes=processes.count,
+        records=records,
+        undecodable=undecodable,
+        code_counts=code_counts,
+        frechet=pass_.frechet.compute() if pass_.frechet is not None else {},
+        speed=speed,
+        thumbnail_sizes=pass_.thumbnail_sizes,
+    )
+
+
+class _Pass:
+    """What one process sees."""
+
+    def __init__(self, model: ALITModel, processor: ALITImageProcessor, settings: EvaluationSettings):
+        config = model.config
+        height, width = config.image_height_width
+        crop = processor.crop_size
+        if not processor.do_center_crop or (crop["height"], crop["width"]) != (height, width):
+            raise SettingsError(
+                f"the image processor crops to {crop['width']} x {crop['height']} pixels, the model needs {width} x "
+                f"{height}"
+            )
+        self.model = model
+        self.processor = processor
+        self.thresholds = settings.thresholds
+        self.scorer = ImageScorer(settings.lpips_networks, model.device)
+        if min(height, width) < self.scorer.min_size:
+            raise SettingsError(
+                f"pictures of {width} x {height} pixels are too small to be scored, {self.scorer.min_size} are needed"
+                + (" (leave out LPIPS)" if settings.lpips_networks else "")
+            )
+        lengths = range(config.tokens_per_rollout, config.max_tokens + 1, config.tokens_per_rollout)
+        self.thumbnail_sizes: dict[int, tuple[int, int]] = {}
+        if config.quantize:
+            sizes = {length: thumbnail_size(width, height, payload_bytes(config, length)) for length in lengths}
+            self.thumbnail_sizes = {length: size for length, size in sizes.items() if size is not None}
+        self.records: list[ImageRecord] = []
+        self.code_counts = CodeCounts()
+        self.features = settings.feature_network
+        self.frechet = None
+        if self.features is not None:
+            self.features.to(model.device)
+            variants = [
+                *(f"lengths/{length}" for length in lengths),
+                *(f"adaptive/{number}" for number in range(len(self.thresholds))),
+                "base",
+                *(f"thumbnail/{length}" for length in self.thumbnail_sizes),
+                "jpeg",
+                "webp",
+            ]
+            self.frechet = FrechetDistances(self.features.num_features, variants, model.device)
+
+    @torch.inference_mode()
+    def add(self, indices: list[int], pixel_values: torch.Tensor) -> None:
+        """Measures the images of these numbers, pixels `(B, 3, H, W)` in [0, 1]."""
+        pictures = self.processor.postprocess(pixel_values)
+        records = [
+            ImageRecord(index, hashlib.sha256(picture.tobytes()).digest(), criterion=[])
+            for index, picture in zip(indices, pictures, strict=True)
+        ]
+        self.records += records
+        original = pixel_values.to(self.model.device)
+        # The fastest algorithms of cuDNN are neither repeatable nor exact.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            original_features = None if self.features is None else self.features(original)
+            self._add_model(records, original, original_features)
+            self._add_yardsticks(records, pictures, original, original_features)
+
+    def _add_model(
+        self, records: list[ImageRecord], original: torch.Tensor, original_features: torch.Tensor | None
+    ) -> None:
+        config = self.model.config
+        waiting = torch.ones(len(self.thresholds), len(records), dtype=torch.bool, device=original.device)
+        thresholds = torch.tensor(self.thresholds, dtype=torch.float32, device=original.device).unsqueeze(1)
+        # As `alit encode`: only a model with dynamic halting draws numbers.
+        generator = torch.Generator(self.model.device).manual_seed(0)
+        for rollout in self.model.rollouts(original, generator=generator):
+            length = rollout.num_tokens
+            variant = f"lengths/{length}"
+            criterion = score_images(l1, rollout.reconstruction, original)
+            for record, score in zip(records, criterion.tolist(), strict=True):
+                record.criterion.append(score)
+            features = self._score(variant, records, rollout.reconstruction, original, original_features)
+            # The images that leave here for each threshold, as in `ALITModel.encode`.
+            leaving = waiting & ((criterion < thresholds) | (length == config.max_tokens))
+            waiting &= ~leaving
+            if rollout.token_ids is not None:
+                self.code_counts.add(variant, rollout.token_ids, config.codebook_size)
+            for number, rows in enumerate(leaving):
+                if rollout.token_ids is not None:
+                    self.code_counts.add(f"adaptive/{number}", rollout.token_ids[rows], config.codebook_size)
+                if features is not None and rows.any():
+                    self.frechet.add(f"adaptive/{number}", original_features[rows], features[rows])
+        reconstruction, ids = base_pictures(self.model, original)
+        self._score("base", records, reconstruction, original, original_features)
+        if ids is not None:
+            self.code_counts.add("base", ids, config.base_output_dim)
+
+    def _add_yardsticks(
+        self,
+        records: list[ImageRecord],
+        pictures: list[Image.Image],
+        original: torch.Tensor,
+        original_features: torch.Tensor | None,
+    ) -> None:
+        def score(variant: str, made: list[Image.Image]) -> None:
+            self._score(variant, records, to_pixels(made).to(original.device), original, original_features)
+
+        for length, size in self.thumbnail_sizes.items():
+            score(f"thumbnail/{length}", [thumbnail(picture, size) for picture in pictures])
+        for name, compress in (("jpeg", smallest_jpeg), ("webp", smallest_webp)):
+            made = [compress(picture) for picture in pictures]
+            for record, (_, num_bytes) in zip(records, made, strict=True):
+                record.file_bytes[name] = num_bytes
+            score(name, [picture for picture, _ in made])
+
+    def _score(
+        self,
+        variant: str,
+        records: list[ImageRecord],
+        made: torch.Tensor,
+        original: torch.Tensor,
+        original_features: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """Adds a variant's scores to the records; gives its features where there is a network for them."""
+        scores = {name: values.tolist() for name, values in self.scorer(made, original).items()}
+        for row, record in enumerate(records):
+            record.scores[variant] = {name: values[row] for name, values in scores.items()}
+        if self.features is None:
+            return None
+        features = self.features(made.float().clamp(0, 1))
+        self.frechet.add(variant, original_features, features)
+        return features
+
+
+__all__ = ["Processes", "evaluate_model"]

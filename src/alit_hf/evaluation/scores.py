@@ -1,0 +1,74 @@
+"""How far pictures are from their originals, image by image."""
+
+from collections.abc import Sequence
+
+import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from alit_hf.losses.perceptual import LPIPS
+from alit_hf.selection import l1
+
+
+MAX_PSNR = 100.0
+"""In dB, what a picture gets that equals its original, so that a mean over images stays a number."""
+
+
+def psnr(picture: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+    """
+    Peak signal-to-noise ratio of each image in dB, at most `MAX_PSNR`: pixels `(B, 3, H, W)` in [0, 1] twice to
+    `(B,)`.
+    """
+    ratio = peak_signal_noise_ratio(picture, original, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    return ratio.clamp(max=MAX_PSNR)
+
+
+def ssim(picture: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+    """
+    Structural similarity of each image, 1 where it equals its original (Gaussian window of 11 pixels, sigma 1.5):
+    pixels `(B, 3, H, W)` in [0, 1], H and W at least 6, twice to `(B,)`.
+    """
+    return structural_similarity_index_measure(picture, original, data_range=1.0, reduction="none").view(-1)
+
+
+class ImageScorer:
+    """
+    L1, PSNR, SSIM and LPIPS of pictures as a viewer shows them: clamped to [0, 1].
+
+    Args:
+        lpips_networks (`Sequence[str]`): of `"alex"` and `"vgg"`; may be empty.
+        device (`torch.device`): where the networks are, and the pixels must be.
+
+    Raises:
+        `ValueError`: for an unknown network.
+        `FileNotFoundError`: no weights of a network are cached or installed; the message says how to get them.
+    """
+
+    def __init__(self, lpips_networks: Sequence[str], device: torch.device):
+        self._lpips = {f"lpips_{net}": LPIPS(net, normalize=True).to(device) for net in lpips_networks}
+
+    @property
+    def min_size(self) -> int:
+        """Pixels that the shorter side of an image needs."""
+        return max([6, *(network.min_size for network in self._lpips.values())])
+
+    def __call__(self, picture: torch.Tensor, original: torch.Tensor) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            picture (`torch.Tensor` of shape `(B, 3, H, W)`): clamped here; of any floating dtype.
+            original (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1].
+
+        Returns:
+            float32 `(B,)` for each of `l1`, `psnr`, `ssim` and `lpips_` with the name of each network.
+
+        Raises:
+            `ValueError`: where `picture` has NaN or infinite values.
+        """
+        picture, original = picture.float(), original.float()
+        if not torch.isfinite(picture).all():
+            raise ValueError("the model's pictures have NaN or infinite values")
+        picture = picture.clamp(0, 1)
+        scores = {"l1": l1(picture, original), "psnr": psnr(picture, original), "ssim": ssim(picture, original)}
+        return scores | {name: network(picture, original) for name, network in self._lpips.items()}
+
+
+__all__ = ["MAX_PSNR", "ImageScorer", "psnr", "ssim"]

@@ -1,0 +1,41 @@
+"""What an evaluation measures. Imports nothing heavy, for the command line's help."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from .frechet import FeatureNetwork
+
+
+DEFAULT_THRESHOLDS = (0.04, 0.06, 0.08, 0.1, 0.12, 0.15)
+LPIPS_NETWORKS = ("alex", "vgg")
+FEATURE_NETWORK_NAMES = ("efficientnet-lite0", "inception")
+
+
+class SettingsError(ValueError):
+    """Model, image processor and settings do not fit each other. Raised before any work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """
+    What is measured, and how many images at once.
+
+    Args:
+        thresholds (`Sequence[float]`): L1 below which a picture has enough tokens, for adaptive lengths.
+        lpips_networks (`Sequence[str]`): of `LPIPS_NETWORKS`; may be empty.
+        feature_network (`FeatureNetwork`, *optional*): gives the Fréchet distance; without it there is none.
+        limit (`int`, *optional*): only so many images, the first ones.
+        batch_size (`int`): images at a time.
+    """
+
+    thresholds: Sequence[float] = DEFAULT_THRESHOLDS
+    lpips_networks: Sequence[str] = LPIPS_NETWORKS
+    feature_network: "FeatureNetwork | None" = None
+    limit: int | None = None
+    batch_size: int = 8
+
+
+__all__ = ["DEFAULT_THRESHOLDS", "FEATURE_NETWORK_NAMES", "LPIPS_NETWORKS", "EvaluationSettings", "SettingsError"]

@@ -1,0 +1,103 @@
+"""What is kept of an evaluation while it goes through the images: little, whatever their number."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from alit_hf.losses.codebook import code_counts
+
+
+@dataclass
+class ImageRecord:
+    """
+    What is known of one image.
+
+    Args:
+        index (`int`): its number in the data.
+        digest (`bytes`): SHA-256 of its pixels as the model saw them, 8 bits each, row by row.
+        criterion (`list[float]`): the token selection criterion's value at every length, the shortest first.
+        scores (`dict[str, dict[str, float]]`): of each variant of the picture (`lengths/32`, `base`, `jpeg`, …), the
+            value of each measure.
+        file_bytes (`dict[str, int]`): bytes of `jpeg` and `webp`.
+    """
+
+    index: int
+    digest: bytes
+    criterion: list[float]
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    file_bytes: dict[str, int] = field(default_factory=dict)
+
+
+def count_codes(codes: Iterable[Sequence[int]], codebook_size: int) -> torch.Tensor:
+    """
+    How often each code occurs, int64 `(codebook_size,)`, in codes of any lengths; negative ids, the padding, do not
+    count.
+
+    Raises:
+        `ValueError`: for an id that the codebook does not have.
+    """
+    ids = torch.tensor([token_id for code in codes for token_id in code], dtype=torch.long)
+    if (ids >= codebook_size).any():
+        raise ValueError(f"The ids go up to {int(ids.max())}, they must be below `codebook_size`, {codebook_size}.")
+    return code_counts(ids, codebook_size)
+
+
+class CodeCounts:
+    """How often each code of a codebook occurs, for each variant."""
+
+    def __init__(self):
+        self.counts: dict[str, torch.Tensor] = {}
+
+    def add(self, variant: str, ids: torch.Tensor, codebook_size: int) -> None:
+        """Adds ids of any shape; the negative ones, the padding, do not count."""
+        counts = code_counts(ids, codebook_size).cpu()
+        self.counts[variant] = self.counts[variant] + counts if variant in self.counts else counts
+
+    def merge(self, other: "CodeCounts") -> None:
+        """Adds what another process has counted."""
+        for variant, counts in other.counts.items():
+            self.counts[variant] = self.counts[variant] + counts if variant in self.counts else counts
+
+
+class _Features(nn.Module):
+    """Stands where torchmetrics expects a network: the features are computed once for all its distances."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+class FrechetDistances:
+    """
+    Fréchet distances between the originals and each variant of them, in the feature space of a network.
+
+    With `torch.distributed` running, every process must know the same variants, and `compute` is over all processes.
+
+    Args:
+        num_features (`int`): size of the feature space.
+        variants (`list[str]`): the variants to come.
+        device (`torch.device`): where features are.
+    """
+
+    def __init__(self, num_features: int, variants: list[str], device: torch.device):
+        self._distances = {
+            variant: FrechetInceptionDistance(feature=_Features(num_features)).to(device) for variant in variants
+        }
+
+    def add(self, variant: str, original_features: torch.Tensor, features: torch.Tensor) -> None:
+        """Adds features `(B, num_features)` of originals and of the same number of pictures."""
+        self._distances[variant].update(original_features, real=True)
+        self._distances[variant].update(features, real=False)
+
+    def compute(self) -> dict[str, float]:
+        """The distance of each variant."""
+        return {variant: distance.compute().item() for variant, distance in self._distances.items()}
+
+
+__all__ = ["CodeCounts", "FrechetDistances", "ImageRecord", "count_codes"]

@@ -1,0 +1,129 @@
+"""A saved folder carries its code: it loads with `trust_remote_code=True` where alit_hf is not installed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_config import tiny_images, tiny_model
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+from alit_hf import ALITConfig, ALITImageProcessor, ALITModel
+
+
+# Run in a process of its own: saves what `load` gave, loads that again, and writes down what it found.
+SCRIPT = """
+import json, sys
+{prelude}
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+folder, resaved, picture, results = sys.argv[1:]
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+model, report = AutoModel.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+assert not any(report.values()), report
+from_config = AutoModel.from_config(config, trust_remote_code=True)
+assert from_config.state_dict().keys() == model.state_dict().keys()
+pixel_values = processor(picture, return_tensors="pt").pixel_values
+with torch.no_grad():
+    code = model.encode(pixel_values, threshold=0.0)
+    pixels = model.decode(token_ids=code.token_ids, num_tokens=code.num_tokens).pixel_values
+processor.postprocess(pixels)
+model.save_pretrained(resaved)
+processor.save_pretrained(resaved)
+again = AutoModel.from_pretrained(resaved, trust_remote_code=True)
+with torch.no_grad():
+    assert torch.equal(again.encode(pixel_values, threshold=0.0).token_ids, code.token_ids)
+with open(results, "w") as file:
+    json.dump({{
+        "classes": [type(part).__module__ for part in (config, processor, model)],
+        "token_ids": code.token_ids.tolist(),
+        "pixels": pixels.flatten().tolist(),
+    }}, file)
+"""
+
+
+def run_elsewhere(tmp_path: Path, folder: Path, picture: Path, *, installed: bool) -> dict:
+    """What `SCRIPT` found, in a fresh process and cache; where not `installed`, importing alit_hf fails there."""
+    prelude = "import alit_hf" if installed else "sys.modules['alit_hf'] = None"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    arguments = [folder, tmp_path / "resaved", picture, tmp_path / "results.json"]
+    process = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(prelude=prelude), *map(str, arguments)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads((tmp_path / "results.json").read_text())
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    path = tmp_path / "picture.png"
+    ALITImageProcessor().postprocess(tiny_images(1, 40, 50))[0].save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """What a user gets who saves model and processor, and nothing more."""
+    tiny_model().save_pretrained(tmp_path / "model")
+    ALITImageProcessor(size=32, crop_size=32).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def expected_results(folder: Path, picture: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    model, processor = ALITModel.from_pretrained(folder), ALITImageProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        code = model.encode(**processor(picture, return_tensors="pt"), threshold=0.0)
+        return code.token_ids, model.decode(token_ids=code.token_ids, num_tokens=code.num_tokens).pixel_values
+
+
+def test_the_folder_names_and_holds_its_code(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_alit.ALITConfig",
+        "AutoModel": "modeling_alit.ALITModel",
+    }
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    assert processor["auto_map"] == {"AutoImageProcessor": "image_processing_alit.ALITImageProcessor"}
+    files = {path.name for path in folder.glob("*.py")}
+    assert files >= {"configuration_alit.py", "modeling_alit.py", "image_processing_alit.py"}
+
+
+def test_loads_and_runs_without_alit_hf(tmp_path, folder, picture):
+    results = run_elsewhere(tmp_path, folder, picture, installed=False)
+    assert all(module.startswith("transformers_modules.") for module in results["classes"])
+    token_ids, pixels = expected_results(folder, picture)
+    assert results["token_ids"] == token_ids.tolist()
+    torch.testing.assert_close(torch.tensor(results["pixels"]), pixels.flatten(), rtol=0, atol=1e-6)
+
+    # What was saved there loads here.
+    resaved = ALITModel.from_pretrained(tmp_path / "resaved")
+    assert resaved.config.to_dict().keys() == ALITConfig.from_pretrained(folder).to_dict().keys()
+    assert expected_results(tmp_path / "resaved", picture)[0].tolist() == results["token_ids"]
+    assert {path.name for path in (tmp_path / "resaved").iterdir()} == {path.name for path in folder.iterdir()}
+
+
+def test_loads_with_trusted_code_where_alit_hf_is_installed(tmp_path, folder, picture):
+    results = run_elsewhere(tmp_path, folder, picture, installed=True)
+    assert results["token_ids"] == expected_results(folder, picture)[0].tolist()
+
+
+def test_the_installed_code_is_used_where_remote_code_is_not_trusted(folder):
+    assert type(AutoConfig.from_pretrained(folder)) is ALITConfig
+    assert type(AutoModel.from_pretrained(folder)) is ALITModel
+    assert type(AutoModel.from_pretrained(folder, trust_remote_code=False)) is ALITModel
+    assert type(AutoImageProcessor.from_pretrained(folder)) is ALITImageProcessor

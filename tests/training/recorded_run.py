@@ -1,0 +1,51 @@
+"""
+`training/train.py` for tests that watch it from outside. LPIPS has random weights here, as the pretrained ones may not
+be there. Environment variables: RECORD names a file for all that is logged; KILL_WHILE_WRITING names a checkpoint in
+whose middle the process kills itself.
+"""
+
+import json
+import os
+import signal
+import sys
+
+import torch
+from accelerate import Accelerator
+
+from alit_hf.losses.perceptual import LPIPS
+from training import train
+from training.monitoring import Display
+from training.stages import pixel_loss
+
+
+def random_lpips(net: str, normalize: bool) -> LPIPS:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LPIPS(net, normalize=normalize, pretrained=False)
+
+
+pixel_loss.LPIPS = random_lpips
+
+records: list[dict[str, float]] = []
+original_scalars, original_save = Display.scalars, Accelerator.save_state
+
+
+def scalars(self, values, step):
+    records.append(values)
+    original_scalars(self, values, step)
+
+
+def save_state(self, output_dir):
+    original_save(self, output_dir)
+    if os.environ.get("KILL_WHILE_WRITING", "nothing") in output_dir:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+Display.scalars, Accelerator.save_state = scalars, save_state
+
+if __name__ == "__main__":
+    code = train.main(sys.argv[1:])
+    if "RECORD" in os.environ and os.environ.get("RANK", "0") == "0":
+        with open(os.environ["RECORD"], "w", encoding="utf-8") as file:
+            json.dump(records, file)
+    sys.exit(code)

@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from training.configuration import config_from_dict, config_to_dict, load_configs
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs").rglob("*.yaml"))
+
+
+def write(path: Path, values: dict) -> Path:
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def test_overrides_reach_fields_and_sections(values, tmp_path):
+    path = write(tmp_path / "run.yaml", values("base"))
+    (config,) = load_configs(
+        path, ["--seed", "7", "--data.image_size=64", "--optimization.learning_rate", "1e-4", "--data.flip", "false"]
+    )
+    assert config.seed == 7
+    assert config.data.image_size == 64
+    assert config.optimization.learning_rate == 1e-4  # which YAML reads as text
+    assert config.data.flip is False
+    assert config.optimization.max_steps == 6
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("optimization__lerning_rate", 1.0, "did you mean `optimization.learning_rate`"),
+        ("colour", 1, "`colour` is no field"),
+        ("loss__perceptual_wieght", 1.0, "did you mean `loss.perceptual_weight`"),
+        ("model__num_vq_embedings", 16, "num_vq_embedings"),
+        ("stage", "bass", "'base', 'distill'"),
+        ("data__image_size", "large", "`data.image_size` is 'large'"),
+        ("data__image_size", True, "`data.image_size` is True"),
+        ("data__image_size", 50, "multiple of 4"),
+        ("data__crop_scale", 0, "`data.crop_scale` is 0"),
+        ("optimization__learning_rate", float("nan"), "finite"),
+        ("optimization__base_learning_rate", 1e-4, "optimization.learning_rate"),
+        ("optimization__epochs", 3, "optimization.max_steps"),
+        ("optimization__warmup_steps", 6, "below max_steps"),
+        ("optimization__ema_decay", 1.0, "in \\[0, 1\\)"),
+        ("optimization__mixed_precision", "fp8", "mixed_precision"),
+        ("logging__keep", 0, "`logging.keep` is 0"),
+        ("model__norm_num_groups", 5, "`model` cannot be built"),
+        ("data", "photos", "`data` is 'photos', it must be a section"),
+    ],
+)
+def test_wrong_fields_are_named_before_anything_starts(values, tmp_path, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        config_from_dict(values("base", **{field: value}))
+    assert not (tmp_path / "base").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "field", "value", "message"),
+    [
+        ("distill", "init_from", "", "init_from"),
+        ("distill", "model__image_size", 32, "data.image_size"),
+        ("distill", "model__hidden_size", 33, "num_attention_heads"),
+        ("distill", "model__hidden", 33, "hidden"),
+        ("distill", "loss__label_smoothing", 1.0, "label_smoothing"),
+        ("fixed", "model__max_rollouts", 2, "max_rollouts"),
+        ("finetune", "init_from", "", "init_from"),
+        ("finetune", "loss__regularizer", "r2", "regularizer"),
+        ("base", "data__streaming", True, "data.in_memory"),
+    ],
+)
+def test_wrong_fields_of_stages_are_named(values, stage, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        config_from_dict(values(stage, **{field: value}))
+
+
+@pytest.mark.parametrize("overrides", [["seed", "1"], ["--seed"], ["--seed.deep", "1"]])
+def test_malformed_overrides_are_refused(values, tmp_path, overrides):
+    path = write(tmp_path / "run.yaml", values("base", seed=0))
+    with pytest.raises(ValueError, match="seed"):
+        load_configs(path, overrides)
+
+
+def test_peak_learning_rate_scales_with_the_batch(config):
+    assert config("base").optimization.peak_learning_rate == 1e-3
+    scaled = config("base", optimization__learning_rate=0, optimization__base_learning_rate=1.5e-4)
+    assert scaled.optimization.peak_learning_rate == pytest.approx(1.5e-4 * 4 / 256)
+
+
+def test_defaults_hold_where_a_file_is_silent(values, tmp_path):
+    write(tmp_path / "below.yaml", values("base"))
+    path = write(tmp_path / "above.yaml", {"defaults": "below.yaml", "data": {"image_size": 64}})
+    (config,) = load_configs(path)
+    assert config.data.image_size == 64
+    assert config.data.crop_scale == 0.75
+
+
+def test_a_sequence_hands_models_on(values, tmp_path):
+    base, distill = values("base"), values("distill")
+    common = {name: base.pop(name) for name in ("data", "optimization", "logging", "output_dir")}
+    sequence = {"base": {"model": base["model"]}, "distill": {"model": distill["model"]}, "finetune": {"seed": 3}}
+    path = write(tmp_path / "run.yaml", {**common, "sequence": sequence})
+    first, second, third = load_configs(path, ["--output_dir", "runs/x", "--sequence.distill.seed", "5"])
+    assert [one.stage for one in (first, second, third)] == ["base", "distill", "finetune"]
+    assert first.output_dir == str(Path("runs/x/base"))
+    assert second.init_from == str(Path("runs/x/base/model"))
+    assert third.init_from == str(Path("runs/x/distill/model"))
+    assert [one.seed for one in (first, second, third)] == [0, 5, 3]
+
+
+def test_a_configuration_survives_a_round_trip(config):
+    for stage in ("base", "distill"):
+        one = config(stage)
+        assert config_from_dict(config_to_dict(one)) == one
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_are_valid(path):
+    if "stage" in path.read_text(encoding="utf-8") or "sequence" in path.read_text(encoding="utf-8"):
+        assert load_configs(path)

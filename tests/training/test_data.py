@@ -1,0 +1,212 @@
+import io
+import itertools
+import tarfile
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.configuration import DataConfig
+from training.data import (
+    BatchSplit,
+    TrainingImages,
+    UndecodableImagesError,
+    check_undecodable,
+    load_validation,
+    random_crop,
+    training_batches,
+)
+
+
+def data_config(source, **kwargs) -> DataConfig:
+    return DataConfig(train=[str(source)], image_size=16, **{"crop_scale": 0.75, **kwargs})
+
+
+def one_rank(batch_size: int = 4) -> BatchSplit:
+    return BatchSplit(batch_size=batch_size, micro_batch_size=batch_size, rank=0, num_ranks=1)
+
+
+def png(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (24, 20), (shade, shade, shade)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def shades(tmp_path):
+    """A folder of 12 pictures of one shade each, by which they can be told apart."""
+    folder = tmp_path / "shades"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number:02d}.png").write_bytes(png(20 * number))
+    return folder
+
+
+@pytest.fixture
+def tars(tmp_path):
+    """Four webdataset tars of six pictures, each of a shade of its own."""
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    for shard in range(4):
+        with tarfile.open(folder / f"{shard}.tar", "w") as archive:
+            for number in range(6):
+                content = png(10 * (6 * shard + number))
+                member = tarfile.TarInfo(f"{shard}{number}.png")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return folder
+
+
+def shades_of(batches) -> list[int]:
+    return [int(pixels[0, 0, 0]) for batch in batches for pixels in batch["pixel_values"]]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_an_epoch_has_every_image_once_in_an_order_of_its_own(shades, in_memory):
+    images = TrainingImages(data_config(shades, in_memory=in_memory), seed=0)
+    first, second = ([int(images[epoch * 12 + n]["pixel_values"][0, 0, 0]) for n in range(12)] for epoch in (0, 1))
+    assert sorted(first) == sorted(second) == [20 * number for number in range(12)]
+    assert first != second
+    assert first != sorted(first)
+
+
+def test_position_and_seed_determine_the_crop(photo_folder):
+    images = TrainingImages(data_config(photo_folder), seed=0)
+    again = TrainingImages(data_config(photo_folder), seed=0)
+    assert torch.equal(images[5]["pixel_values"], again[5]["pixel_values"])
+    other = TrainingImages(data_config(photo_folder), seed=1)
+    assert not torch.equal(images[5]["pixel_values"], other[5]["pixel_values"])
+
+
+def test_a_later_start_goes_on_where_the_other_left(shades):
+    images = TrainingImages(data_config(shades), seed=0)
+    full, late = (
+        list(itertools.islice(training_batches(images.config, images, 0, one_rank(), first, False), count))
+        for first, count in ((0, 8), (5, 3))
+    )
+    for one, two in zip(full[5:], late, strict=True):
+        assert torch.equal(one["pixel_values"], two["pixel_values"])
+
+
+def test_ranks_and_micro_batches_share_the_same_step(shades):
+    images = TrainingImages(data_config(shades), seed=0)
+    (whole,) = itertools.islice(training_batches(images.config, images, 0, one_rank(), 2, False), 1)
+    parts = []
+    for rank in range(2):
+        split = BatchSplit(batch_size=4, micro_batch_size=1, rank=rank, num_ranks=2)
+        assert split.micro_batches == 2
+        parts += itertools.islice(training_batches(images.config, images, 0, split, 2, False), 2)
+    together = torch.cat([part["pixel_values"] for part in parts])
+    assert sorted(map(bytes, together.numpy())) == sorted(map(bytes, whole["pixel_values"].numpy()))
+
+
+def test_a_batch_that_cannot_be_split_is_refused():
+    with pytest.raises(ValueError, match="`optimization.batch_size` is 6"):
+        BatchSplit(batch_size=6, micro_batch_size=2, rank=0, num_ranks=2)
+    with pytest.raises(ValueError, match="`optimization.batch_size` is 1"):
+        BatchSplit(batch_size=1, micro_batch_size=0, rank=0, num_ranks=2)
+
+
+def test_crops_are_random_in_place_scale_and_side():
+    ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None], (48, 64, 3))
+    picture = Image.fromarray(np.ascontiguousarray(ramp))
+    config = DataConfig(train=["x"], image_size=16, crop_scale=0.5)
+    rows = np.stack([random_crop(picture, config, (0, n))[8, :, 0].astype(int) for n in range(64)])
+    mirrored = rows[:, 0] > rows[:, -1]
+    assert 16 < mirrored.sum() < 48
+    span = np.abs(rows[:, -1] - rows[:, 0])  # a crop's side in source pixels, less one target pixel
+    assert span.min() >= 20
+    assert span.max() <= 46
+    assert span.max() - span.min() > 10
+    assert len(np.unique(rows[~mirrored, 0])) > 10
+    unmirrored = np.stack([random_crop(picture, DataConfig(flip=False, image_size=16), (0, n))[8] for n in range(32)])
+    assert (unmirrored[:, 0] <= unmirrored[:, -1]).all()
+
+
+def test_parquet_and_package_sources(shades, tmp_path):
+    rows = {"photo": [(shades / "03.png").read_bytes(), (shades / "04.png").read_bytes()]}
+    features = datasets.Features({"photo": datasets.Image()})
+    encoded = {"photo": [{"bytes": content, "path": None} for content in rows["photo"]]}
+    datasets.Dataset.from_dict(encoded, features=features).to_parquet(tmp_path / "two.parquet")
+    images = TrainingImages(data_config(tmp_path / "*.parquet", image_column="photo"), seed=0)
+    assert sorted(int(images[n]["pixel_values"][0, 0, 0]) for n in range(2)) == [60, 80]
+    with pytest.raises(ValueError, match="`data.image_column` is 'image'"):
+        TrainingImages(data_config(tmp_path / "two.parquet"), seed=0)
+    assert len(TrainingImages(data_config("package://skimage/data/coffee.png"), seed=0)) == 1
+
+
+@pytest.mark.parametrize("source", ["nowhere/*.parquet", "nowhere.png", "package://no_such_package/x.png"])
+def test_missing_sources_are_named(source):
+    with pytest.raises(ValueError, match=r"nowhere|no_such_package"):
+        TrainingImages(data_config(source), seed=0)
+
+
+def test_validation_takes_the_first_centre_crops(shades):
+    (shades / "01.png").write_bytes(b"no picture")
+    config = DataConfig(train=["x"], validation=[str(shades)], image_size=16, validation_images=3)
+    crops = load_validation(config)
+    assert crops.shape == (3, 3, 16, 16)
+    assert crops[:, 0, 0, 0].tolist() == [0, 40, 60]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_undecodable_images_are_counted_and_replaced(shades, in_memory):
+    (shades / "02.png").write_bytes(b"no picture")
+    config = data_config(shades, in_memory=in_memory, max_undecodable=0.01)
+    images = TrainingImages(config, seed=0)
+    batches = list(itertools.islice(training_batches(config, images, 0, one_rank(), 0, False), 3))
+    assert 40 not in shades_of(batches)
+    counted = sum(int(batch["undecodable"].sum()) for batch in batches)
+    assert counted == (0 if in_memory else 1)
+    assert len(images) == (11 if in_memory else 12)
+
+
+def test_more_undecodable_images_than_allowed_stop_the_run(shades):
+    for number in range(11):
+        (shades / f"{number:02d}.png").write_bytes(b"no picture")
+    with pytest.raises(UndecodableImagesError, match="11 of 12"):
+        TrainingImages(data_config(shades, in_memory=True, max_undecodable=0.01), seed=0)
+    check_undecodable(11, 12, 0.05)  # of so few images, 11 are no evidence of more than 5 %
+    check_undecodable(500, 10_000, 0.05)
+    with pytest.raises(UndecodableImagesError, match="501 of 10000"):
+        check_undecodable(501, 10_000, 0.05)
+
+
+def stream(config, split, first_step, count):
+    return list(itertools.islice(training_batches(config, None, 0, split, first_step, False), count))
+
+
+def test_streamed_ranks_split_an_epoch(tars):
+    config = data_config(tars, streaming=True, shuffle_buffer=8)
+    seen = []
+    for rank in range(2):
+        split = BatchSplit(batch_size=8, micro_batch_size=4, rank=rank, num_ranks=2)
+        seen += shades_of(stream(config, split, 0, 3))
+    assert sorted(seen) == [10 * number for number in range(24)]
+    assert seen != sorted(seen)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_streams_go_on_where_they_left(tars, workers):
+    (member,) = [path for path in tars.iterdir() if path.name == "1.tar"]
+    content = member.read_bytes()
+    start = content.index(b"\x89PNG")
+    member.write_bytes(content[:start] + b"\x00" * 8 + content[start + 8 :])
+    config = data_config(tars, streaming=True, shuffle_buffer=8, num_workers=workers)
+    full = stream(config, one_rank(3), 0, 12)
+    late = stream(config, one_rank(3), 5, 7)
+    for one, two in zip(full[5:], late, strict=True):
+        assert torch.equal(one["pixel_values"], two["pixel_values"])
+    assert sum(int(batch["undecodable"].sum()) for batch in full) >= 1
+    if not workers:
+        epochs = shades_of(full)
+        assert set(epochs[:24]) == set(epochs)
+        assert epochs[:12] != epochs[24:36]
+
+
+def test_too_many_workers_for_a_stream_are_refused(tars):
+    config = data_config(tars, streaming=True, num_workers=5)
+    with pytest.raises(ValueError, match="`data.num_workers` is 5, it must be at most 4"):
+        training_batches(config, None, 0, one_rank(), 0, False)

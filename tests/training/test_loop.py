@@ -1,0 +1,351 @@
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers import VQModel
+from safetensors.torch import load_file
+
+from alit_hf import ALITImageProcessor, ALITModel
+from training.averaging import WeightAverage
+from training.checkpointing import CheckpointError, checkpoints
+from training.data import UndecodableImagesError
+from training.loop import InterruptedTrainingError, Trainer, train
+from training.monitoring import Display, NonFiniteLossError
+from training.stages.base import BaseStage
+from training.stages.distill import DistillStage
+
+
+@pytest.fixture
+def first_model(config, tmp_path) -> str:
+    """An untrained model for `finetune` to start from."""
+    folder = str(tmp_path / "first")
+    DistillStage.build(config("distill")).model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def scalars(monkeypatch) -> dict[int, dict[str, float]]:
+    """What runs log, by step."""
+    logged: dict[int, dict[str, float]] = {}
+    original = Display.scalars
+
+    def spy(self, values, step):
+        logged.setdefault(step, {}).update(values)
+        original(self, values, step)
+
+    monkeypatch.setattr(Display, "scalars", spy)
+    return logged
+
+
+def contents(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Everything that a checkpoint holds but the time that went by, flattened to tensors by name."""
+    found = {}
+
+    def add(name, value):
+        if isinstance(value, dict):
+            for key, part in value.items():
+                add(f"{name}/{key}", part)
+        elif isinstance(value, (list, tuple)):
+            for key, part in enumerate(value):
+                add(f"{name}/{key}", part)
+        elif isinstance(value, torch.Tensor):
+            found[name] = value
+        elif isinstance(value, (int, float)):
+            found[name] = torch.tensor(value, dtype=torch.float64)
+
+    for path in sorted(checkpoint.rglob("*")):
+        if path.suffix == ".safetensors":
+            add(str(path.relative_to(checkpoint)), load_file(path))
+        elif path.suffix in (".bin", ".pkl"):
+            add(path.name, torch.load(path, weights_only=False))
+    return {name: value for name, value in found.items() if not name.endswith("seconds")}
+
+
+def assert_equal_checkpoints(one: Path, two: Path) -> None:
+    first, second = contents(one), contents(two)
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+CASES = {
+    "base": {"loss__adversarial_weight": 0.5, "loss__adversarial_start": 3, "loss__discriminator_layers": 1},
+    "distill": {"optimization__micro_batch_size": 2},
+    "finetune": {"loss__adversarial_weight": 0.5, "loss__discriminator_layers": 1, "loss__revive_every": 2},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_resumed_run_equals_one_that_went_through(config, tmp_path, first_model, name):
+    fields = {**CASES[name], "logging__checkpoint_every": 3, "logging__keep": 5, "optimization__max_steps": 10}
+    if name == "finetune":
+        fields["init_from"] = first_model
+    train(config(name, **fields))
+    through = tmp_path / name
+    resumed = tmp_path / "resumed"
+    shutil.copytree(through / "checkpoint-6", resumed / "checkpoint-6")
+    train(config(name, **fields, output_dir=str(resumed), resume="latest"))
+    assert [path.name for path in checkpoints(resumed)] == ["checkpoint-6", "checkpoint-9", "checkpoint-10"]
+    assert_equal_checkpoints(through / "checkpoint-10", resumed / "checkpoint-10")
+    assert contents(through / "checkpoint-6").keys() == contents(through / "checkpoint-10").keys()
+    moved = load_file(through / "checkpoint-6" / "model.safetensors")
+    assert any(
+        not torch.equal(value, moved[key])
+        for key, value in load_file(through / "checkpoint-10" / "model.safetensors").items()
+    )
+
+
+def test_what_a_run_leaves_can_be_used(config, tmp_path, photo_folder, first_model):
+    fields = {"data__validation": [str(photo_folder)], "data__validation_images": 3, "logging__pictures_every": 3}
+    train(config("base", **fields))
+    train(config("distill", **fields))
+    train(
+        config("finetune", **fields, init_from=str(tmp_path / "distill" / "model"), logging__trackers=["tensorboard"])
+    )
+    model = VQModel.from_pretrained(tmp_path / "base" / "model")
+    assert model.config.num_vq_embeddings == 16
+    for name in ("distill", "finetune"):
+        folder = tmp_path / name / "model"
+        model = ALITModel.from_pretrained(folder).eval()
+        processor = ALITImageProcessor.from_pretrained(folder)
+        picture = next(photo_folder.iterdir())
+        with torch.no_grad():
+            code = model.encode(**processor(str(picture), return_tensors="pt"), num_tokens=8)
+        assert code.token_ids.shape == (1, 8)
+        assert sorted(path.name for path in (tmp_path / name / "pictures").iterdir()) == [
+            "00000003.png",
+            "00000006.png",
+        ]
+        assert (tmp_path / name / "config.yaml").is_file()
+        assert not list((tmp_path / name).glob(".unfinished*"))
+    assert list((tmp_path / "finetune").rglob("events.out.tfevents*"))
+
+
+def test_the_saved_model_is_the_average_of_the_whole_run(config, tmp_path, monkeypatch):
+    """Against the definition by hand, over two epochs of five steps."""
+    expected: list[torch.Tensor] = []
+    original = WeightAverage.update
+
+    def spy(self):
+        original(self)
+        parameters = [parameter.detach().clone() for parameter in self._parameters]
+        step = self.optimization_step
+        decay = 0.0 if step == 1 else min(0.9, step / (step + 9))
+        if not expected:
+            expected.extend(parameters)
+        for average, parameter in zip(expected, parameters, strict=True):
+            average.copy_(decay * average + (1 - decay) * parameter)
+
+    monkeypatch.setattr(WeightAverage, "update", spy)
+    fields = {"optimization__max_steps": 0, "optimization__epochs": 2, "loss__revive_every": 0}
+    train(config("distill", **fields))
+    (checkpoint,) = checkpoints(tmp_path / "distill")
+    assert checkpoint.name == "checkpoint-10"
+    model = ALITModel.from_pretrained(checkpoint / "model")
+    for parameter, average in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter, average)
+
+
+def test_micro_batches_add_up_to_the_batch(config, tmp_path, scalars):
+    steps = {}
+    for micro in (4, 1):
+        fields = {
+            "loss__halting": False,
+            "logging__log_every": 1,
+            "optimization__max_steps": 3,
+            "loss__revive_every": 0,
+        }
+        folder = str(tmp_path / str(micro))
+        train(config("distill", **fields, optimization__micro_batch_size=micro, output_dir=folder))
+        steps[micro] = [(scalars[step]["loss"], scalars[step]["gradient_norm"]) for step in (1, 2, 3)]
+    torch.testing.assert_close(torch.tensor(steps[1]), torch.tensor(steps[4]), rtol=1e-4, atol=1e-4)
+
+
+def test_the_discriminator_is_only_moved_by_its_own_steps(config, monkeypatch, first_model):
+    made = config("finetune", init_from=first_model, **CASES["finetune"] | {"loss__revive_every": 0})
+    trainer = Trainer(made)
+    stage = trainer.stage
+    adversary = {key: value.clone() for key, value in stage.adversary.discriminator.state_dict().items()}
+    order = []
+    original = trainer.opponent.step
+
+    def step(*batch):
+        assert all(
+            torch.equal(value, adversary[key]) for key, value in stage.adversary.discriminator.state_dict().items()
+        )
+        before = {key: value.clone() for key, value in stage.state_dict().items()}
+        scalars = original(*batch)
+        assert all(torch.equal(value, before[key]) for key, value in stage.state_dict().items())
+        adversary.update({key: value.clone() for key, value in stage.adversary.discriminator.state_dict().items()})
+        order.append("discriminator")
+        return scalars
+
+    monkeypatch.setattr(trainer.opponent, "step", step)
+    for trainer.progress.steps in range(3):
+        before = stage.model.encoder.layers[0].mlp.fc1.weight.detach().clone()
+        discriminator = stage.adversary.discriminator.head.weight.detach().clone()
+        trainer._step()
+        assert not torch.equal(stage.model.encoder.layers[0].mlp.fc1.weight, before)
+        assert not torch.equal(stage.adversary.discriminator.head.weight, discriminator)
+    assert order == ["discriminator"] * 3  # one to each step of the generator
+    trainer.close()
+
+
+def test_old_checkpoints_are_pruned(config, tmp_path):
+    train(config("distill", logging__checkpoint_every=1, logging__keep=2))
+    assert [path.name for path in checkpoints(tmp_path / "distill")] == ["checkpoint-5", "checkpoint-6"]
+
+
+def test_a_second_run_does_not_mix_with_the_first(config, tmp_path):
+    fields = {"logging__checkpoint_every": 3, "optimization__max_steps": 4}
+    train(config("distill", **fields))
+    before = contents(tmp_path / "distill" / "checkpoint-4")
+    with pytest.raises(ValueError, match="--resume latest"):
+        train(config("distill", **fields))
+    after = contents(tmp_path / "distill" / "checkpoint-4")
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    with pytest.raises(ValueError, match="`resume` is 'nowhere'"):
+        train(config("distill", **fields, resume="nowhere"))
+
+
+def test_resuming_nothing_starts_anew_and_a_finished_run_ends_at_once(config, tmp_path, scalars):
+    train(config("distill", resume="latest"))
+    assert (tmp_path / "distill" / "model").is_dir()
+    shutil.rmtree(tmp_path / "distill" / "model")
+    scalars.clear()
+    train(config("distill", resume="latest"))
+    assert not scalars
+    assert (tmp_path / "distill" / "model").is_dir()
+
+
+def test_sigterm_leaves_a_checkpoint_to_go_on_from(config, tmp_path, monkeypatch):
+    original = BaseStage.forward
+
+    def forward(self, pixel_values):
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, pixel_values)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(BaseStage, "forward", forward)
+    with pytest.raises(InterruptedTrainingError, match="after 4 of 6 steps"):
+        train(config("base"))
+    assert signal.getsignal(signal.SIGTERM) == handler
+    monkeypatch.setattr(BaseStage, "forward", original)
+    train(config("base", resume="latest"))
+    through = tmp_path / "through"
+    train(config("base", output_dir=str(through)))
+    assert_equal_checkpoints(tmp_path / "base" / "checkpoint-6", through / "checkpoint-6")
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_non_finite_loss_stops_the_run_and_says_where(config, tmp_path, monkeypatch, where):
+    original = BaseStage.forward
+
+    def forward(self, pixel_values):
+        loss, logs = original(self, pixel_values)
+        if self.step == 4 and where == "loss":
+            loss = loss * float("nan")
+            logs = {**logs, "loss": loss.detach()}
+        if self.step == 4 and where == "gradient":
+            loss = loss + (self.model.decoder.conv_out.bias.sum() * 0).sqrt() * 0
+        return loss, logs
+
+    monkeypatch.setattr(BaseStage, "forward", forward)
+    fields = {"logging__checkpoint_every": 2, "logging__log_every": 6}
+    with pytest.raises(
+        NonFiniteLossError, match="Step 5: .*gradient_norm" if where == "gradient" else "Step 5: .*loss"
+    ):
+        train(config("base", **fields))
+    assert [path.name for path in checkpoints(tmp_path / "base")] == ["checkpoint-2", "checkpoint-4"]
+    good = contents(tmp_path / "base" / "checkpoint-4")
+    assert all(value.isfinite().all() for value in good.values() if value.is_floating_point())
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
+def test_a_full_disk_leaves_older_checkpoints(config, tmp_path, monkeypatch, error):
+    original = Accelerator.save_state
+
+    def save_state(self, output_dir):
+        original(self, output_dir)
+        if output_dir.endswith("checkpoint-4"):
+            raise error
+
+    monkeypatch.setattr(Accelerator, "save_state", save_state)
+    with pytest.raises(CheckpointError, match="step 4 could not be written"):
+        train(config("distill", logging__checkpoint_every=2))
+    (kept,) = checkpoints(tmp_path / "distill")
+    assert kept.name == "checkpoint-2"
+    assert not list((tmp_path / "distill").glob(".unfinished*"))
+    monkeypatch.setattr(Accelerator, "save_state", original)
+    train(config("distill", resume="latest"))
+
+
+def test_too_many_undecodable_images_stop_the_run(config, tmp_path, photo_folder, scalars):
+    folder = tmp_path / "photos"
+    shutil.copytree(photo_folder, folder)
+    (folder / "00.png").write_bytes(b"no picture")
+    fields = {"data__train": [str(folder)], "data__in_memory": False, "optimization__max_steps": 5}
+    train(config("distill", **fields))
+    assert scalars[5]["undecodable"] == 1
+    progress = json.loads((tmp_path / "distill" / "checkpoint-5" / "progress.json").read_text())
+    assert progress["undecodable"] == 1
+    for path in folder.iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(UndecodableImagesError, match="None of the 20"):
+        train(config("distill", **fields, output_dir=str(tmp_path / "other")))
+
+
+def test_a_run_can_be_limited_in_time(config, tmp_path, scalars):
+    """The learning rate is annealed to the end, wherever that is."""
+    train(config("distill", optimization__max_steps=10**6, optimization__max_minutes=0.02, logging__log_every=1))
+    rates = [scalars[step]["learning_rate"] for step in sorted(scalars)]
+    assert 2 < len(rates) < 1000
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.5 * rates[0]
+    assert (tmp_path / "distill" / "model").is_dir()
+
+
+def test_validation_scores_the_average(config, photo_folder, scalars, monkeypatch):
+    fields = {"data__validation": [str(photo_folder)], "data__validation_images": 5, "optimization__max_steps": 3}
+    trainer = Trainer(config("base", **fields))
+    trainer.run()
+    found = scalars[3]["validation/l1"]
+    assert trainer.held_out.shape == (5, 3, 32, 32)
+    model = VQModel.from_pretrained(Path(trainer.config.output_dir) / "model").eval()
+    originals = trainer.held_out.float() / 255
+    with torch.no_grad():
+        reconstruction = model(originals).sample.clamp(0, 1)
+    assert found == pytest.approx(float((reconstruction - originals).abs().mean()), rel=1e-4)
+    trainer.close()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"optimization__mixed_precision": "bf16"},
+        {"optimization__channels_last": True, "optimization__gradient_checkpointing": True},
+        pytest.param({"optimization__compile": True}, marks=pytest.mark.slow),
+    ],
+    ids=["bf16", "layout and recomputation", "compile"],
+)
+@pytest.mark.parametrize("name", ["base", "distill", "finetune"])
+def test_economies_change_no_more_than_rounding(config, tmp_path, scalars, first_model, name, fields):
+    start = {"init_from": first_model} if name == "finetune" else {}
+    plain = {"logging__log_every": 1, "optimization__max_steps": 2, **start}
+    if name == "distill":
+        plain["loss__halting"] = False
+    losses = []
+    for folder, extra in (("plain", {}), ("changed", fields)):
+        scalars.clear()
+        AcceleratorState._reset_state(True)
+        train(config(name, **plain, **extra, output_dir=str(tmp_path / folder)))
+        losses.append([scalars[step]["loss"] for step in (1, 2)])
+    tolerance = 3e-2 if "optimization__mixed_precision" in fields else 1e-4
+    assert losses[1] == pytest.approx(losses[0], rel=tolerance)

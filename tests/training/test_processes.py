@@ -1,0 +1,141 @@
+"""Runs in processes of their own: killed ones, and two ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from training.loop import train
+from training.train import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_USE, main
+
+
+ROOT = Path(__file__).parents[2]
+RECORDED_RUN = Path(__file__).parent / "recorded_run.py"
+
+
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    def write(values: dict) -> str:
+        path = tmp_path / f"{values.get('stage', 'sequence')}.yaml"
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+@pytest.mark.timeout(300)
+def test_a_run_killed_while_writing_a_checkpoint_goes_on_exactly(values, config, config_file, tmp_path):
+    """SIGKILL after step 12 of 20, with half of a checkpoint written; the last whole one is that of step 9."""
+    fields = {"optimization__max_steps": 20, "logging__checkpoint_every": 3, "logging__keep": 9}
+    path = config_file(values("distill", **fields))
+    killed = run([str(RECORDED_RUN), "--config", path], KILL_WHILE_WRITING="checkpoint-12")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    folder = tmp_path / "distill"
+    assert (folder / ".unfinished-checkpoint-12" / "model.safetensors").is_file()
+    assert not (folder / "checkpoint-12").exists()
+    train(config("distill", **fields, resume="latest"))
+    assert not (folder / ".unfinished-checkpoint-12").exists()
+
+    through = tmp_path / "through"
+    train(config("distill", **fields, output_dir=str(through)))
+    for name in ("model.safetensors", "model/model.safetensors"):
+        one, two = (load_file(place / "checkpoint-20" / name) for place in (folder, through))
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.timeout(300)
+def test_two_ranks_compute_what_one_does(values, config_file, tmp_path):
+    """All stages, over five steps, at the same total batch; and either reads the other's checkpoints."""
+    base, distill = values("base"), values("distill")
+    common = {name: base[name] for name in ("data", "optimization", "logging", "output_dir")}
+    common["optimization"] |= {"max_steps": 5}
+    common["logging"] |= {"log_every": 1, "checkpoint_every": 2, "keep": 9}
+    common["data"]["validation"] = common["data"]["train"]
+    common["data"]["validation_images"] = 6
+    adversarial = {"adversarial_weight": 0.5, "discriminator_layers": 1, "adversarial_start": 2}
+    values = {
+        **common,
+        "sequence": {
+            "base": {"model": base["model"], "loss": {"perceptual_net": "alex", "revive_every": 0} | adversarial},
+            # What is random differs between ranks.
+            "distill": {"model": distill["model"], "loss": {"halting": False, "revive_every": 0}},
+            "finetune": {"loss": {"perceptual_net": "alex"} | adversarial},
+        },
+    }
+    path = config_file(values)
+    losses = {}
+    for ranks in (1, 2):
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if ranks == 2 else []
+        record = tmp_path / f"{ranks}.json"
+        done = run(
+            [*launcher, str(RECORDED_RUN), "--config", path, "--output_dir", str(tmp_path / str(ranks))],
+            RECORD=str(record),
+            ACCELERATE_USE_CPU="1",
+        )
+        assert done.returncode == 0, done.stderr
+        losses[ranks] = json.loads(record.read_text())
+    assert len(losses[1]) == 3 * (5 + 1)
+    for one, two in zip(losses[1], losses[2], strict=True):
+        assert one.keys() == two.keys()
+        for name in one.keys() - {"images_per_second", "learning_rate"}:
+            # The discriminator's logits are near zero at first, where only absolute errors mean something.
+            assert two[name] == pytest.approx(one[name], rel=1e-4, abs=2e-5), name
+
+    for reader, writer in ((1, 2), (2, 1)):
+        folder = tmp_path / f"{reader} goes on from {writer}"
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if reader == 2 else []
+        finetune = {**common, "stage": "finetune", "init_from": str(tmp_path / "1" / "distill" / "model")}
+        path = config_file({**finetune, **{"loss": values["sequence"]["finetune"]["loss"], "output_dir": str(folder)}})
+        checkpoint = tmp_path / str(writer) / "finetune" / "checkpoint-4"
+        record = tmp_path / "resumed.json"
+        done = run(
+            [*launcher, str(RECORDED_RUN), "--config", path, "--resume", str(checkpoint)],
+            RECORD=str(record),
+            ACCELERATE_USE_CPU="1",
+        )
+        assert done.returncode == 0, done.stderr
+        (last, _) = json.loads(record.read_text())
+        assert last["loss"] == pytest.approx(losses[1][-2]["loss"], rel=1e-4)
+
+
+def test_exit_codes(values, config_file, tmp_path, monkeypatch, capsys):
+    path = config_file(values("distill", data__train=[str(tmp_path / "nowhere.png")]))
+    assert main(["--config", path, "--optimization.lerning_rate", "1"]) == EXIT_WRONG_USE
+    assert "optimization.learning_rate" in capsys.readouterr().err
+    assert main(["--config", str(tmp_path / "nowhere.yaml")]) == EXIT_WRONG_USE
+    assert main(["--config", path]) == EXIT_WRONG_USE  # no such images
+
+    path = config_file(values("distill"))
+
+    def terminate(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "training.loop.Trainer._set_learning_rate", lambda self: terminate() or setattr(self, "learning_rate", 0)
+        )
+        assert main(["--config", path]) == EXIT_INTERRUPTED
+    with monkeypatch.context() as patch:
+        patch.setattr("accelerate.Accelerator.save_state", lambda *_: open(tmp_path / "no" / "folder", "wb"))
+        assert main(["--config", path, "--resume", "latest"]) == EXIT_FAILED
+    assert main(["--config", path, "--resume", "latest"]) == 0

@@ -1,0 +1,345 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from alit_hf import ALITModel
+from alit_hf.conversion import load_original
+from training.configuration import OptimizationConfig
+from training.optimization import adamw
+from training.stages import STAGES
+from training.stages.distill import DistillLossConfig, DistillStage
+from training.stages.finetune import FinetuneStage
+
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "alit_vqgan_quantized"
+
+
+@pytest.fixture
+def pixels():
+    return torch.rand(2, 3, 32, 32)
+
+
+@pytest.fixture
+def build(config, tmp_path):
+    """Makes a stage; `finetune` starts from an untrained model, or from the given one."""
+
+    def make(name, /, **fields):
+        if name == "finetune" and "init_from" not in fields:
+            fields["init_from"] = str(tmp_path / "first")
+            make("distill").model.save_pretrained(fields["init_from"])
+        made = config(name, **fields)
+        torch.manual_seed(0)
+        return STAGES[name].build(made).train()
+
+    return make
+
+
+def gradients(stage, pixels) -> dict[str, torch.Tensor | None]:
+    stage.zero_grad()
+    loss, _ = stage(pixels)
+    loss.backward()
+    return {name: parameter.grad for name, parameter in stage.named_parameters()}
+
+
+def moved(stage, pixels, steps: int = 1) -> set[str]:
+    """Names of the parameters that training steps move."""
+    optimizer = torch.optim.SGD([parameter for parameter in stage.parameters() if parameter.requires_grad], lr=1.0)
+    before = {name: parameter.detach().clone() for name, parameter in stage.named_parameters()}
+    for _ in range(steps):
+        loss, _ = stage(pixels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name for name, parameter in stage.named_parameters() if not torch.equal(parameter, before[name])}
+
+
+def test_first_stage_losses_are_the_published_ones():
+    """Smoothing 0 and halting off, as the fixture was computed."""
+    expected = json.loads((FIXTURE / "meta.json").read_text())["stage1"]
+    model = load_original(FIXTURE / "original_state_dict.safetensors", num_attention_heads=4)
+    pixels = load_file(FIXTURE / "expected.safetensors")["pixels_uint8"].float() / 255
+    stage = DistillStage(model, DistillLossConfig(label_smoothing=0, halting=False)).train()
+    with torch.no_grad():
+        loss, logs = stage(pixels)
+    assert float(loss) == pytest.approx(expected["total_loss"], rel=1e-4)
+    for index, terms in enumerate(expected["per_rollout"]):
+        length = 32 * (index + 1)
+        assert float(logs[f"nll/{length}"]) == pytest.approx(terms[f"nll_loss_{index}"], rel=1e-4)
+        assert float(logs[f"code/{length}"]) == pytest.approx(terms[f"code_loss_{index}"], rel=1e-4)
+        assert float(logs[f"quantization/{length}"]) == pytest.approx(terms[f"quantization_loss_{index}"], rel=1e-4)
+
+
+@pytest.mark.parametrize("base", ["vq_base", "kl_base"])
+def test_distillation_trains_all_but_the_base(build, pixels, request, base):
+    stage = build("distill", init_from=request.getfixturevalue(base))
+    names = moved(stage, pixels, steps=3)
+    assert not [name for name in names if "base_tokenizer" in name]
+    rest = {name for name, _ in stage.named_parameters() if "base_tokenizer" not in name}
+    # Only where a position was halted the mask token is seen.
+    assert rest - names <= {"model.embeddings.mask_token"}
+    assert not any(module.training for module in stage.model.base_tokenizer.modules())
+    assert stage.model.encoder.training
+
+
+def test_every_trained_parameter_gets_a_gradient(build, pixels):
+    """Distributed training would otherwise wait for ever, or need `find_unused_parameters`."""
+    cases = {
+        "distill": {},
+        "fixed": {},
+        "base": {"loss__codebook_start": 0},
+        "finetune": {},
+    }
+    for name, fields in cases.items():
+        stage = build(name, **fields)
+        steps = range(6) if name == "finetune" else range(1)
+        for step in steps:
+            stage.step = step
+            found = gradients(stage, pixels)
+            trained = {key for key, parameter in stage.named_parameters() if parameter.requires_grad}
+            assert not [key for key in trained if found[key] is None], (name, step)
+
+
+def test_halting_is_on_in_the_first_stage_and_off_elsewhere(build, pixels, monkeypatch):
+    thresholds = []
+    original = ALITModel._start
+
+    def spy(self, pixel_values, halting_threshold, generator):
+        thresholds.append(halting_threshold)
+        return original(self, pixel_values, halting_threshold, generator)
+
+    monkeypatch.setattr(ALITModel, "_start", spy)
+    for name, fields in (
+        ("distill", {}),
+        ("distill", {"loss__halting_threshold": 0.3}),
+        ("distill", {"loss__halting": False}),
+        ("fixed", {}),
+        ("finetune", {}),
+    ):
+        build(name, **fields)(pixels)
+    assert thresholds == [0.55, 0.3, None, None, None]
+    stage = build("distill")
+    thresholds.clear()
+    stage.eval().score(pixels)
+    assert thresholds == [None]
+
+
+def test_a_halting_threshold_of_kl_is_in_latent_units(build, kl_base):
+    assert build("distill", init_from=kl_base).halting_threshold == 0.025
+
+
+def test_label_smoothing_changes_the_loss(build, pixels):
+    plain, smooth = (build("distill", loss__halting=False, loss__label_smoothing=value) for value in (0.0, 0.5))
+    losses = [stage(pixels)[0].item() for stage in (plain, smooth)]
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def test_a_loss_on_the_last_rollout_only(build, pixels):
+    every, last = (build("distill", loss__halting=False, loss__last_rollout_only=value) for value in (False, True))
+    (total, logs), (alone, last_logs) = every(pixels), last(pixels)
+    assert {name.partition("/")[2] for name in last_logs if "/" in name} == {"12"}
+    assert float(last_logs["nll/12"]) == pytest.approx(float(logs["nll/12"]))
+    # Weighted as the third rollout, not as the first.
+    expected = 1.5 * logs["nll/12"] + logs["code/12"] + logs["quantization/12"]
+    assert float(alone) == pytest.approx(float(expected), rel=1e-5)
+    assert float(total) > float(alone)
+
+
+def test_a_fixed_length_is_one_rollout_of_weight_one(build, pixels):
+    stage = build("fixed", model__tokens_per_rollout=12)
+    loss, logs = stage(pixels)
+    expected = logs["nll/12"] + logs["code/12"] + logs["quantization/12"]
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_finetuning_trains_everything(build, pixels):
+    stage = build("finetune")
+    stage.drawn_rollout = lambda: 2
+    found = gradients(stage, pixels)
+    silent = {name for name, gradient in found.items() if gradient is None or not gradient.abs().sum() > 0}
+    assert silent == {"model.embeddings.mask_token"}
+    assert found["model.base_tokenizer.model.quantize.embedding.weight"].abs().sum() > 0
+
+
+def test_finetuning_computes_the_drawn_rollout_and_no_further(build, pixels):
+    stage = build("finetune")
+    passes = {"encoder": 0, "decoder": 0, "base": 0}
+
+    def count(name):
+        def hook(*_):
+            passes[name] += 1
+
+        return hook
+
+    stage.model.encoder.register_forward_hook(count("encoder"))
+    stage.model.decoder.register_forward_hook(count("decoder"))
+    stage.model.base_tokenizer.model.decoder.register_forward_pre_hook(count("base"))
+    for rollout in range(3):
+        stage.drawn_rollout = lambda rollout=rollout: rollout
+        for name in passes:
+            passes[name] = 0
+        _, logs = stage(pixels)
+        assert f"l1/{4 * (rollout + 1)}" in logs
+        assert passes["encoder"] == rollout + 1
+        assert passes["decoder"] == 1
+        assert passes["base"] in (1, len(pixels))  # on a CPU the base decodes image by image
+
+
+def test_all_rollouts_are_drawn_equally_often(build):
+    stage = build("finetune")
+    drawn = []
+    for stage.step in range(600):
+        drawn.append(stage.drawn_rollout())
+    assert np.bincount(drawn).min() > 160
+    assert np.bincount(drawn).size == 3
+
+
+@pytest.mark.parametrize("regularizer", ["none", "lecam", "r1"])
+@pytest.mark.parametrize("name", ["base", "finetune"])
+def test_neither_side_moves_the_other(build, pixels, name, regularizer):
+    fields = {"loss__adversarial_weight": 1.0, "loss__regularizer": regularizer, "loss__discriminator_layers": 1}
+    stage = build(name, **fields)
+    stage.step = 2
+    adversary = stage.adversary
+    assert not [key for key, _ in stage.named_parameters() if "discriminator" in key]
+    before = {key: value.clone() for key, value in adversary.discriminator.state_dict().items()}
+    assert moved(stage, pixels, steps=2)
+    assert all(parameter.grad is None for parameter in adversary.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in adversary.discriminator.state_dict().items())
+    assert all(parameter.requires_grad for parameter in adversary.parameters())
+
+    before = {key: value.clone() for key, value in stage.state_dict().items()}
+    stage.zero_grad()
+    loss, _ = adversary(*stage.adversary_batch)
+    loss.backward()
+    assert all(parameter.grad is None for parameter in stage.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in stage.state_dict().items())
+    assert all(parameter.grad is not None for parameter in adversary.discriminator.parameters())
+
+
+def test_the_adversary_waits_for_its_start(build, pixels):
+    stage = build("finetune", loss__adversarial_weight=1.0, loss__adversarial_start=4, loss__discriminator_layers=1)
+    for step, plays in ((3, False), (4, True), (5, True)):
+        stage.step = step
+        _, logs = stage(pixels)
+        assert (stage.adversary_batch is not None) == plays
+        assert ("adversarial" in logs) == plays
+
+
+def test_perceptual_loss_starts_when_told(build, pixels):
+    stage = build("base", loss__perceptual_start=1, loss__perceptual_weight=0.5)
+    assert "lpips" not in stage(pixels)[1]
+    stage.step = 1
+    loss, logs = stage(pixels)
+    assert float(loss) == pytest.approx(float(logs["l1"] + 0.5 * logs["lpips"]), rel=1e-5)
+
+
+def test_the_yardstick_is_in_no_checkpoint(build):
+    for name in ("base", "finetune"):
+        stage = build(name)
+        assert not [key for key in stage.state_dict() if "lpips" in key or "pixel_loss" in key]
+
+
+def test_the_base_codebook_starts_from_latents(build, pixels):
+    stage = build("base", loss__codebook_start=2, loss__revive_every=0)
+    codebook = stage.model.quantize.embedding.weight
+    before = codebook.detach().clone()
+    stage(pixels)
+    assert stage.end_step() == []
+    assert torch.equal(codebook, before)
+    stage.step = 1
+    stage(pixels)
+    (replaced,) = stage.end_step()
+    assert replaced.rows.all()
+    vectors = stage.model.encode(pixels).latents.permute(0, 2, 3, 1).flatten(0, 2)
+    assert torch.cdist(codebook, vectors).min(dim=1).values.max() < 1e-3
+    stage.step = 2
+    _, logs = stage(pixels)
+    assert "codebook_loss" in logs
+    assert stage.summary()["codebook/usage"] > 0.2
+
+
+def test_dead_codes_are_revived_and_reported(build, pixels):
+    stage = build("distill", loss__revive_every=2, model__codebook_size=64)
+    codebook = stage.model.quantizer.codebook.weight
+    stage(pixels)
+    assert stage.end_step() == []
+    usage = float(stage.summary()["codebook/usage"])
+    assert 0 < usage < 1
+    stage.step = 1
+    before = codebook.detach().clone()
+    stage(pixels)
+    (replaced,) = stage.end_step()
+    assert replaced.parameter is codebook
+    assert replaced.rows.any()
+    changed = (codebook != before).any(dim=1)
+    assert torch.equal(changed, replaced.rows)
+
+
+def test_commitment_cost_is_on_the_encoder(build):
+    """diffusers' default has it on the codebook."""
+    stage = build("base")
+    latents = torch.randn(1, 4, 2, 2, requires_grad=True)
+    _, loss, _ = stage.model.quantize(latents)
+    loss.backward()
+    codebook = stage.model.quantize.embedding.weight
+    ratio = latents.grad.abs().sum() / codebook.grad.abs().sum()
+    assert float(ratio) == pytest.approx(0.25, rel=0.3)
+
+
+@pytest.mark.parametrize("name", ["base", "distill", "finetune"])
+def test_a_few_steps_lower_the_loss(build, pixels, name):
+    stage = build(name, loss__revive_every=0)
+    stage.drawn_rollout = lambda: 1
+    stage.step = 5
+    optimizer = adamw(stage, OptimizationConfig(learning_rate=3e-3, max_steps=1))
+    losses = []
+    for _ in range(15):
+        loss, _ = stage(pixels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    assert np.mean(losses[-3:]) < 0.95 * losses[0]
+
+
+@pytest.mark.parametrize("base", ["vq_base", "kl_base"])
+def test_scores_and_pictures_of_every_length(build, pixels, request, base):
+    stage = build("distill", init_from=request.getfixturevalue(base)).eval()
+    with torch.no_grad():
+        scores, columns = stage.score(pixels), stage.pictures(pixels)
+    assert [name for name in scores if name.startswith("l1/")] == ["l1/4", "l1/8", "l1/12"]
+    assert all(value.shape == (2,) for value in scores.values())
+    assert list(columns) == ["base", "4", "8", "12"]
+    reconstruction = columns["8"].clamp(0, 1)
+    expected = (reconstruction - pixels).abs().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(scores["l1/8"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_missing_or_foreign_start_is_named(build, tmp_path, vq_base):
+    with pytest.raises(ValueError, match="init_from"):
+        build("distill", init_from=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="init_from"):
+        build("finetune", init_from=str(tmp_path / "nowhere"))
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel", "block_out_channels": [8]}))
+    with pytest.raises(ValueError, match="UNet2DModel"):
+        build("distill", init_from=str(tmp_path))
+
+
+def test_finetuning_at_another_size_is_refused(build, tmp_path):
+    build("finetune")
+    with pytest.raises(ValueError, match="`data.image_size` is 64"):
+        build("finetune", init_from=str(tmp_path / "first"), data__image_size=64)
+
+
+def test_a_finetuned_stage_saves_what_it_is_given(build, tmp_path):
+    stage = build("finetune")
+    assert isinstance(stage, FinetuneStage)
+    weights = {name: torch.zeros_like(value) for name, value in stage.model.state_dict().items()}
+    stage.save_pretrained(str(tmp_path / "saved"), weights)
+    loaded = ALITModel.from_pretrained(tmp_path / "saved")
+    assert all((parameter == 0).all() for parameter in loaded.parameters())
+    assert (stage.model.encoder.layers[0].mlp.fc1.weight != 0).any()

@@ -1,0 +1,365 @@
+"""Images for training: opening any source, decoding, cropping, and an order that a step number alone determines."""
+
+import glob
+import importlib.util
+import itertools
+import logging
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from datasets.distributed import split_dataset_by_node
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
+from tqdm import tqdm
+
+from alit_hf.image_io import open_image
+
+from .configuration import DataConfig
+
+
+logger = logging.getLogger(__name__)
+
+_JUDGED_FROM = 1000
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class UndecodableImagesError(RuntimeError):
+    """More images than `data.max_undecodable` allows could not be decoded."""
+
+
+def open_source(source: list[str], split: str, image_column: str, streaming: bool = False):
+    """
+    A `datasets` dataset (an iterable one where `streaming`) whose `image_column` is read but not decoded: each row has
+    `{"bytes": …, "path": …}` there.
+
+    Args:
+        source: see `DataConfig.train`.
+
+    Raises:
+        `ValueError`: where files or column are missing, or the kinds of file are mixed.
+    """
+    files = _files(source)
+    if files is None:
+        dataset = datasets.load_dataset(source[0], split=split, streaming=streaming)
+    else:
+        kind = _kind(files)
+        dataset = datasets.load_dataset(kind, data_files={"train": files}, split="train", streaming=streaming)
+        if kind == "webdataset":
+            # Its columns are the suffixes of the files inside.
+            image_column = next((name for name in dataset.column_names if f".{name}" in _IMAGE_SUFFIXES), image_column)
+    columns = dataset.column_names
+    if columns is not None and image_column not in columns:
+        raise ValueError(f"`data.image_column` is {image_column!r}, {source} has the columns {columns}.")
+    dataset = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    return dataset if image_column == "image" else dataset.rename_column(image_column, "image")
+
+
+def _files(source: list[str]) -> list[str] | None:
+    """The files that `source` means, or None where it is a Hub id."""
+    files = []
+    for entry in source:
+        path = _package_path(entry) if entry.startswith("package://") else entry
+        if Path(path).is_dir():
+            found = sorted(str(file) for file in Path(path).rglob("*") if file.is_file())
+            files += [file for file in found if Path(file).suffix.lower() in {".parquet", ".tar"} | _IMAGE_SUFFIXES]
+        else:
+            files += sorted(glob.glob(path))
+    if files:
+        return files
+    if len(source) == 1 and source[0].count("/") == 1 and not Path(source[0]).suffix:
+        return None
+    raise ValueError(f"`data` names {source}, but no such file or folder with images, parquet or tar files exists.")
+
+
+def _package_path(entry: str) -> str:
+    package, _, path = entry.removeprefix("package://").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"`data` names {entry}, but the Python package {package} is not installed.")
+    return str(Path(spec.submodule_search_locations[0]) / path)
+
+
+def _kind(files: list[str]) -> str:
+    suffixes = {Path(file).suffix.lower() for file in files}
+    if suffixes == {".parquet"}:
+        return "parquet"
+    if suffixes == {".tar"}:
+        return "webdataset"
+    if suffixes <= _IMAGE_SUFFIXES:
+        return "imagefolder"
+    raise ValueError(f"`data` names files of several kinds, {sorted(suffixes)}; one of parquet, tar or images.")
+
+
+def decode(cell: dict) -> Image.Image:
+    """The RGB picture of a row's image column; a `ValueError` where it cannot be decoded."""
+    if cell is None:
+        raise ValueError("the row has no image")
+    try:
+        return open_image(cell["bytes"] if cell["bytes"] is not None else cell["path"])
+    except OSError as error:
+        raise ValueError(str(error)) from error
+
+
+def center_crop(picture: Image.Image, size: int) -> np.ndarray:
+    """The middle square at `size` pixels, uint8 `(size, size, 3)`."""
+    side = min(picture.size)
+    left, top = (picture.width - side) / 2, (picture.height - side) / 2
+    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)))
+
+
+def random_crop(picture: Image.Image, config: DataConfig, place: tuple[int, ...]) -> np.ndarray:
+    """
+    A random square at `image_size` pixels, uint8 `(image_size, image_size, 3)`, mirrored half of the time; `place`
+    seeds it.
+    """
+    random = np.random.default_rng(place)
+    side = min(picture.size) * random.uniform(config.crop_scale, 1)
+    left, top = random.uniform(0, picture.width - side), random.uniform(0, picture.height - side)
+    size = (config.image_size, config.image_size)
+    pixels = np.asarray(picture.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)))
+    return pixels[:, ::-1] if config.flip and random.random() < 0.5 else pixels
+
+
+def _as_tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def load_validation(config: DataConfig) -> torch.Tensor:
+    """The first `validation_images` centre crops that can be decoded, uint8 `(B, 3, image_size, image_size)`."""
+    crops = []
+    for row in open_source(config.validation, config.validation_split, config.image_column):
+        if len(crops) == config.validation_images:
+            break
+        try:
+            crops.append(center_crop(decode(row["image"]), config.image_size))
+        except ValueError as error:
+            logger.warning("Validation image skipped: %s", error)
+    if not crops:
+        raise ValueError(f"`data.validation` is {config.validation}, it must have images that can be decoded.")
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
+
+
+def _thumbnail(picture: Image.Image, shorter_side: int) -> np.ndarray:
+    """The picture made smaller, not larger, to that shorter side, uint8 `(height, width, 3)`."""
+    scale = min(1.0, shorter_side / min(picture.size))
+    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+
+
+class TrainingImages(Dataset):
+    """
+    Random crops by *position*: how many images the run has drawn before this one, over all epochs and ranks.
+
+    Which image stands at a position and how it is cropped follow from the seed and the position alone. So a resumed
+    run, another number of ranks or workers, and another order of workers all see the same images.
+
+    An item is `{"pixel_values": uint8 (3, image_size, image_size), "undecodable": int}`; where an image cannot be
+    decoded, the next one of the epoch takes its place.
+
+    Raises:
+        `UndecodableImagesError`: with `in_memory`, at once.
+    """
+
+    def __init__(self, config: DataConfig, seed: int, show_progress: bool = False):
+        self.config = config
+        self.seed = seed
+        self.images = open_source(config.train, config.split, config.image_column)
+        if config.in_memory:
+            self.images = self._decode_all(show_progress)
+        if len(self.images) == 0:
+            raise ValueError(f"`data.train` is {config.train}, it must have images.")
+        self._epoch_order = (-1, np.empty(0, dtype=np.int64))
+
+    def _decode_all(self, show_progress: bool) -> list[np.ndarray]:
+        shorter_side = round(self.config.image_size / self.config.crop_scale)
+        decoded, undecodable = [], 0
+        rows = tqdm(self.images, "decoding", unit="image", disable=not show_progress, mininterval=5)
+        for number, row in enumerate(rows):
+            try:
+                decoded.append(_thumbnail(decode(row["image"]), shorter_side))
+            except ValueError as error:
+                undecodable += 1
+                logger.warning("Image %d of the training data skipped: %s", number, error)
+        check_undecodable(undecodable, len(self.images), self.config.max_undecodable)
+        return decoded
+
+    def __len__(self) -> int:
+        """Images in an epoch."""
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> dict:
+        epoch, place = divmod(position, len(self))
+        order = self._order(epoch)
+        undecodable = 0
+        for attempt in range(len(self)):
+            try:
+                picture = self._picture(int(order[(place + attempt) % len(self)]))
+                break
+            except ValueError as error:
+                undecodable += 1
+                logger.warning("Image at position %d skipped: %s", position + attempt, error)
+        else:
+            raise UndecodableImagesError(f"None of the {len(self)} training images can be decoded.")
+        pixels = random_crop(picture, self.config, (self.seed, 1, position))
+        return {"pixel_values": _as_tensor(pixels), "undecodable": undecodable}
+
+    def _picture(self, index: int) -> Image.Image:
+        image = self.images[index]
+        return Image.fromarray(image) if isinstance(image, np.ndarray) else decode(image["image"])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._epoch_order[0] != epoch:
+            self._epoch_order = (epoch, np.random.default_rng((self.seed, 0, epoch)).permutation(len(self)))
+        return self._epoch_order[1]
+
+
+class RankPositions(Sampler[list[int]]):
+    """
+    This rank's micro-batches of positions, from a step on and without end.
+
+    The positions of a step are split over its micro-batches first and over ranks then, so that the images of a step
+    depend on the batch size only.
+    """
+
+    def __init__(self, split: "BatchSplit", first_step: int):
+        self.split = split
+        self.first_step = first_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        size = self.split.micro_batch_size
+        start = self.first_step * self.split.batch_size + self.split.rank * size
+        while True:
+            yield list(range(start, start + size))
+            start += self.split.num_ranks * size
+
+
+class StreamedImages(IterableDataset):
+    """
+    Random crops of a stream, without end: every rank and worker reads its own part, shuffled in a buffer.
+
+    A row that cannot be decoded gives another crop of the next row that can, so that rows and crops keep step and a
+    resumed run can pass over the rows before it without decoding them.
+
+    Items are those of `TrainingImages`.
+
+    Raises:
+        `ValueError`: where there are more workers than files of the rank.
+    """
+
+    def __init__(self, config: DataConfig, seed: int, split: "BatchSplit", first_step: int):
+        self.config = config
+        self.seed = seed
+        self.split = split
+        self.first_batch = first_step * split.micro_batches
+        rows = open_source(config.train, config.split, config.image_column, streaming=True)
+        self.rows = split_dataset_by_node(
+            rows.shuffle(seed=seed, buffer_size=config.shuffle_buffer), rank=split.rank, world_size=split.num_ranks
+        )
+        if config.num_workers > max(1, self.rows.num_shards):
+            raise ValueError(
+                f"`data.num_workers` is {config.num_workers}, it must be at most {self.rows.num_shards}, the files "
+                f"that each of the {split.num_ranks} ranks reads."
+            )
+
+    def __iter__(self) -> Iterator[dict]:
+        worker = get_worker_info()
+        number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        to_pass = self.first_batch // count * self.split.micro_batch_size
+        undecodable = 0
+        for slot, row in enumerate(self._endless_rows()):
+            if slot < to_pass:
+                continue
+            try:
+                picture = decode(row["image"])
+            except ValueError as error:
+                logger.warning("Image %d of worker %d, rank %d, skipped: %s", slot, number, self.split.rank, error)
+                undecodable += 1
+                continue
+            for late in range(undecodable, -1, -1):
+                place = (self.seed, 2, self.split.rank, number, slot - late)
+                yield {
+                    "pixel_values": _as_tensor(random_crop(picture, self.config, place)),
+                    "undecodable": int(late > 0),
+                }
+            undecodable = 0
+
+    def _endless_rows(self) -> Iterator[dict]:
+        for epoch in itertools.count():
+            self.rows.set_epoch(epoch)
+            empty = True
+            for row in self.rows:
+                empty = False
+                yield row
+            if empty:
+                raise ValueError(
+                    f"`data.train` is {self.config.train}, it must have images for every rank and worker."
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSplit:
+    """
+    How a step's images are shared out.
+
+    Args:
+        batch_size: images a step, over all ranks.
+        micro_batch_size: images a rank computes at once.
+        rank, num_ranks: this process among all.
+    """
+
+    batch_size: int
+    micro_batch_size: int
+    rank: int
+    num_ranks: int
+
+    def __post_init__(self) -> None:
+        at_once = self.micro_batch_size * self.num_ranks
+        if at_once < 1 or self.batch_size % at_once:
+            raise ValueError(
+                f"`optimization.batch_size` is {self.batch_size}, it must be a multiple of the {self.num_ranks} ranks "
+                f"times `micro_batch_size` ({self.micro_batch_size})."
+            )
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a rank and step."""
+        return self.batch_size // (self.micro_batch_size * self.num_ranks)
+
+
+def training_batches(
+    config: DataConfig, images: TrainingImages | None, seed: int, split: BatchSplit, first_step: int, pin_memory: bool
+) -> Iterator[dict]:
+    """
+    This rank's endless micro-batches from a step on, `{"pixel_values": uint8 (B, 3, H, W), "undecodable": (B,)}`.
+
+    Args:
+        images: the indexed images; None for a stream.
+    """
+    workers = config.num_workers
+    common = {"num_workers": workers, "pin_memory": pin_memory}
+    if images is not None:
+        return iter(DataLoader(images, batch_sampler=RankPositions(split, first_step), **common))
+    stream = StreamedImages(config, seed, split, first_step)
+    if workers:
+        # Streaming runs threads, of whose locks a forked process could inherit one that nobody ever opens.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        common["multiprocessing_context"] = context
+    batches = iter(DataLoader(stream, batch_size=split.micro_batch_size, **common))
+    # Workers take turns, the first one first. A stream that goes on at another one's turn gives up the turns before.
+    return itertools.islice(batches, stream.first_batch % max(1, workers), None)
+
+
+def check_undecodable(undecodable: int, seen: int, allowed_share: float) -> None:
+    """Raises `UndecodableImagesError` where more than the allowed share of the images seen is undecodable."""
+    # A single bad image among the first few says nothing about the share.
+    if undecodable > allowed_share * max(seen, _JUDGED_FROM):
+        raise UndecodableImagesError(
+            f"{undecodable} of {seen} training images could not be decoded, `data.max_undecodable` allows "
+            f"{allowed_share:.2%}. The log names each."
+        )

@@ -1,0 +1,259 @@
+"""The loop that all stages share."""
+
+import itertools
+import logging
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+
+from .averaging import WeightAverage
+from .checkpointing import MODEL_FOLDER, Checkpointer, Progress, find_checkpoint
+from .configuration import TrainingConfig, config_to_dict
+from .data import BatchSplit, TrainingImages, check_undecodable, load_validation, training_batches
+from .interruption import Interruption
+from .monitoring import Display, ScalarWindow, mean_scores, picture_columns
+from .optimization import adamw, learning_rate_share
+from .publishing import Publisher
+from .stages import STAGES
+from .stages.adversary import Adversary
+
+
+logger = logging.getLogger(__name__)
+
+_PICTURES = 8
+
+
+class InterruptedTrainingError(RuntimeError):
+    """SIGTERM came; a checkpoint was written."""
+
+
+def train(config: TrainingConfig) -> None:
+    """
+    Trains one stage from a checked configuration, from the start or from a checkpoint, to the end.
+
+    Leaves in `output_dir`: `config.yaml`, checkpoints, the trackers' logs, pictures, and in `model` what
+    `from_pretrained` loads.
+
+    Raises:
+        `ValueError`: where the configuration does not fit the data, the files or the number of ranks.
+        `NonFiniteLossError`, `InterruptedTrainingError`, `UndecodableImagesError`, `CheckpointError`: see there.
+    """
+    trainer = Trainer(config)
+    try:
+        trainer.run()
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """One run: everything that it needs, made ready at construction, and the loop. See `train`."""
+
+    def __init__(self, config: TrainingConfig):
+        self.config = config
+        self.settings = settings = config.optimization
+        self.output_dir = Path(config.output_dir)
+        resume_from = find_checkpoint(config.resume, self.output_dir)
+        self.accelerator = accelerator = Accelerator(
+            mixed_precision=settings.mixed_precision,
+            log_with=config.logging.trackers or None,
+            project_dir=str(self.output_dir),
+            # Counts of codes differ between ranks until they are summed.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        self.split = BatchSplit(
+            batch_size=settings.batch_size,
+            micro_batch_size=settings.micro_batch_size or settings.batch_size // accelerator.num_processes,
+            rank=accelerator.process_index,
+            num_ranks=accelerator.num_processes,
+        )
+        accelerator.gradient_accumulation_steps = self.split.micro_batches
+        self.publisher = Publisher(config) if config.push_to_hub and accelerator.is_main_process else None
+        if accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
+            (self.output_dir / "config.yaml").write_text(text, encoding="utf-8")
+
+        images = None
+        self.max_steps, self.warmup_steps = settings.max_steps, settings.warmup_steps
+        if not config.data.streaming:
+            images = TrainingImages(config.data, config.seed, show_progress=accelerator.is_local_main_process)
+            steps_per_epoch = max(1, len(images) // settings.batch_size)
+            self.max_steps = self.max_steps or settings.epochs * steps_per_epoch
+            self.warmup_steps = self.warmup_steps or settings.warmup_epochs * steps_per_epoch
+        self.held_out = load_validation(config.data) if config.data.validation else None
+
+        set_seed(config.seed)
+        self.stage = stage = STAGES[config.stage].build(config).to(accelerator.device)
+        if settings.channels_last:
+            stage.to(memory_format=torch.channels_last)
+        if settings.compile:
+            for part in stage.compiled_parts():
+                part.compile()
+        self.wrapped, self.optimizer = accelerator.prepare(stage, adamw(stage, settings))
+        self.opponent = _Opponent(stage.adversary, config, accelerator) if stage.adversary is not None else None
+        self.trainable = [parameter for parameter in stage.parameters() if parameter.requires_grad]
+        self.average = WeightAverage(stage, settings.ema_decay)
+        self.progress = Progress()
+        self.checkpointer = Checkpointer(
+            accelerator,
+            self.wrapped,
+            stage,
+            self.average,
+            self.progress,
+            self.output_dir,
+            config.logging.keep,
+        )
+        if resume_from is not None:
+            self.checkpointer.load(resume_from)
+            logger.info("Resumed from %s", resume_from)
+        pin_memory = accelerator.device.type == "cuda"
+        self.batches = training_batches(config.data, images, config.seed, self.split, self.progress.steps, pin_memory)
+        self.window = ScalarWindow(settings.batch_size)
+        accelerator.init_trackers("alit")
+        logger.info(
+            "%s: %.2f M trainable parameters, %s images, %d steps of %d",
+            config.stage,
+            sum(parameter.numel() for parameter in self.trainable) / 1e6,
+            "streamed" if images is None else len(images),
+            self.max_steps,
+            settings.batch_size,
+        )
+
+    @property
+    def share_done(self) -> float:
+        """How much of the run is over, 1 or more at its end."""
+        timed = self.progress.seconds / (60 * self.settings.max_minutes) if self.settings.max_minutes else 0.0
+        return max(self.progress.steps / self.max_steps, timed)
+
+    def run(self) -> None:
+        """The loop, up to the exported model."""
+        every, progress = self.config.logging, self.progress
+        display = Display(self.accelerator, self.config.stage, self.max_steps, progress.steps, self.output_dir)
+        with Interruption() as interruption:
+            while self.share_done < 1:
+                started = time.monotonic()
+                self._step()
+                progress.steps += 1
+                interrupted, progress.seconds = interruption.agree(progress.seconds + time.monotonic() - started)
+                display.advance()
+
+                finished = self.share_done >= 1
+                if finished or _is_time(progress.steps, every.log_every):
+                    self._show(self._scalars(), display)
+                if self.held_out is not None and (finished or _is_time(progress.steps, every.validate_every)):
+                    with self.average.applied():
+                        scores = mean_scores(self.stage, self.held_out, self.split.micro_batch_size, self.accelerator)
+                    self._show(scores, display)
+                if self.held_out is not None and (finished or _is_time(progress.steps, every.pictures_every)):
+                    with self.average.applied():
+                        columns = picture_columns(self.stage, self.held_out[:_PICTURES], self.accelerator)
+                    display.pictures(columns, progress.steps)
+                if finished or interrupted or _is_time(progress.steps, every.checkpoint_every):
+                    self.window.check_finite()
+                    checkpoint = self.checkpointer.save()
+                    logger.info("Wrote %s", checkpoint)
+                    if not (finished or interrupted) and _is_time(progress.steps, self.config.push_every):
+                        self._push(checkpoint / MODEL_FOLDER)
+                if interrupted and not finished:
+                    raise InterruptedTrainingError(
+                        f"Stopped by SIGTERM after {progress.steps} of {self.max_steps} steps."
+                    )
+        display.close()
+        exported = self.checkpointer.export()
+        logger.info("Wrote %s", exported)
+        self._push(exported)
+        if self.publisher is not None:
+            self.publisher.finish()
+
+    def close(self) -> None:
+        """Ends trackers and lets go of everything, so that another run can follow in this process."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        # Loaders' workers and wrapped modules must be gone before the process group is.
+        del self.batches, self.wrapped, self.optimizer, self.opponent, self.checkpointer
+        self.accelerator.free_memory()
+
+    def _show(self, values: dict[str, float], display: Display) -> None:
+        display.scalars(values, self.progress.steps)
+        if self.publisher is not None:
+            self.publisher.note(values, self.progress.steps)
+
+    def _push(self, model_folder: Path) -> None:
+        if self.publisher is not None:
+            self.publisher.push(model_folder, self.progress)
+
+    def _step(self) -> None:
+        """One optimiser step of the stage, and of its adversary where that plays."""
+        accelerator, stage, step = self.accelerator, self.stage, self.progress.steps
+        stage.step = step
+        self._set_learning_rate()
+        # Each step has random numbers of its own: resuming needs no generator's state.
+        set_seed(self.config.seed + step * self.split.num_ranks + self.split.rank)
+        stage.train()
+        accumulated = [self.wrapped] if self.opponent is None else [self.wrapped, self.opponent.wrapped]
+        for batch in itertools.islice(self.batches, self.split.micro_batches):
+            with accelerator.accumulate(*accumulated):
+                pixel_values = batch["pixel_values"].to(accelerator.device, non_blocking=True).float() / 255
+                loss, scalars = self.wrapped(pixel_values)
+                accelerator.backward(loss)
+                self.window.add(step, scalars, batch["undecodable"])
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(self.trainable, self.settings.max_grad_norm)
+                    self.window.add(step, {"gradient_norm": norm})
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                if stage.adversary_batch is not None:
+                    self.window.add(step, self.opponent.step(*stage.adversary_batch))
+        self.average.update()
+        for replaced in stage.end_step():
+            self.average.take_over(replaced.parameter, replaced.rows)
+
+    def _set_learning_rate(self) -> None:
+        warmed_up = (self.progress.steps + 1) / max(1, self.warmup_steps)
+        self.learning_rate = self.settings.peak_learning_rate * learning_rate_share(warmed_up, self.share_done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        if self.opponent is not None:
+            self.opponent.set_learning_rate(self.learning_rate)
+
+    def _scalars(self) -> dict[str, float]:
+        """What is logged, from the steps since the last time."""
+        scalars, undecodable = self.window.take(self.accelerator)
+        self.progress.undecodable += undecodable
+        seen = self.progress.steps * self.settings.batch_size
+        check_undecodable(self.progress.undecodable, seen, self.config.data.max_undecodable)
+        scalars |= {name: float(value) for name, value in self.stage.summary().items()}
+        return scalars | {"undecodable": self.progress.undecodable, "learning_rate": self.learning_rate}
+
+
+class _Opponent:
+    """The stage's adversary with an optimiser of its own."""
+
+    def __init__(self, adversary: Adversary, config: TrainingConfig, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.max_grad_norm = config.optimization.max_grad_norm
+        self.learning_rate_share = config.loss.discriminator_learning_rate
+        adversary.to(accelerator.device)
+        self.wrapped, self.optimizer = accelerator.prepare(adversary, adamw(adversary, config.optimization))
+
+    def set_learning_rate(self, stage_learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = stage_learning_rate * self.learning_rate_share
+
+    def step(self, pixel_values: torch.Tensor, reconstruction: torch.Tensor, rollout: int) -> dict[str, torch.Tensor]:
+        """One micro-batch, and the optimiser's step where it was the last of the batch; gives scalars to log."""
+        loss, scalars = self.wrapped(pixel_values, reconstruction, rollout)
+        self.accelerator.backward(loss)
+        if self.accelerator.sync_gradients:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return scalars
+
+
+def _is_time(steps: int, every: int) -> bool:
+    return every > 0 and steps % every == 0

@@ -1,0 +1,149 @@
+"""What a run shows: scalars, progress bar, pictures, validation."""
+
+import logging
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from .pictures import picture_grid
+from .stages import Stage
+
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or its gradient became infinite or NaN."""
+
+
+class ScalarWindow:
+    """
+    Scalars of each step since they were last taken, left on their device until then, so that steps need not wait.
+
+    Args:
+        batch_size: images a step.
+    """
+
+    def __init__(self, batch_size: int):
+        self.batch_size = batch_size
+        self._clear()
+
+    def _clear(self) -> None:
+        self.started = time.monotonic()
+        self.steps: set[int] = set()
+        self.values: dict[str, list[tuple[int, torch.Tensor]]] = {}
+        self.undecodable: list[torch.Tensor] = []
+
+    def add(self, step: int, scalars: dict[str, torch.Tensor], undecodable: torch.Tensor | None = None) -> None:
+        """Takes note of a micro-batch's scalars, and of how many of its images could not be decoded."""
+        self.steps.add(step)
+        for name, value in scalars.items():
+            self.values.setdefault(name, []).append((step, value.detach().float()))
+        if undecodable is not None:
+            self.undecodable.append(undecodable.sum())
+
+    def check_finite(self) -> None:
+        """Raises `NonFiniteLossError` that names the first step with a non-finite scalar, and the scalars."""
+        bad = {}
+        for name, entries in self.values.items():
+            finite = torch.stack([value for _, value in entries]).isfinite().tolist()
+            if not all(finite):
+                bad[name] = entries[finite.index(False)][0]
+        if bad:
+            first = min(bad.values())
+            names = sorted(name for name, step in bad.items() if step == first)
+            raise NonFiniteLossError(
+                f"Step {first + 1}: {', '.join(names)} became infinite or NaN. The last checkpoint is untouched: "
+                "resume from it with a lower learning rate or without mixed precision."
+            )
+
+    def take(self, accelerator: Accelerator) -> tuple[dict[str, float], int]:
+        """Means over the window and all ranks, with images a second; and the undecodable images of all ranks."""
+        self.check_finite()
+        means = {
+            name: float(accelerator.reduce(torch.stack([value for _, value in entries]).mean(), "mean"))
+            for name, entries in self.values.items()
+        }
+        undecodable = torch.stack(self.undecodable).sum().to(accelerator.device)
+        undecodable = int(accelerator.reduce(undecodable, "sum"))
+        means["images_per_second"] = len(self.steps) * self.batch_size / (time.monotonic() - self.started)
+        self._clear()
+        return means, undecodable
+
+
+class Display:
+    """Progress bar, log lines and trackers, on the main process."""
+
+    def __init__(self, accelerator: Accelerator, title: str, max_steps: int, steps: int, output_dir: Path):
+        self.accelerator = accelerator
+        self.output_dir = output_dir
+        self.bar = tqdm(
+            total=max_steps,
+            initial=steps,
+            desc=title,
+            disable=not accelerator.is_main_process,
+            mininterval=10,
+            dynamic_ncols=True,
+        )
+
+    def advance(self) -> None:
+        """One step more."""
+        self.bar.update()
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        """Logs scalars; those named `loss` and `images_per_second` also show in the bar."""
+        self.accelerator.log(values, step=step)
+        if not self.accelerator.is_main_process:
+            return
+        if "loss" in values:
+            self.bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['images_per_second']:.1f} images/s")
+        readable = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if math.isfinite(value))
+        logger.info("step %d: %s", step, readable)
+
+    def pictures(self, columns: dict[str, torch.Tensor], step: int) -> None:
+        """Writes a grid with a column for each name, `pictures/STEP.png`, and shows it to trackers."""
+        if not self.accelerator.is_main_process:
+            return
+        grid = picture_grid(columns)
+        folder = self.output_dir / "pictures"
+        folder.mkdir(exist_ok=True)
+        grid.save(folder / f"{step:08d}.png")
+        # The trackers of Accelerate that take pictures, and what they want to know about arrays.
+        arguments = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
+        for tracker in self.accelerator.trackers:
+            if tracker.name in arguments:
+                tracker.log_images({"pictures": np.asarray(grid)[None]}, step=step, **arguments[tracker.name])
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+@torch.no_grad()
+def mean_scores(stage: Stage, images: torch.Tensor, batch_size: int, accelerator: Accelerator) -> dict[str, float]:
+    """Mean scores over images, uint8 `(B, 3, H, W)`, which the ranks share, with the weights that the stage has."""
+    stage.eval()
+    shares = images.tensor_split(accelerator.num_processes)
+    # With fewer images than ranks everyone takes all: every rank has to take part in the sums.
+    own = shares[accelerator.process_index] if len(shares[-1]) else images
+    sums: dict[str, torch.Tensor] = {}
+    for batch in own.split(batch_size):
+        with accelerator.autocast():
+            scores = stage.score(batch.to(accelerator.device).float() / 255)
+        for name, value in scores.items():
+            sums[name] = sums.get(name, 0) + torch.stack([value.float().sum(), value.new_tensor(len(value)).float()])
+    totals = {name: accelerator.reduce(value, "sum").tolist() for name, value in sums.items()}
+    return {f"validation/{name}": total / count for name, (total, count) in totals.items()}
+
+
+@torch.no_grad()
+def picture_columns(stage: Stage, images: torch.Tensor, accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """Images, uint8 `(B, 3, H, W)`, and what the stage makes of them, as columns of a grid."""
+    stage.eval()
+    originals = images.to(accelerator.device).float() / 255
+    with accelerator.autocast():
+        return {"original": originals, **stage.pictures(originals)}

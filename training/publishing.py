@@ -1,0 +1,280 @@
+"""Pushes what a run writes to the Hub, in the background, so that nothing that happens there holds the run up."""
+
+import logging
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, is_offline_mode
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.utils import disable_progress_bars
+
+from .checkpointing import Progress
+from .configuration import TrainingConfig
+from .model_card import RunRecord, model_card, public_config
+
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "hub"
+"""Folder in the run's, with copies of what is still to be pushed, and of what could not be."""
+
+RETRY_DELAYS = (5.0, 20.0, 60.0, 180.0)
+"""Seconds between the attempts of a push. The Hub's client repeats single requests on its own, for half a minute."""
+
+# The client waits for answers for ever, which a server that died without a word never gives.
+_LOGIN_LIMIT = 60.0
+_ATTEMPT_LIMIT = 3600.0
+_LONGEST_DELAY = 900.0
+# Client errors that pass.
+_PASSING_STATUS = (408, 409, 412, 425, 429)
+_WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)[^/]*\.safetensors(\.index\.json)?")
+
+
+@dataclass
+class _Snapshot:
+    steps: int
+    folder: Path
+
+
+class Publisher:
+    """
+    A run's side of the Hub. To be made on the main process only.
+
+    Each push is one commit: weights, configuration, processor and code as `save_pretrained` wrote them, the model card
+    as README.md, `training_config.yaml` and TensorBoard logs under `logs/STAGE`. Once the login is checked, no method
+    raises: what goes wrong is tried again, logged, and summed up by `finish`.
+
+    Args:
+        config: of the run, with `push_to_hub` on.
+
+    Raises:
+        `ValueError`: without a login, with one that the Hub refuses, and where it may not write to `hub_model_id`. A
+            Hub that cannot be reached is no error, as it may be back before the first push.
+    """
+
+    def __init__(self, config: TrainingConfig):
+        self.config = config
+        self.output_dir = Path(config.output_dir)
+        self._api = HfApi()
+        self._values: dict[str, tuple[float, int]] = {}
+        self._pending: _Snapshot | None = None
+        self._closing = False
+        self._changed = threading.Condition()
+        self._pushed: dict[int, str] = {}
+        self._failed: dict[int, str] = {}
+        disable_progress_bars()  # they would break the run's own
+        self._check_login()
+        # A daemon, so that a run that fails is not kept from ending.
+        self._thread = threading.Thread(target=self._work, name="publisher", daemon=True)
+        self._thread.start()
+
+    def note(self, values: dict[str, float], step: int) -> None:
+        """Takes note of logged scalars for the model card."""
+        self._values |= {name: (value, step) for name, value in values.items()}
+
+    def push(self, model_folder: Path, progress: Progress) -> None:
+        """
+        Sets a folder that `from_pretrained` loads aside, and returns; it is pushed in the background. Where an earlier
+        push still waits for its turn, this one replaces it.
+        """
+        steps = progress.steps
+        try:
+            snapshot = _Snapshot(steps, self._set_aside(model_folder, progress))
+        except Exception as error:
+            # A full disk, say. Whatever it is, training goes on.
+            logger.exception("Hub: step %d could not be set aside and is not pushed", steps)
+            self._failed[steps] = _described(error)
+            shutil.rmtree(self._folder(steps), ignore_errors=True)
+            return
+        with self._changed:
+            replaced, self._pending = self._pending, snapshot
+            self._changed.notify()
+        if replaced is not None:
+            self._supersede(replaced)
+
+    def finish(self) -> None:
+        """Waits until everything is pushed or given up, and logs what became of it."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            logger.info("Hub: waiting for the last push to %s", self.config.hub_model_id)
+        self._thread.join()
+        for steps, reason in sorted(self._failed.items()):
+            logger.error("Hub: step %d was not pushed: %s", steps, reason)
+        for steps, url in sorted(self._pushed.items()):
+            logger.info("Hub: step %d is at %s", steps, url)
+        left = [steps for steps in self._failed if self._folder(steps).exists()]
+        if left:
+            logger.error(
+                "Hub: push the last one by hand: hf upload %s %s .", self.config.hub_model_id, self._folder(max(left))
+            )
+        else:
+            shutil.rmtree(self.output_dir / FOLDER, ignore_errors=True)
+
+    def _check_login(self) -> None:
+        name = self.config.hub_model_id
+        if is_offline_mode():
+            raise ValueError("`push_to_hub` is true, it must be false while HF_HUB_OFFLINE is set.")
+        try:
+            _within(_LOGIN_LIMIT, self._api.whoami)
+            _within(_LOGIN_LIMIT, self._make_repo)
+        except LocalTokenNotFoundError as error:
+            raise ValueError("`push_to_hub` needs a login: run `hf auth login`, or set HF_TOKEN.") from error
+        except Exception as error:
+            if _is_refusal(error):
+                raise ValueError(f"`hub_model_id` is {name!r}, but the Hub refuses it: {_described(error)}") from error
+            logger.warning("Hub: it cannot be reached now, pushes will be tried all the same: %s", _described(error))
+
+    def _make_repo(self) -> None:
+        self._api.create_repo(self.config.hub_model_id, private=self.config.hub_private or None, exist_ok=True)
+
+    def _folder(self, steps: int) -> Path:
+        return self.output_dir / FOLDER / f"step-{steps}"
+
+    def _set_aside(self, model_folder: Path, progress: Progress) -> Path:
+        """Writes what is to be pushed to a folder of its own, which nobody changes or prunes."""
+        folder = self._folder(progress.steps)
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(model_folder, folder, copy_function=_link_or_copy)
+        logs = folder / "logs" / self.config.stage
+        for path in self.output_dir.glob("*/events.out.tfevents.*"):
+            logs.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, logs / path.name)  # no link, as it grows
+        record = RunRecord(
+            steps=progress.steps,
+            seconds=progress.seconds,
+            undecodable=progress.undecodable,
+            values=dict(self._values),
+        )
+        card = model_card(self.config, model_folder, record)
+        (folder / "README.md").write_text(str(card), encoding="utf-8")
+        (folder / "training_config.yaml").write_text(public_config(self.config) + "\n", encoding="utf-8")
+        return folder
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._pending is not None or self._closing)
+                snapshot, self._pending = self._pending, None
+            if snapshot is None:
+                return
+            try:
+                self._deliver(snapshot)
+            except Exception as error:
+                logger.exception("Hub: step %d was not pushed", snapshot.steps)
+                self._failed[snapshot.steps] = _described(error)
+
+    def _deliver(self, snapshot: _Snapshot) -> None:
+        """Pushes, again and again if need be, unless there is something newer to push."""
+        for attempt, delay in enumerate((*RETRY_DELAYS, None), start=1):
+            try:
+                url = _within(_ATTEMPT_LIMIT, lambda: self._upload(snapshot))
+            except Exception as error:
+                reason = _described(error)
+                if delay is None or _is_refusal(error):
+                    self._failed[snapshot.steps] = f"{reason} ({attempt} attempts)"
+                    logger.error("Hub: step %d was not pushed, training goes on: %s", snapshot.steps, reason)
+                    # One is enough to push by hand; more would fill the disk while the Hub is away.
+                    self._remove_up_to(snapshot.steps - 1)
+                    return
+                delay = max(delay, _asked_delay(error))
+                logger.warning("Hub: step %d, next attempt in %.0f s: %s", snapshot.steps, delay, reason)
+                with self._changed:
+                    superseded = self._changed.wait_for(lambda: self._pending is not None, timeout=delay)
+                if superseded:
+                    self._supersede(snapshot)
+                    return
+            else:
+                self._pushed[snapshot.steps] = url
+                logger.info("Hub: pushed step %d: %s", snapshot.steps, url)
+                self._remove_up_to(snapshot.steps)
+                return
+
+    def _upload(self, snapshot: _Snapshot) -> str:
+        repo_id = self.config.hub_model_id
+        self._make_repo()
+        files = {
+            path.relative_to(snapshot.folder).as_posix(): path
+            for path in sorted(snapshot.folder.rglob("*"))
+            if path.is_file()
+        }
+        # Weights of another number of shards would stay beside the new ones, and could be what is loaded.
+        stale = [path for path in self._api.list_repo_files(repo_id) if _WEIGHTS.fullmatch(path) and path not in files]
+        operations = [CommitOperationDelete(path_in_repo=path) for path in stale]
+        operations += [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in files.items()
+        ]
+        # Not `upload_folder`, which may make several commits: whoever pulls in between would get a mixture.
+        commit = self._api.create_commit(
+            repo_id, operations, commit_message=f"{self.config.stage}: step {snapshot.steps}"
+        )
+        return commit.commit_url
+
+    def _supersede(self, snapshot: _Snapshot) -> None:
+        logger.info("Hub: step %d is not pushed, as there is a newer one", snapshot.steps)
+        shutil.rmtree(snapshot.folder, ignore_errors=True)
+
+    def _remove_up_to(self, steps: int) -> None:
+        for path in (self.output_dir / FOLDER).glob("step-*"):
+            if int(path.name.partition("-")[2]) <= steps:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _within(limit: float, call: Callable):
+    """What the call returns or raises; `TimeoutError` where it takes more seconds than `limit`."""
+    outcome = {}
+
+    def run() -> None:
+        try:
+            outcome["value"] = call()
+        except Exception as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(limit)
+    if "error" in outcome:
+        raise outcome["error"]
+    if "value" not in outcome:
+        raise TimeoutError(f"no answer in {limit:.0f} s")
+    return outcome["value"]
+
+
+def _response(error: Exception):
+    """The Hub's answer that made the error, if one did; the client wraps those of large files."""
+    for one in (error, error.__cause__):
+        if isinstance(one, HfHubHTTPError):
+            return one.response
+    return None
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the Hub understood and said no, as it will say again."""
+    response = _response(error)
+    return response is not None and 400 <= response.status_code < 500 and response.status_code not in _PASSING_STATUS
+
+
+def _asked_delay(error: Exception) -> float:
+    """The seconds that the Hub asks to wait for, at most a quarter of an hour; 0 where it does not ask."""
+    response = _response(error)
+    text = "" if response is None else response.headers.get("Retry-After", "")
+    return min(float(text), _LONGEST_DELAY) if text.isdigit() else 0.0
+
+
+def _described(error: Exception) -> str:
+    cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
+    return " ".join(f"{type(error).__name__}: {error}{cause}".split())
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    # A link takes no time and no space. The files of a checkpoint are never written to again, only unlinked.
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

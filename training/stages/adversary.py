@@ -1,0 +1,108 @@
+"""The adversarial part of stages with a loss on pixels: a discriminator that is trained beside the stage."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from alit_hf.losses.adversarial import (
+    LeCamRegularizer,
+    PatchDiscriminator,
+    adaptive_weight,
+    adversarial_starts,
+    discriminator_loss,
+    frozen,
+    generator_loss,
+    r1_penalty,
+)
+
+from ..configuration import require
+
+
+@dataclass(kw_only=True)
+class AdversaryConfig:
+    """
+    Args:
+        adversarial_weight (`float`): weight of the adversarial loss beside the reconstruction's, on top of the
+            adaptive one that makes their gradients equal. 0: no discriminator.
+        adversarial_start (`int`): first step with it, for discriminator and stage.
+        discriminator_size (`int`): channels of the discriminator's first layer.
+        discriminator_layers (`int`): its layers that halve the resolution.
+        discriminator_learning_rate (`float`): its learning rate as a share of the stage's.
+        regularizer (`"none"`, `"r1"`, `"lecam"`), regularizer_weight (`float`): of the discriminator.
+    """
+
+    adversarial_weight: float = 0.0
+    adversarial_start: int = 0
+    discriminator_size: int = 64
+    discriminator_layers: int = 3
+    discriminator_learning_rate: float = 1.0
+    regularizer: Literal["none", "r1", "lecam"] = "lecam"
+    regularizer_weight: float = 0.001
+
+    def validate(self) -> None:
+        for name in ("adversarial_weight", "adversarial_start", "regularizer_weight"):
+            require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "at least 0")
+        require(
+            self.discriminator_learning_rate > 0,
+            "loss.discriminator_learning_rate",
+            self.discriminator_learning_rate,
+            "above 0",
+        )
+        size, layers = self.discriminator_size, self.discriminator_layers
+        require(size >= 16 and size % 16 == 0, "loss.discriminator_size", size, "a multiple of 16")
+        require(layers >= 1, "loss.discriminator_layers", layers, "at least 1")
+
+
+class Adversary(nn.Module):
+    """
+    One discriminator for all rollouts, with its regulariser. `forward` is the discriminator's own training step; the
+    loop wraps and optimises this module apart from the stage, so that neither ever moves the other's parameters.
+    """
+
+    def __init__(self, config: AdversaryConfig, num_rollouts: int):
+        super().__init__()
+        self.config = config
+        self.discriminator = PatchDiscriminator(num_rollouts, config.discriminator_size, config.discriminator_layers)
+        self.lecam = LeCamRegularizer() if config.regularizer == "lecam" else None
+
+    def forward(
+        self, pixel_values: torch.Tensor, reconstruction: torch.Tensor, rollout: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """
+        The discriminator's loss and its detached terms.
+
+        Args:
+            pixel_values, reconstruction (`torch.Tensor` of shape `(B, 3, H, W)`): originals, and what the stage made
+                of them, without gradient.
+            rollout (`int`): index of the rollout that made them, counted from 0.
+        """
+        if self.config.regularizer == "r1":
+            pixel_values = pixel_values.detach().requires_grad_()
+        real = self.discriminator(pixel_values, rollout)
+        fake = self.discriminator(reconstruction, rollout)
+        loss = discriminator_loss(real, fake)
+        logs = {
+            "discriminator/loss": loss.detach(),
+            "discriminator/real": real.detach().mean(),
+            "discriminator/fake": fake.detach().mean(),
+        }
+        if self.config.regularizer != "none":
+            penalty = self.lecam(real, fake) if self.lecam is not None else r1_penalty(real, pixel_values)
+            loss = loss + self.config.regularizer_weight * penalty
+            logs["discriminator/penalty"] = penalty.detach()
+        return loss, logs
+
+    def weighted_generator_loss(
+        self, reconstruction_loss: torch.Tensor, reconstruction: torch.Tensor, rollout: int, last_layer: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """What the stage adds to its loss, and its detached terms; no gradient reaches the discriminator."""
+        with frozen(self.discriminator):
+            adversarial = generator_loss(self.discriminator(reconstruction, rollout))
+        weight = self.config.adversarial_weight * adaptive_weight(reconstruction_loss, adversarial, last_layer)
+        return weight * adversarial, {"adversarial": adversarial.detach(), "adversarial_weight": weight}
+
+    def plays(self, step: int) -> bool:
+        """Whether the step has an adversarial loss."""
+        return adversarial_starts(step, self.config.adversarial_start)

@@ -1,0 +1,135 @@
+"""What the stages that train an `ALITModel` share."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, VQModel
+from torch import nn
+
+from alit_hf import ALITConfig, ALITImageProcessor, ALITModel
+
+from ..configuration import TrainingConfig, require
+from .adversary import Adversary
+from .codebook_care import CodebookCare
+from .stage import Replaced, Stage
+
+
+_GIVEN_ELSEWHERE = {"image_size": "data.image_size", "base_tokenizer_config": "init_from", "patch_size": "init_from"}
+_BASE_CLASSES = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL}
+
+
+class ALITStage(Stage):
+    """
+    A stage on an `ALITModel`: care of its latent codebook, scores and pictures at every length, saving.
+
+    Args:
+        model: what is trained.
+        revive_every: steps after which unused latent codes are replaced by latents of the batch; 0 for never.
+        adversary: see `Stage`.
+    """
+
+    def __init__(self, model: ALITModel, revive_every: int, adversary: Adversary | None = None):
+        super().__init__(model, adversary)
+        self.codebook_care = None
+        if model.quantizer is not None:
+            self.codebook_care = CodebookCare(
+                lambda: model.quantizer.codebook.weight, model.config.codebook_size, True, revive_every
+            )
+            self._latents: list[torch.Tensor] = []
+            model.latent_projection.register_forward_hook(self._remember_latents)
+
+    def _remember_latents(self, _module, _arguments, latents: torch.Tensor) -> None:
+        if self.training:
+            self._latents.append(latents.detach().float().flatten(0, 1))
+
+    def observe(self, ids: list[torch.Tensor | None]) -> None:
+        """Takes note of the ids of the rollouts that the forward pass has just computed."""
+        if self.codebook_care is not None:
+            self.codebook_care.observe(torch.cat([one.flatten() for one in ids]), torch.cat(self._latents))
+            self._latents.clear()
+
+    def end_step(self) -> list[Replaced]:
+        return [] if self.codebook_care is None else self.codebook_care.end_step(self.step)
+
+    def summary(self) -> dict[str, torch.Tensor]:
+        if self.codebook_care is None:
+            return {}
+        return {f"codebook/{name}": value for name, value in self.codebook_care.summary().items()}
+
+    def score(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        scores = {}
+        for rollout in self.model.rollouts(pixel_values):
+            error = (rollout.reconstruction.float().clamp(0, 1) - pixel_values).flatten(1)
+            scores[f"l1/{rollout.num_tokens}"] = error.abs().mean(dim=1)
+            scores[f"psnr/{rollout.num_tokens}"] = -10 * error.square().mean(dim=1).log10()
+        return scores
+
+    def pictures(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        base = self.model.base_tokenizer
+        latents = base.encode(pixel_values)
+        if self.model.config.base_type == "vqgan":
+            codes = torch.nn.functional.embedding(base.codes(latents), base.codebook)
+            latents = codes.transpose(1, 2).unflatten(2, latents.shape[-2:])
+        columns = {"base": base.decode(latents)}
+        for rollout in self.model.rollouts(pixel_values):
+            columns[f"{rollout.num_tokens}"] = rollout.reconstruction
+        return columns
+
+    def save_pretrained(self, folder: str, weights: dict[str, torch.Tensor]) -> None:
+        self.model.save_pretrained(folder, state_dict=weights)
+        height, width = self.model.config.image_height_width
+        processor = ALITImageProcessor(
+            size={"shortest_edge": min(height, width)}, crop_size={"height": height, "width": width}
+        )
+        processor.save_pretrained(folder)
+
+    def compiled_parts(self) -> list[nn.Module]:
+        return [self.model.encoder, self.model.decoder]
+
+
+def check_model_fields(model: dict[str, Any]) -> None:
+    """Raises `ValueError` where the configuration's section `model` has what `ALITConfig` does not take from there."""
+    known = sorted(
+        one.name
+        for one in dataclasses.fields(ALITConfig)
+        if one.name in ALITConfig.__annotations__ and one.name not in _GIVEN_ELSEWHERE
+    )
+    for name in model:
+        if name in _GIVEN_ELSEWHERE:
+            raise ValueError(f"`model.{name}` is set, but it follows from `{_GIVEN_ELSEWHERE[name]}`.")
+        require(name in known, "model", name, f"fields of ALITConfig, {known}")
+
+
+def model_config(config: TrainingConfig) -> ALITConfig:
+    """
+    The configuration of a new `ALITModel` on the base tokenizer that `init_from` names; reads no weights.
+
+    Raises:
+        `ValueError`: where the base is none, or the fields do not fit it or each other.
+    """
+    try:
+        base = VQModel.load_config(config.init_from)
+    except OSError as error:
+        raise ValueError(
+            f"`init_from` is {config.init_from!r}, it must be the base tokenizer's folder or Hub id: {error}"
+        ) from error
+    name = base.get("_class_name")
+    require(name in _BASE_CLASSES, "init_from", config.init_from, f"one of {sorted(_BASE_CLASSES)}, it is {name}")
+    return ALITConfig(
+        **config.model,
+        image_size=config.data.image_size,
+        patch_size=2 ** (len(base["block_out_channels"]) - 1),
+        base_tokenizer_config={"_class_name": name, **{key: base[key] for key in base if not key.startswith("_")}},
+    )
+
+
+def new_model(config: TrainingConfig) -> ALITModel:
+    """An untrained `ALITModel` on the pretrained base tokenizer that `init_from` names."""
+    model = ALITModel(model_config(config))
+    base_class = _BASE_CLASSES[model.config.base_tokenizer_config["_class_name"]]
+    base = base_class.from_pretrained(config.init_from)
+    model.base_tokenizer.model.load_state_dict(base.state_dict())
+    if config.optimization.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model

@@ -1,0 +1,158 @@
+"""Stage `base`: a VQGAN tokenizer from scratch, for those who have no pretrained one."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import VQModel
+from torch import nn
+
+from alit_hf.losses.codebook import sample_init
+
+from ..configuration import TrainingConfig, require
+from ..sharding import like
+from .adversary import Adversary, AdversaryConfig
+from .codebook_care import CodebookCare
+from .pixel_loss import PixelLoss, PixelLossConfig
+from .stage import Replaced, Stage
+
+
+@dataclass(kw_only=True)
+class BaseLossConfig(PixelLossConfig, AdversaryConfig):
+    """
+    Args:
+        codebook_weight (`float`): weight of codebook and commitment loss.
+        codebook_start (`int`): first step that quantises. Above 0, the codebook is set to latents of the step before.
+        revive_every (`int`): steps after which unused codes are replaced by latents of the batch; 0 for never.
+    """
+
+    codebook_weight: float = 1.0
+    codebook_start: int = 0
+    revive_every: int = 100
+
+    def validate(self) -> None:
+        PixelLossConfig.validate(self)
+        AdversaryConfig.validate(self)
+        require(self.codebook_weight >= 0, "loss.codebook_weight", self.codebook_weight, "at least 0")
+        require(self.codebook_start >= 0, "loss.codebook_start", self.codebook_start, "at least 0")
+        require(self.revive_every >= 0, "loss.revive_every", self.revive_every, "at least 0")
+
+
+class BaseStage(Stage):
+    """Trains all of a `VQModel`: L1 + LPIPS + codebook and commitment loss, the adversarial loss on top later."""
+
+    loss_config = BaseLossConfig
+
+    def __init__(self, model: VQModel, loss: BaseLossConfig):
+        super().__init__(model, Adversary(loss, num_rollouts=1) if loss.adversarial_weight > 0 else None)
+        # diffusers' default puts the commitment cost on the codebook's term, for old checkpoints' sake.
+        model.quantize.legacy = False
+        self.loss = loss
+        self.pixel_loss = PixelLoss(loss)
+        self.codebook_care = CodebookCare(
+            lambda: model.quantize.embedding.weight,
+            model.config.num_vq_embeddings,
+            cosine=False,
+            revive_every=loss.revive_every,
+        )
+        self._unquantized: torch.Tensor | None = None
+
+    @classmethod
+    def check_config(cls, config: TrainingConfig) -> None:
+        if config.init_from:
+            require(not config.model, "model", config.model, "empty, as `init_from` determines it")
+        else:
+            _check_model(config.model, config.data.image_size)
+
+    @classmethod
+    def build(cls, config: TrainingConfig) -> "BaseStage":
+        if not config.init_from:
+            return cls(VQModel(**config.model), config.loss)
+        try:
+            model = VQModel.from_pretrained(config.init_from)
+        except OSError as error:
+            raise ValueError(f"`init_from` is {config.init_from!r}, it must be a VQModel: {error}") from error
+        return cls(model, config.loss)
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        latents = self.model.encode(pixel_values).latents
+        codes, codebook_loss = latents, None
+        if self.step >= self.loss.codebook_start:
+            codes, codebook_loss = self._quantize(latents)
+        else:
+            self._unquantized = _vectors(latents)
+        reconstruction = self.model.decode(codes, force_not_quantize=True).sample
+        loss, logs = self.pixel_loss(reconstruction, pixel_values, self.step)
+        logs = {"loss": loss.detach(), **logs}
+        loss, adversarial_logs = self.with_adversarial_loss(
+            loss, reconstruction, pixel_values, 0, self.model.decoder.conv_out.weight
+        )
+        if codebook_loss is not None:
+            loss = loss + self.loss.codebook_weight * codebook_loss
+            logs["codebook_loss"] = codebook_loss.detach()
+        return loss, {**logs, **adversarial_logs}
+
+    def _quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast(latents.device.type, enabled=False):
+            codes, loss, (_, _, ids) = self.model.quantize(latents.float())
+        self.codebook_care.observe(ids, _vectors(latents))
+        return codes, loss
+
+    def end_step(self) -> list[Replaced]:
+        if self.step + 1 == self.loss.codebook_start:
+            return [self._set_codebook()]
+        return self.codebook_care.end_step(self.step)
+
+    @torch.no_grad()
+    def _set_codebook(self) -> Replaced:
+        codebook = self.model.quantize.embedding.weight
+        codebook.copy_(like(codebook, sample_init(self._unquantized, len(codebook), cosine=False)))
+        rows = torch.ones(len(codebook), dtype=torch.bool, device=codebook.device)
+        return Replaced(parameter=codebook, rows=rows)
+
+    def summary(self) -> dict[str, torch.Tensor]:
+        return {f"codebook/{name}": value for name, value in self.codebook_care.summary().items()}
+
+    def reconstruct(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Reconstructions `(B, 3, H, W)` of images, quantised as in this step."""
+        latents = self.model.encode(pixel_values).latents
+        return self.model.decode(latents, force_not_quantize=self.step < self.loss.codebook_start).sample
+
+    def score(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.pixel_loss.scores(self.reconstruct(pixel_values), pixel_values)
+
+    def pictures(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"reconstruction": self.reconstruct(pixel_values)}
+
+    def save_pretrained(self, folder: str, weights: dict[str, torch.Tensor]) -> None:
+        # diffusers' `save_pretrained` takes no state dict.
+        model = VQModel.from_config(self.model.config)
+        model.load_state_dict(weights)
+        model.save_pretrained(folder)
+
+    def compiled_parts(self) -> list[nn.Module]:
+        return [self.model.encoder, self.model.decoder]
+
+
+def _vectors(latents: torch.Tensor) -> torch.Tensor:
+    """Latents `(B, E, rows, columns)` as `(B * rows * columns, E)`, detached."""
+    return latents.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _check_model(model: dict[str, Any], image_size: int) -> None:
+    known = [name for name in inspect.signature(VQModel.__init__).parameters if name != "self"]
+    for name in model:
+        require(name in known, "model", name, f"fields of diffusers' VQModel, {known}")
+    levels = len(model.get("block_out_channels", (64,)))
+    require(
+        image_size % 2 ** (levels - 1) == 0,
+        "data.image_size",
+        image_size,
+        f"a multiple of {2 ** (levels - 1)}, for the {levels} levels of `model.block_out_channels`",
+    )
+    with torch.device("meta"):
+        try:
+            VQModel(**model)
+        except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
+            raise ValueError(f"`model` cannot be built: {error}") from error

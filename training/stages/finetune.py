@@ -1,0 +1,97 @@
+"""Stage `finetune`: the paper's second stage. Everything trains, base tokenizer included; pixels are the target."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from alit_hf import ALITModel
+
+from ..configuration import TrainingConfig, require
+from .adversary import Adversary, AdversaryConfig
+from .alit import ALITStage
+from .pixel_loss import PixelLoss, PixelLossConfig
+
+
+@dataclass(kw_only=True)
+class FinetuneLossConfig(PixelLossConfig, AdversaryConfig):
+    """
+    Args:
+        quantizer_weight (`float`): weight of the latent codebook's and commitment loss.
+        revive_every (`int`): steps after which unused latent codes are replaced by latents of the batch; 0 for never.
+    """
+
+    quantizer_weight: float = 1.0
+    revive_every: int = 0
+
+    def validate(self) -> None:
+        PixelLossConfig.validate(self)
+        AdversaryConfig.validate(self)
+        require(self.quantizer_weight >= 0, "loss.quantizer_weight", self.quantizer_weight, "at least 0")
+        require(self.revive_every >= 0, "loss.revive_every", self.revive_every, "at least 0")
+
+
+class FinetuneStage(ALITStage):
+    """Trains all of an `ALITModel` on pixels, at one length a step: L1 + LPIPS, the adversarial loss on top later."""
+
+    loss_config = FinetuneLossConfig
+
+    def __init__(self, model: ALITModel, loss: FinetuneLossConfig, seed: int = 0):
+        adversary = Adversary(loss, model.config.max_rollouts) if loss.adversarial_weight > 0 else None
+        super().__init__(model, loss.revive_every, adversary)
+        self.loss = loss
+        self.seed = seed
+        self.pixel_loss = PixelLoss(loss)
+        # There is no halting in this stage.
+        model.config.halting_threshold = None
+        model.embeddings.mask_token.requires_grad_(False)
+        model.encoder.layernorm_rollout.requires_grad_(model.config.max_rollouts > 1)
+
+    @classmethod
+    def check_config(cls, config: TrainingConfig) -> None:
+        require(
+            bool(config.init_from), "init_from", config.init_from, "the folder or Hub id of the first stage's model"
+        )
+        require(not config.model, "model", config.model, "empty, as `init_from` determines it")
+
+    @classmethod
+    def build(cls, config: TrainingConfig) -> "FinetuneStage":
+        try:
+            model = ALITModel.from_pretrained(config.init_from)
+        except OSError as error:
+            raise ValueError(f"`init_from` is {config.init_from!r}, it must be an ALIT model: {error}") from error
+        size = config.data.image_size
+        expected = model.config.image_height_width
+        require((size, size) == expected, "data.image_size", size, f"the model's, {expected}")
+        if config.optimization.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        return cls(model, config.loss, config.seed)
+
+    def drawn_rollout(self) -> int:
+        """The index of this step's rollout, counted from 0, the same on every rank."""
+        random = np.random.default_rng((self.seed, self.step))
+        return int(random.integers(self.model.config.max_rollouts))
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model, rollout = self.model, self.drawn_rollout()
+        output = model(pixel_values, num_tokens=(rollout + 1) * model.config.tokens_per_rollout)
+        self.observe([output.token_ids])
+        loss, logs = self.pixel_loss(output.reconstruction, pixel_values, self.step)
+        logs = {"loss": loss.detach(), **logs, f"l1/{output.num_tokens}": logs["l1"]}
+        loss, adversarial_logs = self.with_adversarial_loss(
+            loss, output.reconstruction, pixel_values, rollout, model.base_tokenizer.model.decoder.conv_out.weight
+        )
+        if output.quantizer_loss is not None:
+            loss = loss + self.loss.quantizer_weight * output.quantizer_loss
+            logs["quantization"] = output.quantizer_loss.detach()
+        if rollout == 0 and model.config.max_rollouts > 1:
+            # Unused by the first rollout; distributed training waits for its gradient all the same.
+            loss = loss + 0 * sum(parameter.sum() for parameter in model.encoder.layernorm_rollout.parameters())
+        return loss, {**logs, **adversarial_logs}
+
+    def score(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        scores = {}
+        for rollout in self.model.rollouts(pixel_values):
+            for name, value in self.pixel_loss.scores(rollout.reconstruction, pixel_values).items():
+                scores[f"{name}/{rollout.num_tokens}"] = value
+        return scores

@@ -1,0 +1,69 @@
+"""How far reconstructions are from originals: the part that stages with a loss on pixels share."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from alit_hf.losses.perceptual import LPIPS
+
+from ..configuration import require
+
+
+@dataclass(kw_only=True)
+class PixelLossConfig:
+    """
+    Args:
+        perceptual_weight (`float`): weight of LPIPS beside that of L1, which is 1.
+        perceptual_net (`"vgg"` or `"alex"`): LPIPS network; AlexNet is cheap enough for CPUs.
+        perceptual_start (`int`): first step with LPIPS.
+    """
+
+    perceptual_weight: float = 1.0
+    perceptual_net: Literal["vgg", "alex"] = "vgg"
+    perceptual_start: int = 0
+
+    def validate(self) -> None:
+        require(self.perceptual_weight >= 0, "loss.perceptual_weight", self.perceptual_weight, "at least 0")
+        require(self.perceptual_start >= 0, "loss.perceptual_start", self.perceptual_start, "at least 0")
+
+
+class PixelLoss:
+    """
+    L1 + weight · LPIPS.
+
+    Not a module: as a yardstick, LPIPS must not enter the stage's parameters, checkpoints or averages.
+    """
+
+    def __init__(self, config: PixelLossConfig):
+        self.config = config
+        self.lpips: nn.Module = LPIPS(config.perceptual_net, normalize=True)
+
+    def perceptual_distance(self, reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """LPIPS `(B,)` of images `(B, 3, H, W)` in [0, 1]."""
+        self.lpips.to(pixel_values.device)
+        return self.lpips(reconstruction, pixel_values)
+
+    def __call__(
+        self, reconstruction: torch.Tensor, pixel_values: torch.Tensor, step: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of images `(B, 3, H, W)` in [0, 1], and its detached terms."""
+        reconstruction = reconstruction.float()
+        loss = (reconstruction - pixel_values).abs().mean()
+        logs = {"l1": loss.detach()}
+        if self.config.perceptual_weight > 0 and step >= self.config.perceptual_start:
+            perceptual = self.perceptual_distance(reconstruction, pixel_values).mean()
+            loss = loss + self.config.perceptual_weight * perceptual
+            logs["lpips"] = perceptual.detach()
+        return loss, logs
+
+    def scores(self, reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """L1, PSNR in dB and LPIPS `(B,)` of reconstructions clamped to [0, 1]."""
+        reconstruction = reconstruction.float().clamp(0, 1)
+        error = (reconstruction - pixel_values).flatten(1)
+        return {
+            "l1": error.abs().mean(dim=1),
+            "psnr": -10 * error.square().mean(dim=1).log10(),
+            "lpips": self.perceptual_distance(reconstruction, pixel_values),
+        }

@@ -1,0 +1,109 @@
+"""What every stage of training is to the loop."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from .adversary import Adversary
+
+
+if TYPE_CHECKING:
+    from ..configuration import TrainingConfig
+
+
+@dataclass(kw_only=True)
+class Replaced:
+    """Rows (bool, `(C,)`) of a parameter that were set anew and not moved by the optimiser."""
+
+    parameter: nn.Parameter
+    rows: torch.Tensor
+
+
+class Stage(nn.Module):
+    """
+    A stage of training: loss, trainable parameters and logs, nothing about devices, files or ranks.
+
+    `forward(pixel_values)` takes float pixels `(B, 3, H, W)` in [0, 1] and returns the loss, a scalar, and detached
+    scalars to log. The loop wraps the stage itself for distributed training, so everything that needs gradients
+    happens in `forward`. Parameters with `requires_grad` off are not trained.
+
+    Args:
+        model: what is trained.
+        adversary: trained beside the stage with an optimiser of its own, and therefore no submodule of it.
+    """
+
+    loss_config: type
+    """Dataclass of the stage's own fields, the configuration's section `loss`."""
+
+    step: int = 0
+    """The step that is being computed, counted from 0; the loop sets it."""
+
+    def __init__(self, model: nn.Module, adversary: Adversary | None = None):
+        super().__init__()
+        self.model = model
+        self._adversary = (adversary,)  # in a tuple, as attributes that are modules become submodules
+        self.adversary_batch: tuple[torch.Tensor, torch.Tensor, int] | None = None
+        """Arguments of the adversary's own step after `forward`; None where it has none."""
+
+    @property
+    def adversary(self) -> Adversary | None:
+        return self._adversary[0]
+
+    @classmethod
+    def check_config(cls, config: "TrainingConfig") -> None:
+        """Raises `ValueError` where the run cannot be; must not compute or load anything."""
+
+    @classmethod
+    def build(cls, config: "TrainingConfig") -> "Stage":
+        """The stage of a configuration, with its networks loaded or initialised."""
+        raise NotImplementedError
+
+    def end_step(self) -> list[Replaced]:
+        """Called after each optimiser step, without gradients."""
+        return []
+
+    def summary(self) -> dict[str, torch.Tensor]:
+        """Further scalars to log, asked for when logging only."""
+        return {}
+
+    def score(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Validation: named scores `(B,)` of held-out images."""
+        raise NotImplementedError
+
+    def pictures(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Named reconstructions `(B, 3, H, W)` to look at."""
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: str, weights: dict[str, torch.Tensor]) -> None:
+        """
+        Writes what the stage is for as a folder that `from_pretrained` loads.
+
+        Args:
+            folder: is made.
+            weights: the state dict of `model` to write, whole tensors.
+        """
+        raise NotImplementedError
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """The modules that `torch.compile` is worth while for."""
+        raise NotImplementedError
+
+    def with_adversarial_loss(
+        self,
+        reconstruction_loss: torch.Tensor,
+        reconstruction: torch.Tensor,
+        pixel_values: torch.Tensor,
+        rollout: int,
+        last_layer: torch.Tensor,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss with the adversarial part, where the stage has one in this step, and its terms to log."""
+        self.adversary_batch = None
+        if self.adversary is None or not self.adversary.plays(self.step):
+            return reconstruction_loss, {}
+        self.adversary_batch = (pixel_values, reconstruction.detach().float(), rollout)
+        adversarial, logs = self.adversary.weighted_generator_loss(
+            reconstruction_loss, reconstruction, rollout, last_layer
+        )
+        return reconstruction_loss + adversarial, logs

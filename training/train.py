@@ -1,0 +1,70 @@
+"""
+Trains: `accelerate launch training/train.py --config training/configs/NAME.yaml [--field value …]`.
+
+Sections are reached with a dot: `--optimization.max_steps 100 --data.train "[a.parquet, b.parquet]"`. Exit codes: 0
+for a finished run, 2 for a wrong configuration, 3 for a run that cannot go on (non-finite loss, undecodable images, a
+checkpoint that cannot be written), 75 where SIGTERM ended it after a checkpoint.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+
+# Run as a file, Python puts this folder on the path and not the one that has the package `training`.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch.distributed as dist
+from accelerate import PartialState
+from transformers.utils.logging import disable_progress_bar
+
+from training.checkpointing import CheckpointError
+from training.configuration import load_configs
+from training.data import UndecodableImagesError
+from training.loop import InterruptedTrainingError, train
+from training.monitoring import NonFiniteLossError
+
+
+EXIT_WRONG_USE = 2
+EXIT_FAILED = 3
+EXIT_INTERRUPTED = 75
+
+
+def main(arguments: list[str]) -> int:
+    """Runs what the arguments say; gives the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="YAML file, see training/configs")
+    known, overrides = parser.parse_known_args(arguments)
+    try:
+        configs = load_configs(known.config, overrides)
+    except (ValueError, OSError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return EXIT_WRONG_USE
+
+    rank = PartialState().process_index
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    disable_progress_bar()
+    try:
+        for config in configs:
+            train(config)
+    except ValueError as error:
+        logging.getLogger(__name__).error("%s", error, exc_info=True)
+        return EXIT_WRONG_USE
+    except (NonFiniteLossError, UndecodableImagesError, CheckpointError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except InterruptedTrainingError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
