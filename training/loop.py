@@ -58,6 +58,8 @@ class Trainer:
         self.output_dir = Path(config.output_dir)
         resume_from = find_checkpoint(config.resume, self.output_dir)
         self.accelerator = accelerator = Accelerator(
+            # Unless told so, Accelerate takes several ranks on CPUs for as many runs of one.
+            cpu=not torch.accelerator.is_available(),
             mixed_precision=settings.mixed_precision,
             log_with=config.logging.trackers or None,
             project_dir=str(self.output_dir),

@@ -8,6 +8,7 @@ checkpoint that cannot be written), 75 where SIGTERM ended it after a checkpoint
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch.distributed as dist
-from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
 from training.checkpointing import CheckpointError
@@ -42,9 +42,10 @@ def main(arguments: list[str]) -> int:
         print(f"train.py: {error}", file=sys.stderr)
         return EXIT_WRONG_USE
 
-    rank = PartialState().process_index
+    # Accelerate would know, too, but must not be asked before the run has configured it.
+    main_process = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
-        level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+        level=logging.INFO if main_process else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
     )
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     disable_progress_bar()

@@ -103,9 +103,9 @@ def test_ranks_and_micro_batches_share_the_same_step(shades):
 
 
 def test_a_batch_that_cannot_be_split_is_refused():
-    with pytest.raises(ValueError, match="`optimization.batch_size` is 6"):
+    with pytest.raises(ValueError, match=r"`optimization.batch_size` is 6"):
         BatchSplit(batch_size=6, micro_batch_size=2, rank=0, num_ranks=2)
-    with pytest.raises(ValueError, match="`optimization.batch_size` is 1"):
+    with pytest.raises(ValueError, match=r"`optimization.batch_size` is 1"):
         BatchSplit(batch_size=1, micro_batch_size=0, rank=0, num_ranks=2)
 
 
@@ -132,7 +132,7 @@ def test_parquet_and_package_sources(shades, tmp_path):
     datasets.Dataset.from_dict(encoded, features=features).to_parquet(tmp_path / "two.parquet")
     images = TrainingImages(data_config(tmp_path / "*.parquet", image_column="photo"), seed=0)
     assert sorted(int(images[n]["pixel_values"][0, 0, 0]) for n in range(2)) == [60, 80]
-    with pytest.raises(ValueError, match="`data.image_column` is 'image'"):
+    with pytest.raises(ValueError, match=r"`data.image_column` is 'image'"):
         TrainingImages(data_config(tmp_path / "two.parquet"), seed=0)
     assert len(TrainingImages(data_config("package://skimage/data/coffee.png"), seed=0)) == 1
 
@@ -208,5 +208,5 @@ def test_streams_go_on_where_they_left(tars, workers):
 
 def test_too_many_workers_for_a_stream_are_refused(tars):
     config = data_config(tars, streaming=True, num_workers=5)
-    with pytest.raises(ValueError, match="`data.num_workers` is 5, it must be at most 4"):
+    with pytest.raises(ValueError, match=r"`data.num_workers` is 5, it must be at most 4"):
         training_batches(config, None, 0, one_rank(), 0, False)

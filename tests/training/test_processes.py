@@ -68,7 +68,7 @@ def test_two_ranks_compute_what_one_does(values, config_file, tmp_path):
     """All stages, over five steps, at the same total batch; and either reads the other's checkpoints."""
     base, distill = values("base"), values("distill")
     common = {name: base[name] for name in ("data", "optimization", "logging", "output_dir")}
-    common["optimization"] |= {"max_steps": 5}
+    common["optimization"] |= {"max_steps": 5, "learning_rate": 2e-4}
     common["logging"] |= {"log_every": 1, "checkpoint_every": 2, "keep": 9}
     common["data"]["validation"] = common["data"]["train"]
     common["data"]["validation_images"] = 6
@@ -90,28 +90,28 @@ def test_two_ranks_compute_what_one_does(values, config_file, tmp_path):
         done = run(
             [*launcher, str(RECORDED_RUN), "--config", path, "--output_dir", str(tmp_path / str(ranks))],
             RECORD=str(record),
-            ACCELERATE_USE_CPU="1",
         )
         assert done.returncode == 0, done.stderr
         losses[ranks] = json.loads(record.read_text())
     assert len(losses[1]) == 3 * (5 + 1)
     for one, two in zip(losses[1], losses[2], strict=True):
         assert one.keys() == two.keys()
-        for name in one.keys() - {"images_per_second", "learning_rate"}:
-            # The discriminator's logits are near zero at first, where only absolute errors mean something.
-            assert two[name] == pytest.approx(one[name], rel=1e-4, abs=2e-5), name
+        # Not what hangs on rounding: AdamW makes full steps of gradients that should be zero, as the discriminator's are.
+        for name in [
+            name for name in one if name.split("/")[0] in ("loss", "l1", "lpips", "nll", "code", "validation")
+        ]:
+            assert two[name] == pytest.approx(one[name], rel=1e-4), name
 
     for reader, writer in ((1, 2), (2, 1)):
         folder = tmp_path / f"{reader} goes on from {writer}"
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if reader == 2 else []
         finetune = {**common, "stage": "finetune", "init_from": str(tmp_path / "1" / "distill" / "model")}
-        path = config_file({**finetune, **{"loss": values["sequence"]["finetune"]["loss"], "output_dir": str(folder)}})
+        path = config_file({**finetune, "loss": values["sequence"]["finetune"]["loss"], "output_dir": str(folder)})
         checkpoint = tmp_path / str(writer) / "finetune" / "checkpoint-4"
         record = tmp_path / "resumed.json"
         done = run(
             [*launcher, str(RECORDED_RUN), "--config", path, "--resume", str(checkpoint)],
             RECORD=str(record),
-            ACCELERATE_USE_CPU="1",
         )
         assert done.returncode == 0, done.stderr
         (last, _) = json.loads(record.read_text())
@@ -136,6 +136,6 @@ def test_exit_codes(values, config_file, tmp_path, monkeypatch, capsys):
         )
         assert main(["--config", path]) == EXIT_INTERRUPTED
     with monkeypatch.context() as patch:
-        patch.setattr("accelerate.Accelerator.save_state", lambda *_: open(tmp_path / "no" / "folder", "wb"))
+        patch.setattr("accelerate.Accelerator.save_state", lambda *_: (tmp_path / "no" / "folder").mkdir())
         assert main(["--config", path, "--resume", "latest"]) == EXIT_FAILED
     assert main(["--config", path, "--resume", "latest"]) == 0

@@ -331,7 +331,7 @@ def test_a_missing_or_foreign_start_is_named(build, tmp_path, vq_base):
 
 def test_finetuning_at_another_size_is_refused(build, tmp_path):
     build("finetune")
-    with pytest.raises(ValueError, match="`data.image_size` is 64"):
+    with pytest.raises(ValueError, match=r"`data.image_size` is 64"):
         build("finetune", init_from=str(tmp_path / "first"), data__image_size=64)
 
 

@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, VQModel
 from torch import nn
 
 from alit_hf import ALITConfig, ALITImageProcessor, ALITModel
+from alit_hf.losses.codebook import direction_bias
 
 from ..configuration import TrainingConfig, require
 from .adversary import Adversary
@@ -41,12 +42,17 @@ class ALITStage(Stage):
 
     def _remember_latents(self, _module, _arguments, latents: torch.Tensor) -> None:
         if self.training:
-            self._latents.append(latents.detach().float().flatten(0, 1))
+            self._latents.append(latents)
+
+    def direction_bias(self) -> torch.Tensor:
+        """The sum over the rollouts just computed, see `alit_hf.losses.codebook.direction_bias`; before `observe`."""
+        return sum(direction_bias(latents) for latents in self._latents)
 
     def observe(self, ids: list[torch.Tensor | None]) -> None:
         """Takes note of the ids of the rollouts that the forward pass has just computed."""
         if self.codebook_care is not None:
-            self.codebook_care.observe(torch.cat([one.flatten() for one in ids]), torch.cat(self._latents))
+            latents = torch.cat([one.detach().float().flatten(0, 1) for one in self._latents])
+            self.codebook_care.observe(torch.cat([one.flatten() for one in ids]), latents)
             self._latents.clear()
 
     def end_step(self) -> list[Replaced]:

@@ -9,6 +9,7 @@ from alit_hf import ALITModel
 from alit_hf.losses.distillation import code_distillation_loss, latent_distillation_loss, rollout_weights
 
 from ..configuration import TrainingConfig, require
+from ..spatial_start import spatial_start
 from .alit import ALITStage, check_model_fields, model_config, new_model
 
 
@@ -25,6 +26,9 @@ class DistillLossConfig:
             position is halted. 0: the paper's, 0.55 or 0.025.
         last_rollout_only (`bool`): loss on the longest code alone, the paper's ablation.
         revive_every (`int`): steps after which unused latent codes are replaced by latents of the batch; 0 for never.
+        direction_bias_weight (`float`): weight of a term against latents that share one direction whatever the image,
+            in which short runs get stuck; 0 is the paper's loss.
+        spatial_start (`bool`): latent tokens start at places in the image, for short runs.
     """
 
     label_smoothing: float = 0.1
@@ -32,8 +36,13 @@ class DistillLossConfig:
     halting_threshold: float = 0.0
     last_rollout_only: bool = False
     revive_every: int = 100
+    direction_bias_weight: float = 0.0
+    spatial_start: bool = False
 
     def validate(self) -> None:
+        require(
+            self.direction_bias_weight >= 0, "loss.direction_bias_weight", self.direction_bias_weight, "at least 0"
+        )
         require(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "in [0, 1)")
         require(self.halting_threshold >= 0, "loss.halting_threshold", self.halting_threshold, "at least 0")
         require(self.revive_every >= 0, "loss.revive_every", self.revive_every, "at least 0")
@@ -59,12 +68,21 @@ class DistillStage(ALITStage):
     def check_config(cls, config: TrainingConfig) -> None:
         require(bool(config.init_from), "init_from", config.init_from, "the base tokenizer's folder or Hub id")
         check_model_fields(config.model)
+        require(
+            config.loss.direction_bias_weight == 0 or config.model.get("quantize", True),
+            "loss.direction_bias_weight",
+            config.loss.direction_bias_weight,
+            "0 for continuous latents",
+        )
         if Path(config.init_from).is_dir():
             model_config(config)
 
     @classmethod
     def build(cls, config: TrainingConfig) -> "DistillStage":
-        return cls(new_model(config), config.loss)
+        model = new_model(config)
+        if config.loss.spatial_start:
+            spatial_start(model)
+        return cls(model, config.loss)
 
     def train(self, mode: bool = True) -> "DistillStage":
         super().train(mode)
@@ -83,6 +101,7 @@ class DistillStage(ALITStage):
         rollouts = list(
             model.rollouts(pixel_values, return_reconstruction=False, halting_threshold=self.halting_threshold)
         )
+        direction_bias = self.direction_bias() if self.loss.direction_bias_weight > 0 else None
         self.observe([rollout.token_ids for rollout in rollouts])
         weights = self.rollout_weights
         if self.loss.last_rollout_only:
@@ -93,4 +112,7 @@ class DistillStage(ALITStage):
             loss, logs = code_distillation_loss(rollouts, codes, codebook, self.loss.label_smoothing, weights)
         else:
             loss, logs = latent_distillation_loss(rollouts, latents, weights)
+        if direction_bias is not None:
+            loss = loss + self.loss.direction_bias_weight * direction_bias
+            logs["direction_bias"] = direction_bias.detach()
         return loss, {"loss": loss.detach(), **logs}

@@ -19,16 +19,21 @@ class FinetuneLossConfig(PixelLossConfig, AdversaryConfig):
     Args:
         quantizer_weight (`float`): weight of the latent codebook's and commitment loss.
         revive_every (`int`): steps after which unused latent codes are replaced by latents of the batch; 0 for never.
+        direction_bias_weight (`float`): as in the first stage.
     """
 
     quantizer_weight: float = 1.0
     revive_every: int = 0
+    direction_bias_weight: float = 0.0
 
     def validate(self) -> None:
         PixelLossConfig.validate(self)
         AdversaryConfig.validate(self)
         require(self.quantizer_weight >= 0, "loss.quantizer_weight", self.quantizer_weight, "at least 0")
         require(self.revive_every >= 0, "loss.revive_every", self.revive_every, "at least 0")
+        require(
+            self.direction_bias_weight >= 0, "loss.direction_bias_weight", self.direction_bias_weight, "at least 0"
+        )
 
 
 class FinetuneStage(ALITStage):
@@ -75,6 +80,7 @@ class FinetuneStage(ALITStage):
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         model, rollout = self.model, self.drawn_rollout()
         output = model(pixel_values, num_tokens=(rollout + 1) * model.config.tokens_per_rollout)
+        direction_bias = self.direction_bias() if self.loss.direction_bias_weight > 0 else None
         self.observe([output.token_ids])
         loss, logs = self.pixel_loss(output.reconstruction, pixel_values, self.step)
         logs = {"loss": loss.detach(), **logs, f"l1/{output.num_tokens}": logs["l1"]}
@@ -84,6 +90,9 @@ class FinetuneStage(ALITStage):
         if output.quantizer_loss is not None:
             loss = loss + self.loss.quantizer_weight * output.quantizer_loss
             logs["quantization"] = output.quantizer_loss.detach()
+        if direction_bias is not None:
+            loss = loss + self.loss.direction_bias_weight * direction_bias
+            logs["direction_bias"] = direction_bias.detach()
         if rollout == 0 and model.config.max_rollouts > 1:
             # Unused by the first rollout; distributed training waits for its gradient all the same.
             loss = loss + 0 * sum(parameter.sum() for parameter in model.encoder.layernorm_rollout.parameters())

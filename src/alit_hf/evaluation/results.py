@@ -135,7 +135,7 @@ def build_results(
             "max_psnr": MAX_PSNR,
             "bytes": "of the packed ids, without a file's header",
             "frechet": _describe_frechet(settings, len(records)),
-            "speed": f"one batch of {min(settings.batch_size, len(records))} on one process",
+            "speed": f"one batch of {speed['num_images']} on one process",
             "batch_size": settings.batch_size,
             "limit": settings.limit,
             "processes": num_processes,

@@ -1,0 +1,109 @@
+"""Where images come from: files, folders, parquet files and the Hub, in an order that is always the same."""
+
+import io
+
+import datasets
+import pytest
+from PIL import Image
+
+from alit_hf.evaluation import images as images_module
+from alit_hf.evaluation.images import open_images
+
+
+def save(folder, *names):
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20 + number, 30), (number, 0, 0)).save(folder / name)
+
+
+def parquet(path, column="image", count=3):
+    rows = []
+    for number in range(count):
+        stream = io.BytesIO()
+        Image.new("RGB", (20, 30 + number)).save(stream, "WEBP")
+        rows.append({"bytes": stream.getvalue(), "path": f"folder/{number}.webp"})
+    datasets.Dataset.from_dict({column: rows, "label": ["x"] * count}).to_parquet(path)
+    return str(path)
+
+
+def test_folders_and_files_in_order_without_hidden_ones(tmp_path):
+    save(tmp_path, "b.png", "a.JPG", "sub/c.webp", ".hidden/d.png", ".e.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    images = open_images([str(tmp_path / "sub" / "c.webp"), str(tmp_path)])
+    names = [images.name(index)[len(str(tmp_path)) + 1 :] for index in range(len(images))]
+    assert names == ["sub/c.webp", "a.JPG", "b.png", "sub/c.webp"]
+    assert images.read(2).size == (20, 30)
+    assert images.split is None
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_rows_of_parquet_files(tmp_path, as_folder):
+    path = parquet(tmp_path / "photos.parquet")
+    images = open_images([str(tmp_path) if as_folder else path])
+    assert len(images) == 3
+    assert [images.read(index).size for index in range(3)] == [(20, 30), (20, 31), (20, 32)]
+    assert images.name(1) == "row 1 (1.webp)"
+
+
+def test_a_row_without_image_fails_alone(tmp_path):
+    feature = datasets.Features({"image": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"image": [None, Image.new("RGB", (5, 5))]}, features=feature)
+    rows.to_parquet(tmp_path / "a.parquet")
+    images = open_images([str(tmp_path / "a.parquet")])
+    with pytest.raises(ValueError, match="row 0 has no image"):
+        images.read(0)
+    assert images.read(1).size == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "sources", "message"),
+    [
+        (lambda folder: None, ["missing.png"], "missing.png does not exist"),
+        (lambda folder: None, ["."], r"the folder \. holds no pictures and no parquet files"),
+        (lambda folder: parquet(folder / "a.parquet", "photo"), ["a.parquet"], "no column `image`.* photo, label"),
+        (lambda folder: (save(folder, "b.png"), parquet(folder / "a.parquet")), ["."], "both parquet files and"),
+        (lambda folder: (folder / "a.parquet").write_bytes(b"x"), ["a.parquet"], "no images can be read: Parquet"),
+        (lambda folder: parquet(folder / "a.parquet", count=0), ["a.parquet"], "a.parquet: no images can be read"),
+    ],
+)
+def test_what_cannot_be_used_is_named(tmp_path, monkeypatch, make, sources, message):
+    make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        open_images(sources)
+
+
+def test_files_have_no_splits(tmp_path):
+    save(tmp_path, "a.png")
+    with pytest.raises(ValueError, match="'test' is given, but only data sets on the Hub have splits"):
+        open_images([str(tmp_path)], "test")
+
+
+class TestHub:
+    """The Hub itself is replaced: `datasets` is asked for the right things, and its answers are used."""
+
+    @pytest.fixture
+    def splits(self, monkeypatch):
+        splits = {"test": datasets.Dataset.from_dict({"image": [Image.new("RGB", (9, 8))]})}
+        splits["test"] = splits["test"].cast_column("image", datasets.Image())
+        monkeypatch.setattr(images_module.datasets, "get_dataset_split_names", lambda name: list(splits))
+        monkeypatch.setattr(images_module.datasets, "load_dataset", lambda name, split: splits[split])
+        return splits
+
+    def test_the_only_split_needs_no_name(self, splits):
+        images = open_images(["someone/photos"])
+        assert (images.sources, images.split, images.read(0).size) == (["someone/photos"], "test", (9, 8))
+
+    def test_one_of_several_must_be_named(self, splits):
+        splits["train"] = splits["test"]
+        assert open_images(["someone/photos"], "train").split == "train"
+        with pytest.raises(ValueError, match="no split is given, the data set someone/photos has test, train"):
+            open_images(["someone/photos"])
+
+    def test_unknown_split(self, splits):
+        with pytest.raises(ValueError, match=r"the split 'val' does not exist, .* has test"):
+            open_images(["someone/photos"], "val")
+
+    def test_not_reachable(self):
+        with pytest.raises(ValueError, match="nobody/nothing is no file or folder, and from the Hub it cannot be"):
+            open_images(["nobody/nothing"])

@@ -1,0 +1,50 @@
+"""`training/evaluate.py` over two real processes gives the numbers of `alit evaluate`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_model import save_tiny_model
+
+from alit_hf.cli import main
+
+
+SCRIPT = Path(__file__).parents[2] / "training" / "evaluate.py"
+
+
+def run_two(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(tmp_path, photos):
+    model = save_tiny_model(tmp_path / "model")
+    arguments = ["--model", model, "--data", str(photos), "--lpips", "none", "--device", "cpu", "--batch-size", "2"]
+    done = run_two(*arguments, "--output", str(tmp_path / "two.json"))
+    assert done.returncode == 0, done.stderr
+    assert main(["evaluate", *arguments, "--output", str(tmp_path / "one.json")]) == 0
+    two, one = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("two", "one"))
+    assert two["settings"]["processes"] == 2
+    assert two["data"] == one["data"]
+    assert [image["index"] for image in two["worst"]] == [image["index"] for image in one["worst"]]
+    for name in ("l1", "psnr", "ssim", "codebook_usage"):
+        for numbers in ("lengths", "thumbnail") if name != "codebook_usage" else ("lengths",):
+            got, expected = ([row[name] for row in results[numbers].values()] for results in (two, one))
+            assert got == pytest.approx(expected, abs=1e-5)
+        assert [row[name] for row in two["adaptive"]] == pytest.approx(
+            [row[name] for row in one["adaptive"]], abs=1e-5
+        )
+    # One table, not two.
+    assert done.stdout.count("JPEG at its smallest") == 1
+
+
+@pytest.mark.slow
+def test_wrong_use_is_told_once(tmp_path):
+    done = run_two("--data", "missing", "--output", str(tmp_path / "r.json"), "--device", "cpu")
+    assert done.returncode != 0
+    assert done.stderr.count("--data: missing does not exist") == 1
