@@ -25,8 +25,8 @@ def measure_speed(model: ALITModel, pixel_values: torch.Tensor, thresholds: Sequ
         thresholds (`Sequence[float]`): at which adaptive encoding is timed.
 
     Returns:
-        `{"num_images": …, "lengths": {"32": rates, …}, "adaptive": [rates, …], "base": {"images_per_second": …}}` where rates are
-        `{"encode_images_per_second": …, "decode_images_per_second": …}`.
+        `{"num_images": …, "lengths": {"32": rates, …}, "adaptive": [rates, …], "base": {"images_per_second": …}}`
+        where rates are `{"encode_images_per_second": …, "decode_images_per_second": …}`.
     """
     config = model.config
     if pixel_values.device.type == "cpu":
