@@ -65,15 +65,18 @@ def _files(source: list[str]) -> list[str] | None:
     for entry in source:
         path = _package_path(entry) if entry.startswith("package://") else entry
         if Path(path).is_dir():
-            found = sorted(str(file) for file in Path(path).rglob("*") if file.is_file())
-            files += [file for file in found if Path(file).suffix.lower() in {".parquet", ".tar"} | _IMAGE_SUFFIXES]
+            files += sorted(str(file) for file in Path(path).rglob("*") if file.is_file() and _is_data_file(file))
         else:
             files += sorted(glob.glob(path))
     if files:
         return files
-    if len(source) == 1 and source[0].count("/") == 1 and not Path(source[0]).suffix:
+    if len(source) == 1 and source[0].count("/") == 1 and not _is_data_file(source[0]):
         return None
     raise ValueError(f"`data` names {source}, but no such file or folder with images, parquet or tar files exists.")
+
+
+def _is_data_file(path: str | Path) -> bool:
+    return Path(path).suffix.lower() in {".parquet", ".tar"} | _IMAGE_SUFFIXES
 
 
 def _package_path(entry: str) -> str:

@@ -148,11 +148,13 @@ class Trainer:
                     self._show(self._scalars(), display)
                 if self.held_out is not None and (finished or _is_time(progress.steps, every.validate_every)):
                     with self.average.applied():
-                        scores = mean_scores(self.stage, self.held_out, self.split.micro_batch_size, self.accelerator)
+                        scores = mean_scores(
+                            self.wrapped, self.held_out, self.split.micro_batch_size, self.accelerator
+                        )
                     self._show(scores, display)
                 if self.held_out is not None and (finished or _is_time(progress.steps, every.pictures_every)):
                     with self.average.applied():
-                        columns = picture_columns(self.stage, self.held_out[:_PICTURES], self.accelerator)
+                        columns = picture_columns(self.wrapped, self.held_out[:_PICTURES], self.accelerator)
                     display.pictures(columns, progress.steps)
                 if finished or interrupted or _is_time(progress.steps, every.checkpoint_every):
                     self.window.check_finite()
@@ -200,7 +202,7 @@ class Trainer:
         for batch in itertools.islice(self.batches, self.split.micro_batches):
             with accelerator.accumulate(*accumulated):
                 pixel_values = batch["pixel_values"].to(accelerator.device, non_blocking=True).float() / 255
-                loss, scalars = self.wrapped(pixel_values)
+                loss, scalars = self.wrapped(pixel_values, "training_loss")
                 accelerator.backward(loss)
                 self.window.add(step, scalars, batch["undecodable"])
                 if accelerator.sync_gradients:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
 from tqdm import tqdm
 
 from .pictures import picture_grid
-from .stages import Stage
 
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class Display:
 
 
 @torch.no_grad()
-def mean_scores(stage: Stage, images: torch.Tensor, batch_size: int, accelerator: Accelerator) -> dict[str, float]:
+def mean_scores(stage: nn.Module, images: torch.Tensor, batch_size: int, accelerator: Accelerator) -> dict[str, float]:
     """Mean scores over images, uint8 `(B, 3, H, W)`, which the ranks share, with the weights that the stage has."""
     stage.eval()
     shares = images.tensor_split(accelerator.num_processes)
@@ -133,7 +133,7 @@ def mean_scores(stage: Stage, images: torch.Tensor, batch_size: int, accelerator
     sums: dict[str, torch.Tensor] = {}
     for batch in own.split(batch_size):
         with accelerator.autocast():
-            scores = stage.score(batch.to(accelerator.device).float() / 255)
+            scores = stage(batch.to(accelerator.device).float() / 255, "score")
         for name, value in scores.items():
             sums[name] = sums.get(name, 0) + torch.stack([value.float().sum(), value.new_tensor(len(value)).float()])
     totals = {name: accelerator.reduce(value, "sum").tolist() for name, value in sums.items()}
@@ -141,9 +141,9 @@ def mean_scores(stage: Stage, images: torch.Tensor, batch_size: int, accelerator
 
 
 @torch.no_grad()
-def picture_columns(stage: Stage, images: torch.Tensor, accelerator: Accelerator) -> dict[str, torch.Tensor]:
+def picture_columns(stage: nn.Module, images: torch.Tensor, accelerator: Accelerator) -> dict[str, torch.Tensor]:
     """Images, uint8 `(B, 3, H, W)`, and what the stage makes of them, as columns of a grid."""
     stage.eval()
     originals = images.to(accelerator.device).float() / 255
     with accelerator.autocast():
-        return {"original": originals, **stage.pictures(originals)}
+        return {"original": originals, **stage(originals, "pictures")}

@@ -8,9 +8,12 @@ from alit_hf import ALITModel
 # In cells of the grid.
 _SHORTEST_WAVELENGTH, _LONGEST_WAVELENGTH = 4.0, 400.0
 # Beside the unit-norm image tokens.
-_POSITION_NORM = 2.0
+_POSITION_NORM = 1.0
 # Attention scores of a token with itself are about the square of this times the square root of a head's width.
 _ATTENTION_GAIN = 1.2
+# Of values and of outputs: what attention gathers from the image must not drown in what tokens are without it.
+_VALUE_GAIN = 2.0
+_DECODER_LATENT_GAIN = 4.0
 
 
 @torch.no_grad()
@@ -38,6 +41,50 @@ def spatial_start(model: ALITModel) -> None:
     for layer in (*model.encoder.layers, *model.decoder.layers):
         layer.attention.q_proj.weight.normal_(std=_ATTENTION_GAIN * config.hidden_size**-0.5)
         layer.attention.k_proj.weight.copy_(layer.attention.q_proj.weight)
+        for projection in (layer.attention.v_proj, layer.attention.o_proj):
+            projection.weight.normal_(std=_VALUE_GAIN * config.hidden_size**-0.5)
+    model.decoder.latent_projection.weight.normal_(std=_DECODER_LATENT_GAIN * config.hidden_size**-0.5)
+
+
+@torch.no_grad()
+def informative_projection(model: ALITModel, pixel_values: torch.Tensor) -> None:
+    """
+    Sets the projection to factorised latents so that they begin as what differs most between images: the directions
+    with the largest share of variance between images in all variance between tokens, each scaled to unit variance
+    (linear discriminants). A random projection mostly shows which token it is, and codes that do not depend on the
+    image are what short runs then get stuck in.
+
+    Args:
+        model: after `spatial_start`.
+        pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): a batch of training images.
+    """
+    inputs = []
+    hook = model.latent_projection.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].float()))
+    try:
+        for _ in model.rollouts(pixel_values, return_reconstruction=False):
+            pass
+    finally:
+        hook.remove()
+    tokens = torch.cat(inputs, dim=1)
+    mean = tokens.mean(dim=(0, 1))
+    between_tokens = _covariance(tokens - mean)
+    between_images = _covariance(tokens - tokens.mean(dim=0))
+    ridge = 1e-4 * between_tokens.diagonal().mean() * torch.eye(len(between_tokens), device=tokens.device)
+    variances, directions = torch.linalg.eigh(between_tokens + ridge)
+    whitening = directions / variances.sqrt()
+    _, discriminants = torch.linalg.eigh(whitening.T @ between_images @ whitening)
+    weight = (whitening @ discriminants[:, -model.config.codebook_dim :]).T.contiguous()
+    bias = -weight @ mean
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast(weight, 0)
+        torch.distributed.broadcast(bias, 0)
+    model.latent_projection.weight.copy_(weight)
+    model.latent_projection.bias.copy_(bias)
+
+
+def _covariance(centred: torch.Tensor) -> torch.Tensor:
+    vectors = centred.flatten(0, 1)
+    return vectors.T @ vectors / len(vectors)
 
 
 def _waves(coordinates: torch.Tensor, width: int) -> torch.Tensor:

@@ -16,7 +16,7 @@ from alit_hf.selection import l1
 
 
 ROLLOUTS = (1, 2, 4, 8)
-REPETITIONS = 4
+REPETITIONS = 3
 MOST = 1.15
 
 
@@ -45,7 +45,8 @@ def parts_alone(model: ALITModel, pixel_values: torch.Tensor) -> dict[str, list[
     base_latents = base.encode(pixel_values)
     hidden_states = model.embeddings(pixel_values, base_latents)
     parts = {"base encoding": [lambda: base.encode(pixel_values)], "encoder": [], "decoder": [], "base decoding": []}
-    for index, step in enumerate(model.rollouts(pixel_values)):
+    longest = max(ROLLOUTS) * config.tokens_per_rollout
+    for index, step in enumerate(model.rollouts(pixel_values, num_tokens=longest)):
         tokens = model.latent_tokens(index)
         grid = base.expected_latents(step.decoder_output, config.grid_size)
         parts["encoder"].append(lambda h=hidden_states, n=tokens, k=index: model.encoder(h, n, k))

@@ -10,8 +10,8 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, VQModel
 from PIL import Image
+from random_lpips import random_lpips
 
-from alit_hf.losses.perceptual import LPIPS
 from training.configuration import TrainingConfig, config_from_dict
 
 
@@ -55,9 +55,7 @@ def _fresh_accelerator():
 @pytest.fixture(autouse=True)
 def _random_lpips(monkeypatch):
     """The pretrained weights have to be downloaded; for what is tested here, random ones do."""
-    monkeypatch.setattr(
-        "training.stages.pixel_loss.LPIPS", lambda net, normalize: LPIPS(net, normalize=normalize, pretrained=False)
-    )
+    monkeypatch.setattr("training.stages.pixel_loss.LPIPS", random_lpips)
 
 
 def smooth_picture(seed: int, size: tuple[int, int] = (56, 48)) -> Image.Image:

@@ -1,7 +1,6 @@
 """
-`training/train.py` for tests that watch it from outside. LPIPS has random weights here, as the pretrained ones may not
-be there. Environment variables: RECORD names a file for all that is logged; KILL_WHILE_WRITING names a checkpoint in
-whose middle the process kills itself.
+`training/train.py` for tests that watch it from outside, with random weights in LPIPS. Environment variables: RECORD
+names a file for all that is logged; KILL_WHILE_WRITING names a checkpoint in whose middle the process kills itself.
 """
 
 import json
@@ -9,19 +8,12 @@ import os
 import signal
 import sys
 
-import torch
 from accelerate import Accelerator
+from random_lpips import random_lpips
 
-from alit_hf.losses.perceptual import LPIPS
 from training import train
 from training.monitoring import Display
 from training.stages import pixel_loss
-
-
-def random_lpips(net: str, normalize: bool) -> LPIPS:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return LPIPS(net, normalize=normalize, pretrained=False)
 
 
 pixel_loss.LPIPS = random_lpips

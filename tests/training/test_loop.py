@@ -225,19 +225,19 @@ def test_resuming_nothing_starts_anew_and_a_finished_run_ends_at_once(config, tm
 
 
 def test_sigterm_leaves_a_checkpoint_to_go_on_from(config, tmp_path, monkeypatch):
-    original = BaseStage.forward
+    original = BaseStage.training_loss
 
-    def forward(self, pixel_values):
+    def training_loss(self, pixel_values):
         if self.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, pixel_values)
 
     handler = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(BaseStage, "forward", forward)
+    monkeypatch.setattr(BaseStage, "training_loss", training_loss)
     with pytest.raises(InterruptedTrainingError, match="after 4 of 6 steps"):
         train(config("base"))
     assert signal.getsignal(signal.SIGTERM) == handler
-    monkeypatch.setattr(BaseStage, "forward", original)
+    monkeypatch.setattr(BaseStage, "training_loss", original)
     train(config("base", resume="latest"))
     through = tmp_path / "through"
     train(config("base", output_dir=str(through)))
@@ -246,9 +246,9 @@ def test_sigterm_leaves_a_checkpoint_to_go_on_from(config, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_non_finite_loss_stops_the_run_and_says_where(config, tmp_path, monkeypatch, where):
-    original = BaseStage.forward
+    original = BaseStage.training_loss
 
-    def forward(self, pixel_values):
+    def training_loss(self, pixel_values):
         loss, logs = original(self, pixel_values)
         if self.step == 4 and where == "loss":
             loss = loss * float("nan")
@@ -257,7 +257,7 @@ def test_a_non_finite_loss_stops_the_run_and_says_where(config, tmp_path, monkey
             loss = loss + (self.model.decoder.conv_out.bias.sum() * 0).sqrt() * 0
         return loss, logs
 
-    monkeypatch.setattr(BaseStage, "forward", forward)
+    monkeypatch.setattr(BaseStage, "training_loss", training_loss)
     fields = {"logging__checkpoint_every": 2, "logging__log_every": 6}
     with pytest.raises(
         NonFiniteLossError, match="Step 5: .*gradient_norm" if where == "gradient" else "Step 5: .*loss"

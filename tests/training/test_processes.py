@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from training.loop import train
+from training.monitoring import Display
 from training.train import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_USE, main
 
 
@@ -24,7 +25,7 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **environment},
         capture_output=True,
         text=True,
         timeout=300,
@@ -63,59 +64,72 @@ def test_a_run_killed_while_writing_a_checkpoint_goes_on_exactly(values, config,
         assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-@pytest.mark.timeout(300)
-def test_two_ranks_compute_what_one_does(values, config_file, tmp_path):
-    """All stages, over five steps, at the same total batch; and either reads the other's checkpoints."""
+@pytest.fixture
+def sequence(values, tmp_path) -> dict:
+    """All stages, five steps each, without what is random and so differs between ranks."""
     base, distill = values("base"), values("distill")
-    common = {name: base[name] for name in ("data", "optimization", "logging", "output_dir")}
+    common = {name: base[name] for name in ("data", "optimization", "logging")}
     common["optimization"] |= {"max_steps": 5, "learning_rate": 2e-4}
     common["logging"] |= {"log_every": 1, "checkpoint_every": 2, "keep": 9}
-    common["data"]["validation"] = common["data"]["train"]
-    common["data"]["validation_images"] = 6
+    common["data"] |= {"validation": common["data"]["train"], "validation_images": 6}
     adversarial = {"adversarial_weight": 0.5, "discriminator_layers": 1, "adversarial_start": 2}
-    values = {
+    return {
         **common,
+        "output_dir": str(tmp_path / "1"),
         "sequence": {
             "base": {"model": base["model"], "loss": {"perceptual_net": "alex", "revive_every": 0} | adversarial},
-            # What is random differs between ranks.
             "distill": {"model": distill["model"], "loss": {"halting": False, "revive_every": 0}},
             "finetune": {"loss": {"perceptual_net": "alex"} | adversarial},
         },
     }
-    path = config_file(values)
-    losses = {}
-    for ranks in (1, 2):
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if ranks == 2 else []
-        record = tmp_path / f"{ranks}.json"
-        done = run(
-            [*launcher, str(RECORDED_RUN), "--config", path, "--output_dir", str(tmp_path / str(ranks))],
-            RECORD=str(record),
-        )
-        assert done.returncode == 0, done.stderr
-        losses[ranks] = json.loads(record.read_text())
-    assert len(losses[1]) == 3 * (5 + 1)
-    for one, two in zip(losses[1], losses[2], strict=True):
+
+
+@pytest.fixture
+def records(monkeypatch) -> list[dict[str, float]]:
+    """What runs in this process log."""
+    logged: list[dict[str, float]] = []
+    monkeypatch.setattr(Display, "scalars", lambda self, values, step: logged.append(values))
+    return logged
+
+
+def run_on_two_ranks(path: str, record: Path, *overrides: str) -> list[dict[str, float]]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = run([*launcher, str(RECORDED_RUN), "--config", path, *overrides], RECORD=str(record))
+    assert done.returncode == 0, done.stderr
+    return json.loads(record.read_text())
+
+
+@pytest.mark.timeout(300)
+def test_two_ranks_compute_what_one_does(sequence, config_file, tmp_path, records):
+    """Every stage's losses, at the same total batch; and one rank goes on from a checkpoint of two."""
+    path = config_file(sequence)
+    of_two = run_on_two_ranks(path, tmp_path / "2.json", "--output_dir", str(tmp_path / "2"))
+    assert main(["--config", path]) == 0
+    assert len(records) == 3 * (5 + 1)
+    for one, two in zip(records, of_two, strict=True):
         assert one.keys() == two.keys()
-        # Not what hangs on rounding: AdamW makes full steps of gradients that should be zero, as the discriminator's are.
-        for name in [
-            name for name in one if name.split("/")[0] in ("loss", "l1", "lpips", "nll", "code", "validation")
-        ]:
+        # Not what hangs on rounding, as the discriminator does: AdamW makes full steps of gradients that should be 0.
+        kinds = ("loss", "l1", "lpips", "nll", "code", "validation")
+        for name in [name for name in one if name.split("/")[0] in kinds]:
             assert two[name] == pytest.approx(one[name], rel=1e-4), name
 
-    for reader, writer in ((1, 2), (2, 1)):
-        folder = tmp_path / f"{reader} goes on from {writer}"
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if reader == 2 else []
-        finetune = {**common, "stage": "finetune", "init_from": str(tmp_path / "1" / "distill" / "model")}
-        path = config_file({**finetune, "loss": values["sequence"]["finetune"]["loss"], "output_dir": str(folder)})
-        checkpoint = tmp_path / str(writer) / "finetune" / "checkpoint-4"
-        record = tmp_path / "resumed.json"
-        done = run(
-            [*launcher, str(RECORDED_RUN), "--config", path, "--resume", str(checkpoint)],
-            RECORD=str(record),
-        )
-        assert done.returncode == 0, done.stderr
-        (last, _) = json.loads(record.read_text())
-        assert last["loss"] == pytest.approx(losses[1][-2]["loss"], rel=1e-4)
+    expected = records[-2]["loss"]
+    records.clear()
+    resumed = f"--sequence.finetune.resume={tmp_path / '2' / 'finetune' / 'checkpoint-4'}"
+    elsewhere = f"--sequence.finetune.output_dir={tmp_path / 'resumed'}"
+    assert main(["--config", path, "--resume", "latest", resumed, elsewhere]) == 0
+    assert records[-2]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_ranks_go_on_from_a_checkpoint_of_one(sequence, config_file, tmp_path, records):
+    path = config_file(sequence)
+    assert main(["--config", path]) == 0
+    resumed = f"--sequence.finetune.resume={tmp_path / '1' / 'finetune' / 'checkpoint-4'}"
+    elsewhere = f"--sequence.finetune.output_dir={tmp_path / 'resumed'}"
+    of_two = run_on_two_ranks(path, tmp_path / "2.json", "--resume", "latest", resumed, elsewhere)
+    assert of_two[-2]["loss"] == pytest.approx(records[-2]["loss"], rel=1e-4)
 
 
 def test_exit_codes(values, config_file, tmp_path, monkeypatch, capsys):

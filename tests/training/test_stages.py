@@ -40,7 +40,7 @@ def build(config, tmp_path):
 
 def gradients(stage, pixels) -> dict[str, torch.Tensor | None]:
     stage.zero_grad()
-    loss, _ = stage(pixels)
+    loss, _ = stage.training_loss(pixels)
     loss.backward()
     return {name: parameter.grad for name, parameter in stage.named_parameters()}
 
@@ -50,7 +50,7 @@ def moved(stage, pixels, steps: int = 1) -> set[str]:
     optimizer = torch.optim.SGD([parameter for parameter in stage.parameters() if parameter.requires_grad], lr=1.0)
     before = {name: parameter.detach().clone() for name, parameter in stage.named_parameters()}
     for _ in range(steps):
-        loss, _ = stage(pixels)
+        loss, _ = stage.training_loss(pixels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -64,7 +64,7 @@ def test_first_stage_losses_are_the_published_ones():
     pixels = load_file(FIXTURE / "expected.safetensors")["pixels_uint8"].float() / 255
     stage = DistillStage(model, DistillLossConfig(label_smoothing=0, halting=False)).train()
     with torch.no_grad():
-        loss, logs = stage(pixels)
+        loss, logs = stage.training_loss(pixels)
     assert float(loss) == pytest.approx(expected["total_loss"], rel=1e-4)
     for index, terms in enumerate(expected["per_rollout"]):
         length = 32 * (index + 1)
@@ -119,7 +119,7 @@ def test_halting_is_on_in_the_first_stage_and_off_elsewhere(build, pixels, monke
         ("fixed", {}),
         ("finetune", {}),
     ):
-        build(name, **fields)(pixels)
+        build(name, **fields).training_loss(pixels)
     assert thresholds == [0.55, 0.3, None, None, None]
     stage = build("distill")
     thresholds.clear()
@@ -133,13 +133,13 @@ def test_a_halting_threshold_of_kl_is_in_latent_units(build, kl_base):
 
 def test_label_smoothing_changes_the_loss(build, pixels):
     plain, smooth = (build("distill", loss__halting=False, loss__label_smoothing=value) for value in (0.0, 0.5))
-    losses = [stage(pixels)[0].item() for stage in (plain, smooth)]
+    losses = [stage.training_loss(pixels)[0].item() for stage in (plain, smooth)]
     assert abs(losses[0] - losses[1]) > 1e-3
 
 
 def test_a_loss_on_the_last_rollout_only(build, pixels):
     every, last = (build("distill", loss__halting=False, loss__last_rollout_only=value) for value in (False, True))
-    (total, logs), (alone, last_logs) = every(pixels), last(pixels)
+    (total, logs), (alone, last_logs) = every.training_loss(pixels), last.training_loss(pixels)
     assert {name.partition("/")[2] for name in last_logs if "/" in name} == {"12"}
     assert float(last_logs["nll/12"]) == pytest.approx(float(logs["nll/12"]))
     # Weighted as the third rollout, not as the first.
@@ -150,7 +150,7 @@ def test_a_loss_on_the_last_rollout_only(build, pixels):
 
 def test_a_fixed_length_is_one_rollout_of_weight_one(build, pixels):
     stage = build("fixed", model__tokens_per_rollout=12)
-    loss, logs = stage(pixels)
+    loss, logs = stage.training_loss(pixels)
     expected = logs["nll/12"] + logs["code/12"] + logs["quantization/12"]
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
 
@@ -181,7 +181,7 @@ def test_finetuning_computes_the_drawn_rollout_and_no_further(build, pixels):
         stage.drawn_rollout = lambda rollout=rollout: rollout
         for name in passes:
             passes[name] = 0
-        _, logs = stage(pixels)
+        _, logs = stage.training_loss(pixels)
         assert f"l1/{4 * (rollout + 1)}" in logs
         assert passes["encoder"] == rollout + 1
         assert passes["decoder"] == 1
@@ -224,16 +224,16 @@ def test_the_adversary_waits_for_its_start(build, pixels):
     stage = build("finetune", loss__adversarial_weight=1.0, loss__adversarial_start=4, loss__discriminator_layers=1)
     for step, plays in ((3, False), (4, True), (5, True)):
         stage.step = step
-        _, logs = stage(pixels)
+        _, logs = stage.training_loss(pixels)
         assert (stage.adversary_batch is not None) == plays
         assert ("adversarial" in logs) == plays
 
 
 def test_perceptual_loss_starts_when_told(build, pixels):
     stage = build("base", loss__perceptual_start=1, loss__perceptual_weight=0.5)
-    assert "lpips" not in stage(pixels)[1]
+    assert "lpips" not in stage.training_loss(pixels)[1]
     stage.step = 1
-    loss, logs = stage(pixels)
+    loss, logs = stage.training_loss(pixels)
     assert float(loss) == pytest.approx(float(logs["l1"] + 0.5 * logs["lpips"]), rel=1e-5)
 
 
@@ -247,17 +247,17 @@ def test_the_base_codebook_starts_from_latents(build, pixels):
     stage = build("base", loss__codebook_start=2, loss__revive_every=0)
     codebook = stage.model.quantize.embedding.weight
     before = codebook.detach().clone()
-    stage(pixels)
+    stage.training_loss(pixels)
     assert stage.end_step() == []
     assert torch.equal(codebook, before)
     stage.step = 1
-    stage(pixels)
+    stage.training_loss(pixels)
     (replaced,) = stage.end_step()
     assert replaced.rows.all()
     vectors = stage.model.encode(pixels).latents.permute(0, 2, 3, 1).flatten(0, 2)
     assert torch.cdist(codebook, vectors).min(dim=1).values.max() < 1e-3
     stage.step = 2
-    _, logs = stage(pixels)
+    _, logs = stage.training_loss(pixels)
     assert "codebook_loss" in logs
     assert stage.summary()["codebook/usage"] > 0.2
 
@@ -265,13 +265,13 @@ def test_the_base_codebook_starts_from_latents(build, pixels):
 def test_dead_codes_are_revived_and_reported(build, pixels):
     stage = build("distill", loss__revive_every=2, model__codebook_size=64)
     codebook = stage.model.quantizer.codebook.weight
-    stage(pixels)
+    stage.training_loss(pixels)
     assert stage.end_step() == []
     usage = float(stage.summary()["codebook/usage"])
     assert 0 < usage < 1
     stage.step = 1
     before = codebook.detach().clone()
-    stage(pixels)
+    stage.training_loss(pixels)
     (replaced,) = stage.end_step()
     assert replaced.parameter is codebook
     assert replaced.rows.any()
@@ -298,7 +298,7 @@ def test_a_few_steps_lower_the_loss(build, pixels, name):
     optimizer = adamw(stage, OptimizationConfig(learning_rate=3e-3, max_steps=1))
     losses = []
     for _ in range(15):
-        loss, _ = stage(pixels)
+        loss, _ = stage.training_loss(pixels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

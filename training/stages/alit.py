@@ -53,6 +53,11 @@ class ALITStage(Stage):
         if self.codebook_care is not None:
             latents = torch.cat([one.detach().float().flatten(0, 1) for one in self._latents])
             self.codebook_care.observe(torch.cat([one.flatten() for one in ids]), latents)
+            self.forget()
+
+    def forget(self) -> None:
+        """Leaves what was computed until now out of what `observe` takes note of."""
+        if self.codebook_care is not None:
             self._latents.clear()
 
     def end_step(self) -> list[Replaced]:

@@ -75,7 +75,7 @@ class BaseStage(Stage):
             raise ValueError(f"`init_from` is {config.init_from!r}, it must be a VQModel: {error}") from error
         return cls(model, config.loss)
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def training_loss(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         latents = self.model.encode(pixel_values).latents
         codes, codebook_loss = latents, None
         if self.step >= self.loss.codebook_start:

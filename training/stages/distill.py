@@ -9,7 +9,7 @@ from alit_hf import ALITModel
 from alit_hf.losses.distillation import code_distillation_loss, latent_distillation_loss, rollout_weights
 
 from ..configuration import TrainingConfig, require
-from ..spatial_start import spatial_start
+from ..spatial_start import informative_projection, spatial_start
 from .alit import ALITStage, check_model_fields, model_config, new_model
 
 
@@ -94,8 +94,12 @@ class DistillStage(ALITStage):
         """λ of each rollout that is computed."""
         return rollout_weights(self.model.config.max_rollouts)
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def training_loss(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         model = self.model
+        if self.loss.spatial_start and self.training and self.step == 0:
+            with torch.autocast(pixel_values.device.type, enabled=False):
+                informative_projection(model, pixel_values)
+            self.forget()
         with torch.no_grad():
             latents = model.base_tokenizer.encode(pixel_values)
         rollouts = list(

@@ -77,7 +77,7 @@ class FinetuneStage(ALITStage):
         random = np.random.default_rng((self.seed, self.step))
         return int(random.integers(self.model.config.max_rollouts))
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def training_loss(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         model, rollout = self.model, self.drawn_rollout()
         output = model(pixel_values, num_tokens=(rollout + 1) * model.config.tokens_per_rollout)
         direction_bias = self.direction_bias() if self.loss.direction_bias_weight > 0 else None

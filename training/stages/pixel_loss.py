@@ -15,7 +15,7 @@ from ..configuration import require
 class PixelLossConfig:
     """
     Args:
-        perceptual_weight (`float`): weight of LPIPS beside that of L1, which is 1.
+        perceptual_weight (`float`): weight of LPIPS beside that of L1, which is 1. At 0 its network is not needed.
         perceptual_net (`"vgg"` or `"alex"`): LPIPS network; AlexNet is cheap enough for CPUs.
         perceptual_start (`int`): first step with LPIPS.
     """
@@ -38,7 +38,9 @@ class PixelLoss:
 
     def __init__(self, config: PixelLossConfig):
         self.config = config
-        self.lpips: nn.Module = LPIPS(config.perceptual_net, normalize=True)
+        self.lpips: nn.Module | None = None
+        if config.perceptual_weight > 0:
+            self.lpips = LPIPS(config.perceptual_net, normalize=True)
 
     def perceptual_distance(self, reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """LPIPS `(B,)` of images `(B, 3, H, W)` in [0, 1]."""
@@ -52,18 +54,17 @@ class PixelLoss:
         reconstruction = reconstruction.float()
         loss = (reconstruction - pixel_values).abs().mean()
         logs = {"l1": loss.detach()}
-        if self.config.perceptual_weight > 0 and step >= self.config.perceptual_start:
+        if self.lpips is not None and step >= self.config.perceptual_start:
             perceptual = self.perceptual_distance(reconstruction, pixel_values).mean()
             loss = loss + self.config.perceptual_weight * perceptual
             logs["lpips"] = perceptual.detach()
         return loss, logs
 
     def scores(self, reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """L1, PSNR in dB and LPIPS `(B,)` of reconstructions clamped to [0, 1]."""
+        """L1, PSNR in dB and, where the loss has it, LPIPS `(B,)` of reconstructions clamped to [0, 1]."""
         reconstruction = reconstruction.float().clamp(0, 1)
         error = (reconstruction - pixel_values).flatten(1)
-        return {
-            "l1": error.abs().mean(dim=1),
-            "psnr": -10 * error.square().mean(dim=1).log10(),
-            "lpips": self.perceptual_distance(reconstruction, pixel_values),
-        }
+        scores = {"l1": error.abs().mean(dim=1), "psnr": -10 * error.square().mean(dim=1).log10()}
+        if self.lpips is not None:
+            scores["lpips"] = self.perceptual_distance(reconstruction, pixel_values)
+        return scores

@@ -1,7 +1,7 @@
 """What every stage of training is to the loop."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -25,9 +25,8 @@ class Stage(nn.Module):
     """
     A stage of training: loss, trainable parameters and logs, nothing about devices, files or ranks.
 
-    `forward(pixel_values)` takes float pixels `(B, 3, H, W)` in [0, 1] and returns the loss, a scalar, and detached
-    scalars to log. The loop wraps the stage itself for distributed training, so everything that needs gradients
-    happens in `forward`. Parameters with `requires_grad` off are not trained.
+    The loop wraps the stage itself for distributed training, so all that needs its parameters goes through `forward`.
+    Parameters with `requires_grad` off are not trained.
 
     Args:
         model: what is trained.
@@ -58,6 +57,14 @@ class Stage(nn.Module):
     @classmethod
     def build(cls, config: "TrainingConfig") -> "Stage":
         """The stage of a configuration, with its networks loaded or initialised."""
+        raise NotImplementedError
+
+    def forward(self, pixel_values: torch.Tensor, purpose: Literal["training_loss", "score", "pictures"]):
+        """The method of that name, on float pixels `(B, 3, H, W)` in [0, 1]."""
+        return getattr(self, purpose)(pixel_values)
+
+    def training_loss(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss, a scalar, and detached scalars to log."""
         raise NotImplementedError
 
     def end_step(self) -> list[Replaced]:
