@@ -1,13 +1,13 @@
 import pytest
 import torch
-from tiny_config import tiny_model
+from tiny_config import tiny_images, tiny_model
 
-from training.spatial_start import spatial_start
+from training.spatial_start import informative_projection, spatial_start
 
 
 @pytest.fixture
 def model():
-    model = tiny_model(image_size=[32, 48], max_rollouts=8)
+    model = tiny_model(image_size=[32, 48], max_rollouts=8, initializer_range=0.02)
     spatial_start(model)
     return model
 
@@ -16,7 +16,7 @@ def test_near_positions_are_alike_and_all_differ(model):
     rows, columns = model.config.grid_size
     for module in (model.embeddings, model.decoder):
         grid = module.position_embeddings[0, 1:].unflatten(0, (rows, columns))
-        assert grid.norm(dim=-1).mean().item() == pytest.approx(2, abs=1e-3)
+        assert grid.norm(dim=-1).mean().item() == pytest.approx(1, abs=1e-3)
         distances = (grid - grid[3, 5]).norm(dim=-1)
         assert (distances > 0).sum() == rows * columns - 1
         for near, far in (((3, 6), (3, 8)), ((4, 5), (6, 5)), ((2, 4), (7, 11))):
@@ -51,3 +51,24 @@ def test_attention_starts_between_near_places(model):
             torch.arange(rows * columns) % columns - column
         ).abs()
         assert attention[token][far <= 2].mean() > 1.5 * attention[token][far > 6].mean()
+
+
+def test_latents_start_as_what_differs_between_images(model):
+    images = tiny_images(16, 32, 48)
+
+    def share_of_images():
+        latents = []
+        hook = model.latent_projection.register_forward_hook(lambda *call: latents.append(call[-1]))
+        for _ in model.rollouts(images, return_reconstruction=False):
+            pass
+        hook.remove()
+        latents = torch.cat(latents, dim=1)
+        return latents, (latents - latents.mean(dim=0)).var() / latents.var()
+
+    with torch.no_grad():
+        _, before = share_of_images()
+        informative_projection(model, images)
+        latents, after = share_of_images()
+    assert after > 1.2 * before
+    assert latents.mean(dim=(0, 1)).abs().max() < 1e-3
+    torch.testing.assert_close(latents.flatten(0, 1).var(dim=0), torch.ones(5), atol=0.05, rtol=0)

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from alit_hf.picture_files import PICTURE_SUFFIXES
+
 from .batches import run_jobs
 from .errors import FAILED, UsageError
 from .jobs import add_job_arguments, make_output_folder, plan_jobs
@@ -14,13 +16,6 @@ if TYPE_CHECKING:
     import torch
 
     from alit_hf.token_file import TokenFile
-
-
-# What is taken for a picture in a folder. Pillow cannot read HEIF: better reported than left out in silence.
-PICTURE_SUFFIXES = frozenset(
-    {".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
-    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
-)
 
 
 class _Picture(NamedTuple):
@@ -169,4 +164,4 @@ def _summary(written: list[tuple[Path, _Written]], output: str) -> str:
     return text + (f"; {num_unsatisfied} not below the threshold" if num_unsatisfied else "")
 
 
-__all__ = ["PICTURE_SUFFIXES", "add_parser", "run"]
+__all__ = ["add_parser", "run"]

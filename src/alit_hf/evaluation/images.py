@@ -9,13 +9,7 @@ import datasets
 from PIL import Image
 
 from alit_hf.image_io import open_image
-
-
-# What is taken for a picture in a folder. Pillow cannot read HEIF: better counted than left out in silence.
-PICTURE_SUFFIXES = frozenset(
-    {".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
-    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
-)
+from alit_hf.picture_files import PICTURE_SUFFIXES
 
 
 class EvaluationImages(Protocol):
@@ -159,4 +153,4 @@ def _find(source: str) -> list[Path]:
     return found
 
 
-__all__ = ["PICTURE_SUFFIXES", "EvaluationImages", "open_images"]
+__all__ = ["EvaluationImages", "open_images"]
