@@ -16,7 +16,7 @@ from .configuration import TrainingConfig, config_to_dict
 from .data import BatchSplit, TrainingImages, check_undecodable, load_validation, training_batches
 from .interruption import Interruption
 from .monitoring import Display, ScalarWindow, mean_scores, picture_columns
-from .optimization import adamw, learning_rate_share
+from .optimization import adamw, learning_rate_share, set_learning_rate
 from .publishing import Publisher
 from .stages import STAGES
 from .stages.adversary import Adversary
@@ -95,7 +95,7 @@ class Trainer:
         if settings.compile:
             for part in stage.compiled_parts():
                 part.compile()
-        self.wrapped, self.optimizer = accelerator.prepare(stage, adamw(stage, settings))
+        self.wrapped, self.optimizer = accelerator.prepare(stage, adamw(stage, settings, stage.learning_rate_share))
         self.opponent = _Opponent(stage.adversary, config, accelerator) if stage.adversary is not None else None
         self.trainable = [parameter for parameter in stage.parameters() if parameter.requires_grad]
         self.average = WeightAverage(stage, settings.ema_decay)
@@ -219,8 +219,7 @@ class Trainer:
     def _set_learning_rate(self) -> None:
         warmed_up = (self.progress.steps + 1) / max(1, self.warmup_steps)
         self.learning_rate = self.settings.peak_learning_rate * learning_rate_share(warmed_up, self.share_done)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+        set_learning_rate(self.optimizer, self.learning_rate)
         if self.opponent is not None:
             self.opponent.set_learning_rate(self.learning_rate)
 
@@ -245,8 +244,7 @@ class _Opponent:
         self.wrapped, self.optimizer = accelerator.prepare(adversary, adamw(adversary, config.optimization))
 
     def set_learning_rate(self, stage_learning_rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = stage_learning_rate * self.learning_rate_share
+        set_learning_rate(self.optimizer, stage_learning_rate * self.learning_rate_share)
 
     def step(self, pixel_values: torch.Tensor, reconstruction: torch.Tensor, rollout: int) -> dict[str, torch.Tensor]:
         """One micro-batch, and the optimiser's step where it was the last of the batch; gives scalars to log."""

@@ -1,97 +1,158 @@
-"""An initialisation of `ALITModel` for short runs: latent tokens start at places in the image and see what is near."""
+"""A start of `ALITModel` for short runs: latent tokens have places in the image and read what is near."""
+
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from alit_hf import ALITModel
+from alit_hf import ALITConfig, ALITModel
 
 
 # In cells of the grid.
-_SHORTEST_WAVELENGTH, _LONGEST_WAVELENGTH = 4.0, 400.0
-# Beside the unit-norm image tokens.
-_POSITION_NORM = 1.0
-# Attention scores of a token with itself are about the square of this times the square root of a head's width.
-_ATTENTION_GAIN = 1.2
-# Of values and of outputs: what attention gathers from the image must not drown in what tokens are without it.
-_VALUE_GAIN = 2.0
-_DECODER_LATENT_GAIN = 4.0
+_SHORTEST_WAVELENGTH, _LONGEST_WAVELENGTH = 4.0, 64.0
+# Beside the unit-norm content of image tokens.
+_POSITION_NORM = 1.5
+_LATENT_MARK = 0.75
+# What the narrowest and the widest reading head score a token's own place with; others are evenly between.
+_NARROWEST_SCORE, _WIDEST_SCORE = 120.0, 6.0
+# Of the mark, as a share of what a token's own place scores: enough that the first layers read image tokens (encoder)
+# or latent tokens (decoder) only.
+_MARK_SCORE_SHARE = 2.0
+_PATCH_GAIN = 0.3
+_RESIDUAL_SHARE = 0.1
+# The encoder reads once a rollout, and what it has read must not outgrow the positions.
+_ENCODER_GAIN, _DECODER_GAIN = 0.015, 1.0
+_DECODER_LATENT_GAIN = 3.0
+
+
+@dataclass(frozen=True)
+class _Channels:
+    """Who uses which of the W channels at the start: one slot of content for each reading head, then positions."""
+
+    width: int
+    head_dim: int
+
+    @property
+    def reading_heads(self) -> int:
+        return self.width // self.head_dim - 1
+
+    def slot(self, head: int) -> slice:
+        return slice(head * self.head_dim, (head + 1) * self.head_dim)
+
+    @property
+    def num_positions(self) -> int:
+        """Sines and cosines of rows and columns."""
+        return (self.head_dim - 2) // 4 * 4
+
+    @property
+    def positions(self) -> slice:
+        start = self.width - self.head_dim
+        return slice(start, start + self.num_positions)
+
+    @property
+    def mark(self) -> int:
+        """Tells latent tokens from the others."""
+        return self.width - 1
+
+
+def check_spatial_start(config: ALITConfig) -> None:
+    """Raises `ValueError` where the sizes leave no room for the start."""
+    heads, head_dim = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    if heads < 2 or head_dim < max(10, config.base_embed_dim + 2):
+        raise ValueError(
+            f"`loss.spatial_start` is True, but the model has {heads} heads of {head_dim} channels on base latents of "
+            f"{config.base_embed_dim}: it needs two heads or more, each of at least 10 channels and of 2 more than "
+            "the base latents have."
+        )
 
 
 @torch.no_grad()
 def spatial_start(model: ALITModel) -> None:
     """
-    Overwrites some of the initial weights, in place; training is free to move all of them.
+    Overwrites initial weights, in place, so that codes depend on the image from the first step; training is free to
+    move all of them.
 
-    Position embeddings become sines and cosines of image positions. The latent tokens of all rollouts get embeddings
-    of places spread evenly over the image (a Sobol sequence, so each rollout fills the gaps of those before). Keys
-    start equal to queries, so that attention starts out between tokens of near places (after "mimetic initialisation",
-    arXiv 2305.09828).
+    Each latent token gets a place, those of every rollout spread evenly over the image and filling the gaps of those
+    before (a Sobol sequence; as many tokens as grid positions have one each). In the first layer of the encoder all
+    heads but one read the image around a token's own place, each in another width and to channels of its own; in the
+    first layer of the decoder the grid positions read the latent tokens around theirs in the same way. All else that
+    layers add to their input starts small, since rollouts would add it up.
+
+    Raises:
+        `ValueError`: see `check_spatial_start`.
     """
     config = model.config
+    check_spatial_start(config)
+    channels = _Channels(config.hidden_size, config.hidden_size // config.num_attention_heads)
     rows, columns = config.grid_size
     grid = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
     places = torch.quasirandom.SobolEngine(dimension=2).draw(config.max_tokens) * torch.tensor([rows, columns])
-    waves = _waves(grid, config.hidden_size)
-    # What all positions have in common would be common to all tokens, and tells them apart no better than nothing.
-    scale, offset = _POSITION_NORM / (waves - waves.mean(dim=0)).norm(dim=-1).mean(), waves.mean(dim=0)
+
     for module in (model.embeddings, model.decoder):
-        module.position_embeddings[0, 1:] = (waves - offset) * scale
-    of_latents = (_waves(places, config.hidden_size) - offset) * scale
-    model.latent_tokens.rollout_embeddings.copy_(of_latents.view_as(model.latent_tokens.rollout_embeddings))
-    model.decoder.latent_position_embeddings.copy_(of_latents)
+        module.position_embeddings.zero_()
+        module.position_embeddings[0, 1:] = _at_places(grid, channels)
+        module.mask_token.zero_()
+        # Without a place, and in a channel that nobody reads.
+        module.cls_token.zero_()
+        module.cls_token[..., channels.slot(channels.reading_heads - 1).stop - 1] = 1.0
+    latents = _at_places(places.floor(), channels)
+    latents[:, channels.mark] = _LATENT_MARK
+    model.latent_tokens.tokens.zero_()
+    model.latent_tokens.position_embeddings.zero_()
+    model.latent_tokens.rollout_embeddings.copy_(latents.view_as(model.latent_tokens.rollout_embeddings))
+    model.decoder.latent_position_embeddings.copy_(latents)
+
+    _start_patches(model.embeddings.patch_embeddings, channels.head_dim - config.base_embed_dim)
     for layer in (*model.encoder.layers, *model.decoder.layers):
-        layer.attention.q_proj.weight.normal_(std=_ATTENTION_GAIN * config.hidden_size**-0.5)
-        layer.attention.k_proj.weight.copy_(layer.attention.q_proj.weight)
-        for projection in (layer.attention.v_proj, layer.attention.o_proj):
-            projection.weight.normal_(std=_VALUE_GAIN * config.hidden_size**-0.5)
-    model.decoder.latent_projection.weight.normal_(std=_DECODER_LATENT_GAIN * config.hidden_size**-0.5)
+        layer.attention.o_proj.weight.mul_(_RESIDUAL_SHARE)
+        layer.mlp.fc2.weight.mul_(_RESIDUAL_SHARE)
+    _start_reading(model.encoder.layers[0].attention, channels, -_MARK_SCORE_SHARE, _ENCODER_GAIN)
+    _start_reading(model.decoder.layers[0].attention, channels, _MARK_SCORE_SHARE, _DECODER_GAIN)
+    projection = model.decoder.latent_projection.weight
+    projection.zero_()
+    nn.init.orthogonal_(projection[channels.slot(0)], gain=_DECODER_LATENT_GAIN)
 
 
-@torch.no_grad()
-def informative_projection(model: ALITModel, pixel_values: torch.Tensor) -> None:
-    """
-    Sets the projection to factorised latents so that they begin as what differs most between images: the directions
-    with the largest share of variance between images in all variance between tokens, each scaled to unit variance
-    (linear discriminants). A random projection mostly shows which token it is, and codes that do not depend on the
-    image are what short runs then get stuck in.
-
-    Args:
-        model: after `spatial_start`.
-        pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): a batch of training images.
-    """
-    inputs = []
-    hook = model.latent_projection.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].float()))
-    try:
-        for _ in model.rollouts(pixel_values, return_reconstruction=False):
-            pass
-    finally:
-        hook.remove()
-    tokens = torch.cat(inputs, dim=1)
-    mean = tokens.mean(dim=(0, 1))
-    between_tokens = _covariance(tokens - mean)
-    between_images = _covariance(tokens - tokens.mean(dim=0))
-    ridge = 1e-4 * between_tokens.diagonal().mean() * torch.eye(len(between_tokens), device=tokens.device)
-    variances, directions = torch.linalg.eigh(between_tokens + ridge)
-    whitening = directions / variances.sqrt()
-    _, discriminants = torch.linalg.eigh(whitening.T @ between_images @ whitening)
-    weight = (whitening @ discriminants[:, -model.config.codebook_dim :]).T.contiguous()
-    bias = -weight @ mean
-    if torch.distributed.is_initialized():
-        torch.distributed.broadcast(weight, 0)
-        torch.distributed.broadcast(bias, 0)
-    model.latent_projection.weight.copy_(weight)
-    model.latent_projection.bias.copy_(bias)
-
-
-def _covariance(centred: torch.Tensor) -> torch.Tensor:
-    vectors = centred.flatten(0, 1)
-    return vectors.T @ vectors / len(vectors)
-
-
-def _waves(coordinates: torch.Tensor, width: int) -> torch.Tensor:
-    """Sines and cosines `(N, width)` of rows and columns `(N, 2)`; zeros where `width` is no multiple of four."""
-    num_waves = width // 4
-    steps = torch.arange(num_waves) / max(1, num_waves)
+def _at_places(coordinates: torch.Tensor, channels: _Channels) -> torch.Tensor:
+    """Embeddings `(N, W)` of rows and columns `(N, 2)`, the more alike the nearer."""
+    num_waves = channels.num_positions // 4
+    steps = torch.linspace(0, 1, num_waves)
     wavelengths = _SHORTEST_WAVELENGTH * (_LONGEST_WAVELENGTH / _SHORTEST_WAVELENGTH) ** steps
     angles = 2 * torch.pi * coordinates.unsqueeze(-1) / wavelengths
+    embeddings = torch.zeros(len(coordinates), channels.width)
     waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
-    return torch.nn.functional.pad(waves, (0, width - waves.shape[1]))
+    embeddings[:, channels.positions] = _POSITION_NORM * waves / (2 * num_waves) ** 0.5
+    return embeddings
+
+
+def _start_patches(patches: nn.Conv2d, num_channels: int) -> None:
+    """Orthogonal features of mid-grey patches are zero; one constant channel keeps a patch's contrast readable."""
+    features = torch.empty(num_channels - 1, patches.weight[0].numel())
+    nn.init.orthogonal_(features, gain=_PATCH_GAIN)
+    patches.weight.zero_()
+    patches.bias.zero_()
+    patches.weight[: num_channels - 1] = features.view(-1, *patches.weight.shape[1:])
+    patches.bias[: num_channels - 1] = -0.5 * features.sum(dim=1)
+    patches.bias[num_channels - 1] = 1.0
+
+
+def _start_reading(attention: nn.Module, channels: _Channels, mark_score_share: float, gain: float) -> None:
+    """All heads but the last read the first slot of content around a token's place, each into its own slot."""
+    heads, head_dim = channels.reading_heads, channels.head_dim
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+        projection.weight[: heads * head_dim] = 0
+    attention.o_proj.weight[:, : heads * head_dim] = 0
+    scores = _NARROWEST_SCORE * (_WIDEST_SCORE / _NARROWEST_SCORE) ** torch.linspace(0, 1, heads)
+    # Behind a layer norm a token's squared norm is its width. About three quarters of it are the position, and what a
+    # latent token's mark has of the norm is about as much as it has beside the position alone.
+    unit_score = 0.75 * channels.width / head_dim**0.5
+    mark = _LATENT_MARK * (channels.width / (_POSITION_NORM**2 + _LATENT_MARK**2)) ** 0.5
+    for head, score in enumerate(scores.tolist()):
+        slot, waves = channels.slot(head), slice(head * head_dim, head * head_dim + channels.num_positions)
+        same = torch.eye(channels.num_positions) * (score / unit_score) ** 0.5
+        attention.q_proj.weight[waves, channels.positions] = same
+        attention.k_proj.weight[waves, channels.positions] = same
+        attention.q_proj.bias[slot.stop - 1] = score**0.5
+        attention.k_proj.weight[slot.stop - 1, channels.mark] = mark_score_share * (score * head_dim) ** 0.5 / mark
+        attention.v_proj.weight[slot, channels.slot(0)] = torch.eye(head_dim)
+        attention.o_proj.weight[slot, slot] = gain * torch.eye(head_dim)

@@ -10,7 +10,6 @@ from alit_hf.losses.adversarial import LeCamRegularizer, adaptive_weight
 from alit_hf.losses.codebook import (
     code_counts,
     codebook_usage,
-    direction_bias,
     kmeans_init,
     perplexity,
     revive_dead_codes,
@@ -29,24 +28,6 @@ def generator(seed=0):
 def test_counts_leave_out_padding():
     assert code_counts(torch.tensor([[0, 3, 3], [1, -1, -1]]), 5).tolist() == [1, 1, 0, 2, 0]
     assert code_counts(torch.full((2, 2), -1), 3).tolist() == [0, 0, 0]
-
-
-def test_direction_bias_by_hand():
-    up, right = [0.0, 3.0], [2.0, 0.0]
-    assert direction_bias(torch.tensor([[up, up], [up, up]])).item() == pytest.approx(2)
-    # Each token has its own direction whatever the image: (1 + 1) / 2 for tokens, |(1/2, 1/2)|² for all together.
-    assert direction_bias(torch.tensor([[up, right], [up, right]])).item() == pytest.approx(1.5)
-    # The images of a token cancel, and so do all.
-    opposite = torch.tensor([[up, right], [up, right]]) * torch.tensor([1.0, -1.0]).view(2, 1, 1)
-    assert direction_bias(opposite).item() == pytest.approx(0)
-
-
-def test_direction_bias_spreads_latents():
-    latents = (torch.randn(8, 4, 6, generator=generator()) * 0.1 + 1).requires_grad_()
-    for _ in range(100):
-        (gradient,) = torch.autograd.grad(direction_bias(latents), latents)
-        latents = (latents - 5 * gradient).detach().requires_grad_()
-    assert direction_bias(latents) < 0.05
 
 
 def test_usage_and_perplexity_by_hand():

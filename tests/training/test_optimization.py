@@ -4,7 +4,7 @@ from torch import nn
 
 from training.averaging import WeightAverage
 from training.configuration import OptimizationConfig
-from training.optimization import adamw, learning_rate_share
+from training.optimization import adamw, learning_rate_share, set_learning_rate
 
 
 def test_only_matrices_decay():
@@ -19,6 +19,17 @@ def test_only_matrices_decay():
     assert {name for name, decay in names.items() if decay == 0.05} == {"linear.weight", "conv.weight"}
     assert {name for name, decay in names.items() if decay is None} == {"conv.bias"}
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
+
+
+def test_parameters_have_their_share_of_the_learning_rate():
+    module = nn.ModuleDict({"fast": nn.Linear(2, 3), "slow": nn.Linear(2, 3)})
+    config = OptimizationConfig(learning_rate=1e-3, max_steps=1)
+    optimizer = adamw(module, config, lambda name: 0.1 if name.startswith("slow.") else 1.0)
+    for learning_rate in (1e-3, 4e-4):
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert {rates[id(p)] for p in module["fast"].parameters()} == {learning_rate}
+        assert {rates[id(p)] for p in module["slow"].parameters()} == {0.1 * learning_rate}
+        set_learning_rate(optimizer, 4e-4)
 
 
 def test_the_learning_rate_warms_up_and_anneals_over_the_whole_run():

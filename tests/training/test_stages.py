@@ -103,6 +103,28 @@ def test_every_trained_parameter_gets_a_gradient(build, pixels):
             assert not [key for key in trained if found[key] is None], (name, step)
 
 
+@pytest.mark.parametrize("name", ["distill", "finetune"])
+def test_the_encoders_side_learns_at_its_own_rate(build, pixels, name):
+    shares = {}
+    for rate in (0.0, 0.25):
+        stage = build(name, loss__encoder_learning_rate=rate)
+        shares[rate] = {key: stage.learning_rate_share(key) for key, _ in stage.named_parameters()}
+    slow = {key for key, share in shares[0.25].items() if share == 0.25}
+    assert {share for key, share in shares[0.25].items() if key not in slow} == {1.0}
+    frozen = build(name, loss__encoder_learning_rate=0.0)
+    before = encoded(frozen.model, pixels)
+    names = moved(frozen, pixels, steps=2)
+    assert names
+    assert not names & slow
+    # The other way round: nothing else makes codes.
+    assert torch.equal(encoded(frozen.model, pixels), before)
+
+
+def encoded(model, pixels) -> torch.Tensor:
+    with torch.no_grad():
+        return model.encode(pixels).token_ids
+
+
 def test_halting_is_on_in_the_first_stage_and_off_elsewhere(build, pixels, monkeypatch):
     thresholds = []
     original = ALITModel._start

@@ -1,6 +1,7 @@
 """What the stages that train an `ALITModel` share."""
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,7 +9,6 @@ from diffusers import AutoencoderKL, VQModel
 from torch import nn
 
 from alit_hf import ALITConfig, ALITImageProcessor, ALITModel
-from alit_hf.losses.codebook import direction_bias
 
 from ..configuration import TrainingConfig, require
 from .adversary import Adversary
@@ -17,7 +17,31 @@ from .stage import Replaced, Stage
 
 
 _GIVEN_ELSEWHERE = {"image_size": "data.image_size", "base_tokenizer_config": "init_from", "patch_size": "init_from"}
+_DECODING = (
+    "model.decoder.",
+    "model.base_tokenizer.model.decoder.",
+    "model.base_tokenizer.model.post_quant_conv.",
+    "model.base_tokenizer.model.quantize.",
+)
 _BASE_CLASSES = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL}
+
+
+@dataclass(kw_only=True)
+class ALITLossConfig:
+    """
+    Args:
+        revive_every (`int`): steps after which unused latent codes are replaced by latents of the batch; 0 for never.
+        encoder_learning_rate (`float`): learning rate of all that turns pictures into codes (the base's encoder, the
+            distillation encoder, the quantizer) as a share of the decoder's. At 0 it stays as it is.
+    """
+
+    revive_every: int = 0
+    encoder_learning_rate: float = 1.0
+
+    def validate(self) -> None:
+        require(self.revive_every >= 0, "loss.revive_every", self.revive_every, "at least 0")
+        rate = self.encoder_learning_rate
+        require(rate >= 0, "loss.encoder_learning_rate", rate, "at least 0")
 
 
 class ALITStage(Stage):
@@ -26,16 +50,20 @@ class ALITStage(Stage):
 
     Args:
         model: what is trained.
-        revive_every: steps after which unused latent codes are replaced by latents of the batch; 0 for never.
+        loss: the stage's own fields.
         adversary: see `Stage`.
     """
 
-    def __init__(self, model: ALITModel, revive_every: int, adversary: Adversary | None = None):
+    def __init__(self, model: ALITModel, loss: "ALITLossConfig", adversary: Adversary | None = None):
         super().__init__(model, adversary)
+        self.loss = loss
+        if loss.encoder_learning_rate == 0:
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(_decodes(name))
         self.codebook_care = None
         if model.quantizer is not None:
             self.codebook_care = CodebookCare(
-                lambda: model.quantizer.codebook.weight, model.config.codebook_size, True, revive_every
+                lambda: model.quantizer.codebook.weight, model.config.codebook_size, True, loss.revive_every
             )
             self._latents: list[torch.Tensor] = []
             model.latent_projection.register_forward_hook(self._remember_latents)
@@ -43,10 +71,6 @@ class ALITStage(Stage):
     def _remember_latents(self, _module, _arguments, latents: torch.Tensor) -> None:
         if self.training:
             self._latents.append(latents)
-
-    def direction_bias(self) -> torch.Tensor:
-        """The sum over the rollouts just computed, see `alit_hf.losses.codebook.direction_bias`; before `observe`."""
-        return sum(direction_bias(latents) for latents in self._latents)
 
     def observe(self, ids: list[torch.Tensor | None]) -> None:
         """Takes note of the ids of the rollouts that the forward pass has just computed."""
@@ -59,6 +83,9 @@ class ALITStage(Stage):
         """Leaves what was computed until now out of what `observe` takes note of."""
         if self.codebook_care is not None:
             self._latents.clear()
+
+    def learning_rate_share(self, name: str) -> float:
+        return 1.0 if _decodes(name) else self.loss.encoder_learning_rate
 
     def end_step(self) -> list[Replaced]:
         return [] if self.codebook_care is None else self.codebook_care.end_step(self.step)
@@ -97,6 +124,11 @@ class ALITStage(Stage):
 
     def compiled_parts(self) -> list[nn.Module]:
         return [self.model.encoder, self.model.decoder]
+
+
+def _decodes(name: str) -> bool:
+    """Whether the parameter of that name turns codes into pictures, and not pictures into codes."""
+    return name.startswith(_DECODING)
 
 
 def check_model_fields(model: dict[str, Any]) -> None:

@@ -9,15 +9,16 @@ from alit_hf import ALITModel
 from alit_hf.losses.distillation import code_distillation_loss, latent_distillation_loss, rollout_weights
 
 from ..configuration import TrainingConfig, require
-from ..spatial_start import informative_projection, spatial_start
-from .alit import ALITStage, check_model_fields, model_config, new_model
+from ..fitted_start import fitted_start
+from ..spatial_start import check_spatial_start, spatial_start
+from .alit import ALITLossConfig, ALITStage, check_model_fields, model_config, new_model
 
 
 _HALTING_THRESHOLDS = {"vqgan": 0.55, "kl": 0.025}
 
 
 @dataclass(kw_only=True)
-class DistillLossConfig:
+class DistillLossConfig(ALITLossConfig):
     """
     Args:
         label_smoothing (`float` in [0, 1)): of the cross-entropy (VQGAN base).
@@ -25,10 +26,8 @@ class DistillLossConfig:
         halting_threshold (`float`): probability (VQGAN base) or mean absolute latent error (KL base) at which a
             position is halted. 0: the paper's, 0.55 or 0.025.
         last_rollout_only (`bool`): loss on the longest code alone, the paper's ablation.
-        revive_every (`int`): steps after which unused latent codes are replaced by latents of the batch; 0 for never.
-        direction_bias_weight (`float`): weight of a term against latents that share one direction whatever the image,
-            in which short runs get stuck; 0 is the paper's loss.
-        spatial_start (`bool`): latent tokens start at places in the image, for short runs.
+        spatial_start (`bool`): latent tokens start at places in the image, and what they say and how it is read is
+            fitted to the first batch, for short runs.
     """
 
     label_smoothing: float = 0.1
@@ -36,16 +35,12 @@ class DistillLossConfig:
     halting_threshold: float = 0.0
     last_rollout_only: bool = False
     revive_every: int = 100
-    direction_bias_weight: float = 0.0
     spatial_start: bool = False
 
     def validate(self) -> None:
-        require(
-            self.direction_bias_weight >= 0, "loss.direction_bias_weight", self.direction_bias_weight, "at least 0"
-        )
+        ALITLossConfig.validate(self)
         require(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "in [0, 1)")
         require(self.halting_threshold >= 0, "loss.halting_threshold", self.halting_threshold, "at least 0")
-        require(self.revive_every >= 0, "loss.revive_every", self.revive_every, "at least 0")
 
 
 class DistillStage(ALITStage):
@@ -54,28 +49,25 @@ class DistillStage(ALITStage):
     loss_config = DistillLossConfig
 
     def __init__(self, model: ALITModel, loss: DistillLossConfig):
-        super().__init__(model, loss.revive_every)
-        self.loss = loss
+        super().__init__(model, loss)
         self.halting_threshold = None
         if loss.halting and model.config.max_rollouts > 1:
             self.halting_threshold = loss.halting_threshold or _HALTING_THRESHOLDS[model.config.base_type]
         model.base_tokenizer.requires_grad_(False)
         # What the run never uses must not wait for gradients in distributed training.
-        model.embeddings.mask_token.requires_grad_(self.halting_threshold is not None)
-        model.encoder.layernorm_rollout.requires_grad_(model.config.max_rollouts > 1)
+        if self.halting_threshold is None:
+            model.embeddings.mask_token.requires_grad_(False)
+        if model.config.max_rollouts == 1:
+            model.encoder.layernorm_rollout.requires_grad_(False)
 
     @classmethod
     def check_config(cls, config: TrainingConfig) -> None:
         require(bool(config.init_from), "init_from", config.init_from, "the base tokenizer's folder or Hub id")
         check_model_fields(config.model)
-        require(
-            config.loss.direction_bias_weight == 0 or config.model.get("quantize", True),
-            "loss.direction_bias_weight",
-            config.loss.direction_bias_weight,
-            "0 for continuous latents",
-        )
         if Path(config.init_from).is_dir():
-            model_config(config)
+            alit_config = model_config(config)
+            if config.loss.spatial_start:
+                check_spatial_start(alit_config)
 
     @classmethod
     def build(cls, config: TrainingConfig) -> "DistillStage":
@@ -98,14 +90,13 @@ class DistillStage(ALITStage):
         model = self.model
         if self.loss.spatial_start and self.training and self.step == 0:
             with torch.autocast(pixel_values.device.type, enabled=False):
-                informative_projection(model, pixel_values)
+                fitted_start(model, pixel_values)
             self.forget()
         with torch.no_grad():
             latents = model.base_tokenizer.encode(pixel_values)
         rollouts = list(
             model.rollouts(pixel_values, return_reconstruction=False, halting_threshold=self.halting_threshold)
         )
-        direction_bias = self.direction_bias() if self.loss.direction_bias_weight > 0 else None
         self.observe([rollout.token_ids for rollout in rollouts])
         weights = self.rollout_weights
         if self.loss.last_rollout_only:
@@ -116,7 +107,4 @@ class DistillStage(ALITStage):
             loss, logs = code_distillation_loss(rollouts, codes, codebook, self.loss.label_smoothing, weights)
         else:
             loss, logs = latent_distillation_loss(rollouts, latents, weights)
-        if direction_bias is not None:
-            loss = loss + self.loss.direction_bias_weight * direction_bias
-            logs["direction_bias"] = direction_bias.detach()
         return loss, {"loss": loss.detach(), **logs}

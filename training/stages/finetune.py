@@ -9,31 +9,24 @@ from alit_hf import ALITModel
 
 from ..configuration import TrainingConfig, require
 from .adversary import Adversary, AdversaryConfig
-from .alit import ALITStage
+from .alit import ALITLossConfig, ALITStage
 from .pixel_loss import PixelLoss, PixelLossConfig
 
 
 @dataclass(kw_only=True)
-class FinetuneLossConfig(PixelLossConfig, AdversaryConfig):
+class FinetuneLossConfig(ALITLossConfig, PixelLossConfig, AdversaryConfig):
     """
     Args:
         quantizer_weight (`float`): weight of the latent codebook's and commitment loss.
-        revive_every (`int`): steps after which unused latent codes are replaced by latents of the batch; 0 for never.
-        direction_bias_weight (`float`): as in the first stage.
     """
 
     quantizer_weight: float = 1.0
-    revive_every: int = 0
-    direction_bias_weight: float = 0.0
 
     def validate(self) -> None:
+        ALITLossConfig.validate(self)
         PixelLossConfig.validate(self)
         AdversaryConfig.validate(self)
         require(self.quantizer_weight >= 0, "loss.quantizer_weight", self.quantizer_weight, "at least 0")
-        require(self.revive_every >= 0, "loss.revive_every", self.revive_every, "at least 0")
-        require(
-            self.direction_bias_weight >= 0, "loss.direction_bias_weight", self.direction_bias_weight, "at least 0"
-        )
 
 
 class FinetuneStage(ALITStage):
@@ -43,14 +36,14 @@ class FinetuneStage(ALITStage):
 
     def __init__(self, model: ALITModel, loss: FinetuneLossConfig, seed: int = 0):
         adversary = Adversary(loss, model.config.max_rollouts) if loss.adversarial_weight > 0 else None
-        super().__init__(model, loss.revive_every, adversary)
-        self.loss = loss
+        super().__init__(model, loss, adversary)
         self.seed = seed
         self.pixel_loss = PixelLoss(loss)
         # There is no halting in this stage.
         model.config.halting_threshold = None
         model.embeddings.mask_token.requires_grad_(False)
-        model.encoder.layernorm_rollout.requires_grad_(model.config.max_rollouts > 1)
+        if model.config.max_rollouts == 1:
+            model.encoder.layernorm_rollout.requires_grad_(False)
 
     @classmethod
     def check_config(cls, config: TrainingConfig) -> None:
@@ -80,7 +73,6 @@ class FinetuneStage(ALITStage):
     def training_loss(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         model, rollout = self.model, self.drawn_rollout()
         output = model(pixel_values, num_tokens=(rollout + 1) * model.config.tokens_per_rollout)
-        direction_bias = self.direction_bias() if self.loss.direction_bias_weight > 0 else None
         self.observe([output.token_ids])
         loss, logs = self.pixel_loss(output.reconstruction, pixel_values, self.step)
         logs = {"loss": loss.detach(), **logs, f"l1/{output.num_tokens}": logs["l1"]}
@@ -90,9 +82,6 @@ class FinetuneStage(ALITStage):
         if output.quantizer_loss is not None:
             loss = loss + self.loss.quantizer_weight * output.quantizer_loss
             logs["quantization"] = output.quantizer_loss.detach()
-        if direction_bias is not None:
-            loss = loss + self.loss.direction_bias_weight * direction_bias
-            logs["direction_bias"] = direction_bias.detach()
         if rollout == 0 and model.config.max_rollouts > 1:
             # Unused by the first rollout; distributed training waits for its gradient all the same.
             loss = loss + 0 * sum(parameter.sum() for parameter in model.encoder.layernorm_rollout.parameters())

@@ -67,6 +67,10 @@ class Stage(nn.Module):
         """The loss, a scalar, and detached scalars to log."""
         raise NotImplementedError
 
+    def learning_rate_share(self, name: str) -> float:
+        """The learning rate of the parameter of that name, as a share of the run's."""
+        return 1.0
+
     def end_step(self) -> list[Replaced]:
         """Called after each optimiser step, without gradients."""
         return []

@@ -47,23 +47,6 @@ def perplexity(counts: torch.Tensor) -> torch.Tensor:
     return torch.special.entr(frequencies).sum().exp()
 
 
-def direction_bias(latents: torch.Tensor) -> torch.Tensor:
-    """
-    How far latents share one direction whatever the image: what a loss has to push down while a codebook that compares
-    by direction is about to collapse.
-
-    Args:
-        latents (`torch.Tensor` of shape `(B, T, D)`): factorised latents before quantisation, of different images.
-
-    Returns:
-        a scalar in [0, 2]: the squared length of the mean direction of each token over the images, on average, plus
-        that of all tokens together. 0 where directions are spread evenly, 2 where all are the same.
-    """
-    directions = F.normalize(latents.float(), dim=-1)
-    of_tokens = directions.mean(dim=0).square().sum(dim=-1).mean()
-    return of_tokens + directions.mean(dim=(0, 1)).square().sum()
-
-
 @torch.no_grad()
 def revive_dead_codes(
     codebook: torch.Tensor,
