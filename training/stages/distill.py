@@ -103,7 +103,12 @@ class DistillStage(ALITStage):
         with torch.no_grad():
             latents = model.base_tokenizer.encode(pixel_values)
         rollouts = list(
-            model.rollouts(pixel_values, return_reconstruction=False, halting_threshold=self.halting_threshold)
+            model.rollouts(
+                pixel_values,
+                return_reconstruction=False,
+                halting_threshold=self.halting_threshold,
+                base_latents=latents,
+            )
         )
         direction_bias = self.direction_bias() if self.loss.direction_bias_weight > 0 else None
         self.observe([rollout.token_ids for rollout in rollouts])
