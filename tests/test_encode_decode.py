@@ -313,6 +313,30 @@ def test_rollouts_stop_at_a_length_and_need_no_pictures():
     assert passes["base decoder"] == []
 
 
+@both_bases
+def test_rollouts_take_base_latents_that_are_known_already(base):
+    model = tiny_model(base)
+    pixel_values = tiny_images(2)
+    latents = model.base_tokenizer.encode(pixel_values)
+    plain = list(model.rollouts(pixel_values))
+    with counted(model) as passes:
+        given = list(model.rollouts(pixel_values, base_latents=latents))
+    assert passes["base encoder"] == []
+    for one, two in zip(plain, given, strict=True):
+        assert torch.equal(one.last_hidden_state, two.last_hidden_state)
+        assert torch.equal(one.reconstruction, two.reconstruction)
+    changed = next(model.rollouts(pixel_values, base_latents=latents + 1))
+    assert not torch.equal(changed.last_hidden_state, plain[0].last_hidden_state)
+
+
+@pytest.mark.parametrize("wrong", [lambda latents: latents[:1], lambda latents: latents[..., 1:], lambda _: [1.0]])
+def test_base_latents_of_another_shape_are_refused(wrong):
+    model = tiny_model()
+    pixel_values = tiny_images(2)
+    with pytest.raises(ValueError, match="`base_latents` is"):
+        model.rollouts(pixel_values, base_latents=wrong(model.base_tokenizer.encode(pixel_values)))
+
+
 # One threshold for each image
 
 

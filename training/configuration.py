@@ -34,6 +34,10 @@ class DataConfig:
         num_workers (`int`): processes that decode, for each rank.
         validation_images (`int`): the first images of `validation` that are used.
         max_undecodable (`float` in [0, 1]): share of images that may be undecodable before the run stops.
+        cached_crops (`int`): crops that each image is used in, an epoch one of them, with base latents that are
+            computed once, at the start, and kept on disk (`distill` and `fixed`). 0: new crops all the time.
+        cache_dir (`str`): folder for these latents, which runs on the same base, images and crops can share. Empty:
+            `base-latents` in `output_dir`.
     """
 
     train: list[str] = field(default_factory=list)
@@ -50,6 +54,8 @@ class DataConfig:
     num_workers: int = 0
     validation_images: int = 64
     max_undecodable: float = 0.01
+    cached_crops: int = 0
+    cache_dir: str = ""
 
     def validate(self) -> None:
         require(bool(self.train), "data.train", self.train, "at least one file, folder or Hub id")
@@ -62,6 +68,8 @@ class DataConfig:
         require(
             not (self.streaming and self.in_memory), "data.in_memory", self.in_memory, "false where `data.streaming`"
         )
+        require(self.cached_crops >= 0, "data.cached_crops", self.cached_crops, "at least 0")
+        require(not (self.streaming and self.cached_crops), "data.cached_crops", self.cached_crops, "0 for a stream")
 
 
 @dataclass(kw_only=True)
@@ -271,6 +279,12 @@ def config_from_dict(values: dict[str, Any]) -> TrainingConfig:
     config = _build(TrainingConfig, values, "")
     config.loss = loss
     config.validate()
+    require(
+        config.data.cached_crops == 0 or STAGES[stage].takes_base_latents,
+        "data.cached_crops",
+        config.data.cached_crops,
+        f"0 in stage {stage}, which trains the base",
+    )
     STAGES[stage].check_config(config)
     return config
 

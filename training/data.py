@@ -5,7 +5,7 @@ import importlib.util
 import itertools
 import logging
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,10 +159,11 @@ class TrainingImages(Dataset):
     Random crops by *position*: how many images the run has drawn before this one, over all epochs and ranks.
 
     Which image stands at a position and how it is cropped follow from the seed and the position alone. So a resumed
-    run, another number of ranks or workers, and another order of workers all see the same images.
+    run, another number of ranks or workers, and another order of workers all see the same images. With `cached_crops`
+    the crop follows from the seed, the image and the epoch, which take turns with an image's fixed crops.
 
-    An item is `{"pixel_values": uint8 (3, image_size, image_size), "undecodable": int}`; where an image cannot be
-    decoded, the next one of the epoch takes its place.
+    An item is `{"pixel_values": uint8 (3, image_size, image_size), "undecodable": int}`, and with a cache
+    `"base_latents": (E, rows, columns)`; where an image cannot be decoded, the next one of the epoch takes its place.
 
     Raises:
         `UndecodableImagesError`: with `in_memory`, at once.
@@ -172,6 +173,10 @@ class TrainingImages(Dataset):
         self.config = config
         self.seed = seed
         self.images = open_source(config.train, config.split, config.image_column)
+        self.fingerprint: str = self.images._fingerprint
+        """Changes with the source's files, by path, size and time of change, or with the Hub's revision."""
+        self.base_latents: Callable[[int, int], torch.Tensor] | None = None
+        """Gives the base latents of an image's fixed crop, by the numbers of both; None where there is no cache."""
         if config.in_memory:
             self.images = self._decode_all(show_progress)
         if len(self.images) == 0:
@@ -198,22 +203,31 @@ class TrainingImages(Dataset):
     def __getitem__(self, position: int) -> dict:
         epoch, place = divmod(position, len(self))
         order = self._order(epoch)
-        undecodable = 0
-        for attempt in range(len(self)):
+        for undecodable in range(len(self)):
             try:
-                picture = self._picture(int(order[(place + attempt) % len(self)]))
-                break
+                item = self._item(int(order[(place + undecodable) % len(self)]), epoch, position)
             except ValueError as error:
-                undecodable += 1
-                logger.warning("Image at position %d skipped: %s", position + attempt, error)
-        else:
-            raise UndecodableImagesError(f"None of the {len(self)} training images can be decoded.")
-        pixels = random_crop(picture, self.config, (self.seed, 1, position))
-        return {"pixel_values": _as_tensor(pixels), "undecodable": undecodable}
+                logger.warning("Image at position %d skipped: %s", position + undecodable, error)
+            else:
+                return {**item, "undecodable": undecodable}
+        raise UndecodableImagesError(f"None of the {len(self)} training images can be decoded.")
 
-    def _picture(self, index: int) -> Image.Image:
+    def _item(self, index: int, epoch: int, position: int) -> dict[str, torch.Tensor]:
+        if not self.config.cached_crops:
+            crop = random_crop(self.picture(index), self.config, (self.seed, 1, position))
+            return {"pixel_values": _as_tensor(crop)}
+        crop = epoch % self.config.cached_crops
+        latents = {} if self.base_latents is None else {"base_latents": self.base_latents(index, crop)}
+        return {"pixel_values": self.fixed_crop(self.picture(index), index, crop), **latents}
+
+    def picture(self, index: int) -> Image.Image:
+        """The image of that index; a `ValueError` where it cannot be decoded."""
         image = self.images[index]
         return Image.fromarray(image) if isinstance(image, np.ndarray) else decode(image["image"])
+
+    def fixed_crop(self, picture: Image.Image, index: int, crop: int) -> torch.Tensor:
+        """One of the `cached_crops` that an image is used in, uint8 `(3, image_size, image_size)`."""
+        return _as_tensor(random_crop(picture, self.config, (self.seed, 3, index, crop)))
 
     def _order(self, epoch: int) -> np.ndarray:
         if self._epoch_order[0] != epoch:
@@ -338,7 +352,8 @@ def training_batches(
     config: DataConfig, images: TrainingImages | None, seed: int, split: BatchSplit, first_step: int, pin_memory: bool
 ) -> Iterator[dict]:
     """
-    This rank's endless micro-batches from a step on, `{"pixel_values": uint8 (B, 3, H, W), "undecodable": (B,)}`.
+    This rank's endless micro-batches from a step on, `{"pixel_values": uint8 (B, 3, H, W), "undecodable": (B,)}`, with
+    `"base_latents"` `(B, E, rows, columns)` where they are cached.
 
     Args:
         images: the indexed images; None for a stream.

@@ -15,6 +15,7 @@ from .checkpointing import MODEL_FOLDER, Checkpointer, Progress, find_checkpoint
 from .configuration import TrainingConfig, config_to_dict
 from .data import BatchSplit, TrainingImages, check_undecodable, load_validation, training_batches
 from .interruption import Interruption
+from .latent_cache import cached_latents
 from .monitoring import Display, ScalarWindow, mean_scores, picture_columns
 from .optimization import adamw, learning_rate_share, set_learning_rate
 from .publishing import Publisher
@@ -112,6 +113,11 @@ class Trainer:
         if resume_from is not None:
             self.checkpointer.load(resume_from)
             logger.info("Resumed from %s", resume_from)
+        if config.data.cached_crops:
+            # Now that the base has the weights that it will have.
+            images.base_latents = cached_latents(
+                config, accelerator, self.wrapped, stage, images, self.split.micro_batch_size
+            )
         pin_memory = accelerator.device.type == "cuda"
         self.batches = training_batches(config.data, images, config.seed, self.split, self.progress.steps, pin_memory)
         self.window = ScalarWindow(settings.batch_size)
@@ -202,7 +208,7 @@ class Trainer:
         for batch in itertools.islice(self.batches, self.split.micro_batches):
             with accelerator.accumulate(*accumulated):
                 pixel_values = batch["pixel_values"].to(accelerator.device, non_blocking=True).float() / 255
-                loss, scalars = self.wrapped(pixel_values, "training_loss")
+                loss, scalars = self.wrapped(pixel_values, "training_loss", **self._cached(batch))
                 accelerator.backward(loss)
                 self.window.add(step, scalars, batch["undecodable"])
                 if accelerator.sync_gradients:
@@ -215,6 +221,11 @@ class Trainer:
         self.average.update()
         for replaced in stage.end_step():
             self.average.take_over(replaced.parameter, replaced.rows)
+
+    def _cached(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the training loss need not compute."""
+        latents = batch.get("base_latents")
+        return {} if latents is None else {"base_latents": latents.to(self.accelerator.device, non_blocking=True)}
 
     def _set_learning_rate(self) -> None:
         warmed_up = (self.progress.steps + 1) / max(1, self.warmup_steps)

@@ -618,6 +618,7 @@ class ALITModel(ALITPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         halting_threshold: float | None = None,
         generator: torch.Generator | None = None,
+        base_latents: torch.Tensor | None = None,
     ) -> Iterator[ALITRolloutOutput]:
         """
         Runs rollout by rollout, each only when it is asked for (paper section 2): for looking at a picture at every
@@ -637,6 +638,9 @@ class ALITModel(ALITPreTrainedModel):
             generator (`torch.Generator`, *optional*):
                 Source of randomness of dynamic halting, shared by all images of the batch. Without it each image
                 has its own draws.
+            base_latents (`torch.Tensor` of shape `(B, E, rows, columns)`, *optional*):
+                What `base_tokenizer.encode(pixel_values)` gives, where that is known already: the base's encoder then
+                does not run.
 
         Yields:
             [`ALITRolloutOutput`]
@@ -650,7 +654,11 @@ class ALITModel(ALITPreTrainedModel):
             halting_threshold = self.config.halting_threshold
         elif not halting_threshold > 0:
             raise ValueError(f"`halting_threshold` is {halting_threshold}, it must be above 0 or None.")
-        return self._iterate_rollouts(pixel_values, num_rollouts, return_reconstruction, halting_threshold, generator)
+        if base_latents is not None:
+            self._check_base_latents(base_latents, pixel_values)
+        return self._iterate_rollouts(
+            pixel_values, num_rollouts, return_reconstruction, halting_threshold, generator, base_latents
+        )
 
     def _iterate_rollouts(
         self,
@@ -659,8 +667,9 @@ class ALITModel(ALITPreTrainedModel):
         return_reconstruction: bool,
         halting_threshold: float | None,
         generator: torch.Generator | None,
+        base_latents: torch.Tensor | None,
     ) -> Iterator[ALITRolloutOutput]:
-        recurrence = self._start(pixel_values, halting_threshold, generator)
+        recurrence = self._start(pixel_values, halting_threshold, generator, base_latents)
         for _ in range(num_rollouts):
             recurrence = self._next_rollout(recurrence)
             yield ALITRolloutOutput(**self._rollout_fields(recurrence, return_reconstruction))
@@ -713,11 +722,16 @@ class ALITModel(ALITPreTrainedModel):
         return ALITOutput(**self._rollout_fields(recurrence, return_reconstruction, **kwargs))
 
     def _start(
-        self, pixel_values: torch.Tensor, halting_threshold: float | None, generator: torch.Generator | None
+        self,
+        pixel_values: torch.Tensor,
+        halting_threshold: float | None,
+        generator: torch.Generator | None,
+        base_latents: torch.Tensor | None = None,
     ) -> _Recurrence:
         """Image tokens, before the first rollout."""
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.weight.dtype)
-        base_latents = self.base_tokenizer.encode(pixel_values)
+        if base_latents is None:
+            base_latents = self.base_tokenizer.encode(pixel_values)
         noise = None
         if halting_threshold is not None and self.config.base_type == "vqgan":
             # Drawn at once for all rollouts, so that what is halted does not depend on who leaves the batch when; and
@@ -846,6 +860,14 @@ class ALITModel(ALITPreTrainedModel):
                 f"`pixel_values` has shape {shape}, height and width must be {self.config.image_height_width} "
                 "(or set `interpolate_pos_encoding=True`)."
             )
+
+    def _check_base_latents(self, base_latents: torch.Tensor, pixel_values: torch.Tensor) -> None:
+        batch_size, _, height, width = pixel_values.shape
+        patch = self.config.patch_size
+        expected = (batch_size, self.config.base_embed_dim, height // patch, width // patch)
+        if not isinstance(base_latents, torch.Tensor) or tuple(base_latents.shape) != expected:
+            got = tuple(base_latents.shape) if isinstance(base_latents, torch.Tensor) else type(base_latents).__name__
+            raise ValueError(f"`base_latents` is {got}, it must be a tensor of shape {expected}.")
 
     def _check_threshold(self, threshold: float | torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """The threshold of each image, float32 `(B,)`."""

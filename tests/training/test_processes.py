@@ -78,7 +78,11 @@ def sequence(values, tmp_path) -> dict:
         "output_dir": str(tmp_path / "1"),
         "sequence": {
             "base": {"model": base["model"], "loss": {"perceptual_net": "alex", "revive_every": 0} | adversarial},
-            "distill": {"model": distill["model"], "loss": {"halting": False, "revive_every": 0}},
+            "distill": {
+                "model": distill["model"],
+                "loss": {"halting": False, "revive_every": 0},
+                "data": {"cached_crops": 2},
+            },
             "finetune": {"loss": {"perceptual_net": "alex"} | adversarial},
         },
     }

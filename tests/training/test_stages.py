@@ -129,9 +129,9 @@ def test_halting_is_on_in_the_first_stage_and_off_elsewhere(build, pixels, monke
     thresholds = []
     original = ALITModel._start
 
-    def spy(self, pixel_values, halting_threshold, generator):
+    def spy(self, pixel_values, halting_threshold, *others):
         thresholds.append(halting_threshold)
-        return original(self, pixel_values, halting_threshold, generator)
+        return original(self, pixel_values, halting_threshold, *others)
 
     monkeypatch.setattr(ALITModel, "_start", spy)
     for name, fields in (
@@ -147,6 +147,14 @@ def test_halting_is_on_in_the_first_stage_and_off_elsewhere(build, pixels, monke
     thresholds.clear()
     stage.eval().score(pixels)
     assert thresholds == [None]
+
+
+def test_the_base_encodes_each_image_once(build, pixels):
+    stage = build("distill")
+    encoded = []
+    stage.model.base_tokenizer.model.encoder.register_forward_pre_hook(lambda _, inputs: encoded.extend(inputs[0]))
+    stage.training_loss(pixels)
+    assert len(encoded) == len(pixels)
 
 
 def test_a_halting_threshold_of_kl_is_in_latent_units(build, kl_base):

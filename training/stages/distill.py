@@ -47,6 +47,7 @@ class DistillStage(ALITStage):
     """Trains all of an `ALITModel` but its base tokenizer: prediction of base codes or latents at every rollout."""
 
     loss_config = DistillLossConfig
+    takes_base_latents = True
 
     def __init__(self, model: ALITModel, loss: DistillLossConfig):
         super().__init__(model, loss)
@@ -86,16 +87,26 @@ class DistillStage(ALITStage):
         """λ of each rollout that is computed."""
         return rollout_weights(self.model.config.max_rollouts)
 
-    def training_loss(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    @torch.no_grad()
+    def base_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model.base_tokenizer.encode(pixel_values)
+
+    def training_loss(
+        self, pixel_values: torch.Tensor, base_latents: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         model = self.model
         if self.loss.spatial_start and self.training and self.step == 0:
             with torch.autocast(pixel_values.device.type, enabled=False):
                 fitted_start(model, pixel_values)
             self.forget()
-        with torch.no_grad():
-            latents = model.base_tokenizer.encode(pixel_values)
+        latents = self.base_latents(pixel_values) if base_latents is None else base_latents
         rollouts = list(
-            model.rollouts(pixel_values, return_reconstruction=False, halting_threshold=self.halting_threshold)
+            model.rollouts(
+                pixel_values,
+                return_reconstruction=False,
+                halting_threshold=self.halting_threshold,
+                base_latents=latents,
+            )
         )
         self.observe([rollout.token_ids for rollout in rollouts])
         weights = self.rollout_weights

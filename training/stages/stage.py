@@ -36,6 +36,9 @@ class Stage(nn.Module):
     loss_config: type
     """Dataclass of the stage's own fields, the configuration's section `loss`."""
 
+    takes_base_latents: bool = False
+    """Whether the base is frozen, and `training_loss` takes what `base_latents` gives for the same pixels."""
+
     step: int = 0
     """The step that is being computed, counted from 0; the loop sets it."""
 
@@ -59,9 +62,14 @@ class Stage(nn.Module):
         """The stage of a configuration, with its networks loaded or initialised."""
         raise NotImplementedError
 
-    def forward(self, pixel_values: torch.Tensor, purpose: Literal["training_loss", "score", "pictures"]):
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        purpose: Literal["training_loss", "base_latents", "score", "pictures"],
+        **arguments: torch.Tensor,
+    ):
         """The method of that name, on float pixels `(B, 3, H, W)` in [0, 1]."""
-        return getattr(self, purpose)(pixel_values)
+        return getattr(self, purpose)(pixel_values, **arguments)
 
     def training_loss(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss, a scalar, and detached scalars to log."""
@@ -70,6 +78,10 @@ class Stage(nn.Module):
     def learning_rate_share(self, name: str) -> float:
         """The learning rate of the parameter of that name, as a share of the run's."""
         return 1.0
+
+    def base_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Latents `(B, E, rows, columns)` of the frozen base, where the stage `takes_base_latents`."""
+        raise NotImplementedError
 
     def end_step(self) -> list[Replaced]:
         """Called after each optimiser step, without gradients."""

@@ -1,0 +1,214 @@
+"""Base latents of fixed crops, computed once and kept on disk: training steps then need not run the base's encoder."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from .configuration import DataConfig, TrainingConfig
+from .data import TrainingImages, check_undecodable
+from .sharding import whole
+from .stages import Stage
+
+
+FOLDER = "base-latents"
+"""Folder in the run's, where `data.cache_dir` names no other."""
+
+# Goes into the fingerprint: to be raised when what is computed or how it is written changes.
+_VERSION = 1
+_LATENTS_FILE, _INDEX_FILE = "latents.bin", "index.json"
+_UNFINISHED = ".unfinished-"
+_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
+
+
+class LatentCache:
+    """
+    The base latents in a folder that `cached_latents` has filled, read one crop at a time.
+
+    Args:
+        folder: has `latents.bin`, the latents of all images' crops one after another without a header, and
+            `index.json`, which says what they are.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / _LATENTS_FILE
+        index = json.loads((folder / _INDEX_FILE).read_text(encoding="utf-8"))
+        self.crops, self.shape = index["crops"], tuple(index["shape"])
+        self.dtype = _DTYPES[index["mixed_precision"]]
+        self.undecodable = frozenset(index["undecodable"])
+
+    def __call__(self, image: int, crop: int) -> torch.Tensor:
+        """
+        Latents `(E, rows, columns)` of one of an image's fixed crops.
+
+        Raises:
+            `ValueError`: for an image that could not be decoded when they were computed.
+        """
+        if image in self.undecodable:
+            raise ValueError("it could not be decoded when its base latents were computed")
+        size = math.prod(self.shape) * self.dtype.itemsize
+        # No memory map, which would be pickled whole for workers that are not forked.
+        content = np.fromfile(self.path, np.uint8, count=size, offset=(image * self.crops + crop) * size)
+        return torch.from_numpy(content).view(self.dtype).view(self.shape)
+
+
+def cached_latents(
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    wrapped: nn.Module,
+    stage: Stage,
+    images: TrainingImages,
+    batch_size: int,
+) -> LatentCache:
+    """
+    The base latents of all images' fixed crops: from the disk, where the same have been computed before, otherwise
+    computed now, by each rank its part. All ranks must call it.
+
+    They lie in a folder whose name is a fingerprint of all that they follow from, so that those of other weights,
+    images or crops are never taken for them.
+
+    Args:
+        config: with `data.cached_crops`.
+        accelerator: has prepared `wrapped`.
+        wrapped, stage: the stage as prepared, and itself; with the weights that the base has in the run.
+        images: what is trained on.
+        batch_size: crops that a rank encodes at once.
+
+    Raises:
+        `ValueError`: where the disk has no room for them, or is not shared by all ranks.
+        `UndecodableImagesError`: for more of them than `data.max_undecodable`.
+    """
+    folder = Path(config.data.cache_dir or Path(config.output_dir) / FOLDER) / _fingerprint(config, stage, images)
+    if not folder.is_dir():
+        _compute(folder, config, accelerator, wrapped, stage, images, batch_size)
+    return LatentCache(folder)
+
+
+def _fingerprint(config: TrainingConfig, stage: Stage, images: TrainingImages) -> str:
+    """What the latents follow from, as a name. All ranks must ask."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(stage.model.base_tokenizer.state_dict().items()):
+        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        weights.update(whole(tensor).cpu().flatten().view(torch.uint8).numpy())
+    data = config.data
+    source = {
+        "version": _VERSION,
+        "base": [stage.model.config.base_tokenizer_config, weights.hexdigest()],
+        "mixed_precision": config.optimization.mixed_precision,
+        "images": [images.fingerprint, len(images), data.in_memory],
+        "crops": [data.cached_crops, data.image_size, data.crop_scale, data.flip, config.seed],
+    }
+    return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _compute(
+    folder: Path,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+    wrapped: nn.Module,
+    stage: Stage,
+    images: TrainingImages,
+    batch_size: int,
+) -> None:
+    """Fills the folder under another name and renames it."""
+    crops, mixed_precision = config.data.cached_crops, config.optimization.mixed_precision
+    shape = (stage.model.config.base_embed_dim, *stage.model.config.grid_size)
+    image_bytes = crops * math.prod(shape) * _DTYPES[mixed_precision].itemsize
+    unfinished = folder.with_name(_UNFINISHED + folder.name)
+    if accelerator.is_main_process:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _check_space(folder.parent, len(images) * image_bytes, config.data)
+        unfinished.mkdir()
+        (unfinished / _LATENTS_FILE).touch()
+    accelerator.wait_for_everyone()
+    if not unfinished.is_dir():
+        raise ValueError(f"`data.cache_dir` is {str(folder.parent)!r}, it must be a folder that all ranks share.")
+
+    undecodable = []
+    stage.eval()
+    with open(unfinished / _LATENTS_FILE, "r+b") as file:
+        for image, latents in _latents_of_part(accelerator, wrapped, images, config.data, batch_size):
+            if latents is None:
+                undecodable.append(image)
+                continue
+            file.seek(image * image_bytes)
+            file.write(latents.to(_DTYPES[mixed_precision]).contiguous().view(torch.uint8).numpy())
+        file.flush()
+        os.fsync(file.fileno())
+    # Sharing the images evenly may have given one to two ranks.
+    undecodable = sorted(set(gather_object(undecodable)))
+    check_undecodable(len(undecodable), len(images), config.data.max_undecodable)
+    if accelerator.is_main_process:
+        index = {"crops": crops, "shape": shape, "mixed_precision": mixed_precision, "undecodable": undecodable}
+        (unfinished / _INDEX_FILE).write_text(json.dumps(index) + "\n", encoding="utf-8")
+        unfinished.rename(folder)
+    accelerator.wait_for_everyone()
+
+
+def _check_space(folder: Path, needed: int, config: DataConfig) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"`data.cached_crops` is {config.cached_crops}, it must be smaller or `data.cache_dir` another: the base "
+            f"latents take {needed / 2**30:.1f} GiB, {folder} has room for {free / 2**30:.1f}."
+        )
+
+
+@torch.no_grad()
+def _latents_of_part(
+    accelerator: Accelerator, wrapped: nn.Module, images: TrainingImages, config: DataConfig, batch_size: int
+) -> Iterator[tuple[int, torch.Tensor | None]]:
+    """This rank's images, each with the latents `(N, E, rows, columns)` of its crops; None where undecodable."""
+    # As many for each rank, as sharded weights are gathered by all ranks together.
+    share = -(-len(images) // accelerator.num_processes)
+    first = accelerator.process_index * share
+    part = [index % len(images) for index in range(first, first + share)]
+    loader = DataLoader(
+        _FixedCrops(images, part), batch_size=max(1, batch_size // config.cached_crops), num_workers=config.num_workers
+    )
+    with tqdm(
+        total=share, desc="base latents", unit="image", disable=not accelerator.is_main_process, mininterval=5
+    ) as bar:
+        for batch in loader:
+            encoded = []
+            for pixels in batch["pixel_values"].flatten(0, 1).split(batch_size):
+                with accelerator.autocast():
+                    encoded.append(wrapped(pixels.to(accelerator.device).float() / 255, "base_latents").cpu())
+            latents = torch.cat(encoded).unflatten(0, (-1, config.cached_crops))
+            for image, decodable, of_image in zip(batch["image"].tolist(), batch["decodable"], latents, strict=True):
+                yield image, of_image if decodable else None
+            bar.update(len(latents))
+
+
+class _FixedCrops(Dataset):
+    """All fixed crops of the images of some indices."""
+
+    def __init__(self, images: TrainingImages, part: list[int]):
+        self.images = images
+        self.part = part
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, number: int) -> dict:
+        image, config = self.part[number], self.images.config
+        try:
+            picture = self.images.picture(image)
+        except ValueError:
+            # Named when the run comes to it, and left out of what is written.
+            nothing = torch.zeros(config.cached_crops, 3, config.image_size, config.image_size, dtype=torch.uint8)
+            return {"image": image, "decodable": False, "pixel_values": nothing}
+        crops = [self.images.fixed_crop(picture, image, crop) for crop in range(config.cached_crops)]
+        return {"image": image, "decodable": True, "pixel_values": torch.stack(crops)}
