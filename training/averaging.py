@@ -8,7 +8,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from .sharding import like, whole
+from .sharding import is_sharded, like, whole
 
 
 class WeightAverage(EMAModel):
@@ -16,7 +16,9 @@ class WeightAverage(EMAModel):
 
     def __init__(self, module: nn.Module, decay: float):
         self._parameters = list(module.parameters())
-        super().__init__(self._parameters, decay=decay, foreach=True)
+        # Sharded tensors have no `_foreach_copy_`.
+        foreach = not any(is_sharded(parameter) for parameter in self._parameters)
+        super().__init__(self._parameters, decay=decay, foreach=foreach)
 
     def update(self) -> None:
         """Moves the average towards the parameters, after each optimiser step."""

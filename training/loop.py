@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 
 from .averaging import WeightAverage
 from .checkpointing import MODEL_FOLDER, Checkpointer, Progress, find_checkpoint
@@ -73,6 +73,12 @@ class Trainer:
             num_ranks=accelerator.num_processes,
         )
         accelerator.gradient_accumulation_steps = self.split.micro_batches
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            # It takes these from the loader that it prepares, and there is none here.
+            accelerator.state.deepspeed_plugin.deepspeed_config |= {
+                "train_micro_batch_size_per_gpu": self.split.micro_batch_size,
+                "gradient_accumulation_steps": self.split.micro_batches,
+            }
         self.publisher = Publisher(config) if config.push_to_hub and accelerator.is_main_process else None
         if accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)

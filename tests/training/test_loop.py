@@ -77,6 +77,7 @@ def assert_equal_checkpoints(one: Path, two: Path) -> None:
 CASES = {
     "base": {"loss__adversarial_weight": 0.5, "loss__adversarial_start": 3, "loss__discriminator_layers": 1},
     "distill": {"optimization__micro_batch_size": 2},
+    "fixed": {"data__streaming": True, "data__in_memory": False, "data__shuffle_buffer": 7},
     "finetune": {"loss__adversarial_weight": 0.5, "loss__discriminator_layers": 1, "loss__revive_every": 2},
 }
 

@@ -132,6 +132,16 @@ def test_two_ranks_go_on_from_a_checkpoint_of_one(sequence, config_file, tmp_pat
     assert of_two[-2]["loss"] == pytest.approx(records[-2]["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_sharded_parameters_train_like_whole_ones(values, config_file):
+    """FSDP2, which Accelerate offers on accelerators only, at the level of the stage: average and revival of codes."""
+    path = config_file(values("distill", loss__revive_every=2, loss__halting=False, model__codebook_size=64))
+    script = Path(__file__).parent / "sharded_run.py"
+    done = run(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), path])
+    assert done.returncode == 0, done.stderr
+
+
 def test_exit_codes(values, config_file, tmp_path, monkeypatch, capsys):
     path = config_file(values("distill", data__train=[str(tmp_path / "nowhere.png")]))
     assert main(["--config", path, "--optimization.lerning_rate", "1"]) == EXIT_WRONG_USE

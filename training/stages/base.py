@@ -132,7 +132,8 @@ class BaseStage(Stage):
         model.save_pretrained(folder)
 
     def compiled_parts(self) -> list[nn.Module]:
-        return [self.model.encoder, self.model.decoder]
+        # Not the decoder: torch 2.13 compiles it for CPUs to one without gradients, and does not say so.
+        return [self.model.encoder]
 
 
 def _vectors(latents: torch.Tensor) -> torch.Tensor:
