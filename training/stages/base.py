@@ -91,6 +91,9 @@ class BaseStage(Stage):
         if codebook_loss is not None:
             loss = loss + self.loss.codebook_weight * codebook_loss
             logs["codebook_loss"] = codebook_loss.detach()
+        else:
+            # Unused until its start; distributed training waits for its gradient all the same.
+            loss = loss + 0 * self.model.quantize.embedding.weight.sum()
         return loss, {**logs, **adversarial_logs}
 
     def _quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
