@@ -1,7 +1,28 @@
 """Parameters that may be sharded (FSDP2), seen whole."""
 
+from collections.abc import Sequence
+
 import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def prepare(
+    accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer, layers: Sequence[str]
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """
+    As `accelerator.prepare`. Where it shards (FSDP2), each layer of the classes named in `layers` is gathered on its
+    own, whatever Accelerate's configuration says: other parts are used by more than their `forward`, for which alone
+    FSDP2 gathers. Precision is left to autocast, as without sharding: the quantiser and pixels stay in float32.
+    """
+    if accelerator.is_fsdp2:
+        plugin = accelerator.state.fsdp_plugin
+        plugin.auto_wrap_policy = transformer_auto_wrap_policy
+        plugin.transformer_cls_names_to_wrap = list(layers)
+        plugin.mixed_precision_policy = None
+    return accelerator.prepare(module, optimizer)
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:

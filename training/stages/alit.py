@@ -30,6 +30,8 @@ class ALITStage(Stage):
         adversary: see `Stage`.
     """
 
+    sharded_layers = ("ALITLayer",)
+
     def __init__(self, model: ALITModel, revive_every: int, adversary: Adversary | None = None):
         super().__init__(model, adversary)
         self.codebook_care = None

@@ -36,6 +36,9 @@ class Stage(nn.Module):
     loss_config: type
     """Dataclass of the stage's own fields, the configuration's section `loss`."""
 
+    sharded_layers: tuple[str, ...] = ()
+    """Classes of layers whose parameters FSDP2 gathers one layer at a time, and not with the rest of the stage."""
+
     step: int = 0
     """The step that is being computed, counted from 0; the loop sets it."""
 
