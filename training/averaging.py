@@ -8,13 +8,14 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from .sharding import is_sharded, like, whole
+from .sharding import is_sharded, let_go, like, whole
 
 
 class WeightAverage(EMAModel):
     """Exponential moving average of a module's parameters, in their order. Make it after the module was sharded."""
 
     def __init__(self, module: nn.Module, decay: float):
+        self._module = module
         self._parameters = list(module.parameters())
         # Sharded tensors have no `_foreach_copy_`.
         foreach = not any(is_sharded(parameter) for parameter in self._parameters)
@@ -37,10 +38,12 @@ class WeightAverage(EMAModel):
         """Inside, the module has the averaged parameters."""
         self.store(self._parameters)
         self.copy_to(self._parameters)
+        let_go(self._module)
         try:
             yield
         finally:
             self.restore(self._parameters)
+            let_go(self._module)
 
     def state_dict(self) -> dict[str, Any]:
         """As diffusers', with whole tensors. All ranks must ask."""

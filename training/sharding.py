@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -23,6 +24,13 @@ def prepare(
         plugin.transformer_cls_names_to_wrap = list(layers)
         plugin.mixed_precision_policy = None
     return accelerator.prepare(module, optimizer)
+
+
+def let_go(module: nn.Module) -> None:
+    """Frees what was gathered: without gradients FSDP2 keeps it, and would miss that its shards were set anew."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:

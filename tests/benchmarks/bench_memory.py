@@ -1,6 +1,6 @@
 """Memory of a training step at the paper's sizes, computed without a GPU.
 
-    python tests/benchmarks/bench_memory.py
+    PYTHONPATH=. python tests/benchmarks/bench_memory.py
 
 A whole step runs on tensors that have sizes but no values, and the bytes of every storage are counted from its making
 to its end. Not in it: CUDA's own context, workspaces of cuDNN and cuBLAS, gaps that the allocator leaves.

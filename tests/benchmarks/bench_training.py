@@ -1,6 +1,6 @@
 """Images a second and peak memory of each training stage.
 
-    python tests/benchmarks/bench_training.py
+    PYTHONPATH=. python tests/benchmarks/bench_training.py
 
 On a GPU where there is one. Sizes are those of the default checkpoint, weights and images are random.
 """

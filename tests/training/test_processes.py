@@ -150,13 +150,20 @@ def test_sharded_ranks_compute_what_whole_ones_do(sequence, config_file, tmp_pat
     path = config_file(sequence)
     of_whole = run_on_two_ranks(path, tmp_path / "whole.json", "--output_dir", str(tmp_path / "whole"))
     folder = tmp_path / "sharded"
-    of_sharded = run_on_two_ranks(path, tmp_path / "sharded.json", "--output_dir", str(folder), script=SHARDED_RUN)
+    # Each stage from what the whole ranks made, so that roundings do not add up to other codes.
+    overrides = ["--output_dir", str(folder)]
+    for stage, start in (("distill", "base"), ("finetune", "distill")):
+        overrides += [f"--sequence.{stage}.init_from", str(tmp_path / "whole" / start / "model")]
+    of_sharded = run_on_two_ranks(path, tmp_path / "sharded.json", *overrides, script=SHARDED_RUN)
     assert len(of_sharded) == 3 * (5 + 3)
-    assert_same_losses(of_sharded, of_whole, rel=1e-3)
+    for expected, found in zip(of_whole, of_sharded, strict=True):
+        assert found | {"images_per_second": 0} == pytest.approx(
+            expected | {"images_per_second": 0}, rel=1e-3, abs=1e-5
+        )
 
     resumed = f"--sequence.finetune.resume={folder / 'finetune' / 'checkpoint-4'}"
     elsewhere = f"--sequence.finetune.output_dir={tmp_path / 'resumed'}"
-    overrides = ("--output_dir", str(folder), "--resume", "latest", resumed, elsewhere)
+    overrides += ["--resume", "latest", resumed, elsewhere]
     records = run_on_two_ranks(path, tmp_path / "resumed.json", *overrides, script=SHARDED_RUN)
     assert records[-2]["loss"] == of_sharded[-2]["loss"]
     assert records[-1] == of_sharded[-1]
