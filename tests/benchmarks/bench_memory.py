@@ -45,6 +45,8 @@ def finetune(model: ALITModel) -> FinetuneStage:
         patch.setattr(pixel_loss, "LPIPS", functools.partial(LPIPS, pretrained=False))
         stage = FinetuneStage(model, FinetuneLossConfig())
     stage.drawn_rollout = lambda: model.config.max_rollouts - 1
+    # Tensors without values cannot move, not even to where they are.
+    stage.pixel_loss.lpips.to = lambda device: None
     return stage
 
 

@@ -19,6 +19,7 @@ from training.train import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_USE, main
 
 ROOT = Path(__file__).parents[2]
 RECORDED_RUN = Path(__file__).parent / "recorded_run.py"
+PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in ("src", ".", "tests"))
 SHARDED_RUN = Path(__file__).parent / "sharded_run.py"
 
 
@@ -26,7 +27,7 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH, **environment},
         capture_output=True,
         text=True,
         timeout=600,
