@@ -8,15 +8,18 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from .sharding import like, whole
+from .sharding import is_sharded, let_go, like, whole
 
 
 class WeightAverage(EMAModel):
     """Exponential moving average of a module's parameters, in their order. Make it after the module was sharded."""
 
     def __init__(self, module: nn.Module, decay: float):
+        self._module = module
         self._parameters = list(module.parameters())
-        super().__init__(self._parameters, decay=decay, foreach=True)
+        # Sharded tensors have no `_foreach_copy_`.
+        foreach = not any(is_sharded(parameter) for parameter in self._parameters)
+        super().__init__(self._parameters, decay=decay, foreach=foreach)
 
     def update(self) -> None:
         """Moves the average towards the parameters, after each optimiser step."""
@@ -35,10 +38,12 @@ class WeightAverage(EMAModel):
         """Inside, the module has the averaged parameters."""
         self.store(self._parameters)
         self.copy_to(self._parameters)
+        let_go(self._module)
         try:
             yield
         finally:
             self.restore(self._parameters)
+            let_go(self._module)
 
     def state_dict(self) -> dict[str, Any]:
         """As diffusers', with whole tensors. All ranks must ask."""

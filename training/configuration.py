@@ -211,6 +211,8 @@ class TrainingConfig:
     push_every: int = 0
 
     def validate(self) -> None:
+        # Steps and ranks are added to it, and NumPy takes 32 bits.
+        require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
         for section in (self.loss, self.data, self.optimization, self.logging):
             section.validate()
         if self.push_to_hub:

@@ -8,17 +8,18 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 
 from .averaging import WeightAverage
 from .checkpointing import MODEL_FOLDER, Checkpointer, Progress, find_checkpoint
-from .configuration import TrainingConfig, config_to_dict
+from .configuration import TrainingConfig, config_to_dict, require
 from .data import BatchSplit, TrainingImages, check_undecodable, load_validation, training_batches
 from .interruption import Interruption
 from .latent_cache import cached_latents
 from .monitoring import Display, ScalarWindow, mean_scores, picture_columns
 from .optimization import adamw, learning_rate_share, set_learning_rate
 from .publishing import Publisher
+from .sharding import prepare, whole
 from .stages import STAGES
 from .stages.adversary import Adversary
 
@@ -74,6 +75,15 @@ class Trainer:
             num_ranks=accelerator.num_processes,
         )
         accelerator.gradient_accumulation_steps = self.split.micro_batches
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            weight = getattr(config.loss, "adversarial_weight", 0)
+            # Accelerate would send the discriminator's backward pass to the stage's engine.
+            require(weight == 0, "loss.adversarial_weight", weight, "0 with DeepSpeed: use DDP or FSDP2")
+            # It takes these from the loader that it prepares, and there is none here.
+            accelerator.state.deepspeed_plugin.deepspeed_config |= {
+                "train_micro_batch_size_per_gpu": self.split.micro_batch_size,
+                "gradient_accumulation_steps": self.split.micro_batches,
+            }
         self.publisher = Publisher(config) if config.push_to_hub and accelerator.is_main_process else None
         if accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -96,7 +106,9 @@ class Trainer:
         if settings.compile:
             for part in stage.compiled_parts():
                 part.compile()
-        self.wrapped, self.optimizer = accelerator.prepare(stage, adamw(stage, settings, stage.learning_rate_share))
+        self.wrapped, self.optimizer = prepare(
+            accelerator, stage, adamw(stage, settings, stage.learning_rate_share), stage.sharded_layers
+        )
         self.opponent = _Opponent(stage.adversary, config, accelerator) if stage.adversary is not None else None
         self.trainable = [parameter for parameter in stage.parameters() if parameter.requires_grad]
         self.average = WeightAverage(stage, settings.ema_decay)
@@ -208,12 +220,14 @@ class Trainer:
         for batch in itertools.islice(self.batches, self.split.micro_batches):
             with accelerator.accumulate(*accumulated):
                 pixel_values = batch["pixel_values"].to(accelerator.device, non_blocking=True).float() / 255
-                loss, scalars = self.wrapped(pixel_values, "training_loss", **self._cached(batch))
+                with accelerator.autocast():
+                    loss, scalars = self.wrapped(pixel_values, "training_loss", **self._cached(batch))
                 accelerator.backward(loss)
                 self.window.add(step, scalars, batch["undecodable"])
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.trainable, self.settings.max_grad_norm)
-                    self.window.add(step, {"gradient_norm": norm})
+                    if isinstance(norm, torch.Tensor):  # DeepSpeed clips on its own and gives a number or nothing
+                        self.window.add(step, {"gradient_norm": whole(norm)})
                 self.optimizer.step()
                 self.optimizer.zero_grad()
                 if stage.adversary_batch is not None:
@@ -252,7 +266,7 @@ class _Opponent:
         self.max_grad_norm = config.optimization.max_grad_norm
         self.learning_rate_share = config.loss.discriminator_learning_rate
         adversary.to(accelerator.device)
-        self.wrapped, self.optimizer = accelerator.prepare(adversary, adamw(adversary, config.optimization))
+        self.wrapped, self.optimizer = prepare(accelerator, adversary, adamw(adversary, config.optimization), [])
 
     def set_learning_rate(self, stage_learning_rate: float) -> None:
         set_learning_rate(self.optimizer, stage_learning_rate * self.learning_rate_share)

@@ -15,7 +15,7 @@ from alit_hf import ALITConfig, ALITModel
 from alit_hf.selection import l1
 
 
-ROLLOUTS = (1, 2, 4, 8)
+ROLLOUTS = (1, 2, 4)
 REPETITIONS = 3
 MOST = 1.15
 

@@ -35,9 +35,15 @@ def save_state(self, output_dir):
 
 Display.scalars, Accelerator.save_state = scalars, save_state
 
-if __name__ == "__main__":
-    code = train.main(sys.argv[1:])
+
+def run(arguments: list[str]) -> int:
+    """Trains as `training/train.py` does, and writes the record; gives the exit code."""
+    code = train.main(arguments)
     if "RECORD" in os.environ and os.environ.get("RANK", "0") == "0":
         with open(os.environ["RECORD"], "w", encoding="utf-8") as file:
             json.dump(records, file)
-    sys.exit(code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

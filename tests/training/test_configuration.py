@@ -38,6 +38,7 @@ def test_overrides_reach_fields_and_sections(values, tmp_path):
         ("loss__perceptual_wieght", 1.0, "did you mean `loss.perceptual_weight`"),
         ("model__num_vq_embedings", 16, "num_vq_embedings"),
         ("stage", "bass", "'base', 'distill'"),
+        ("seed", -1, "`seed` is -1"),
         ("data__image_size", "large", "`data.image_size` is 'large'"),
         ("data__image_size", True, "`data.image_size` is True"),
         ("data__image_size", 50, "multiple of 4"),

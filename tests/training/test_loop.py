@@ -1,15 +1,21 @@
+import itertools
 import json
 import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from diffusers import VQModel
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from alit_hf import ALITImageProcessor, ALITModel
 from training.averaging import WeightAverage
@@ -77,6 +83,7 @@ def assert_equal_checkpoints(one: Path, two: Path) -> None:
 CASES = {
     "base": {"loss__adversarial_weight": 0.5, "loss__adversarial_start": 3, "loss__discriminator_layers": 1},
     "distill": {"optimization__micro_batch_size": 2},
+    "fixed": {"data__streaming": True, "data__in_memory": False, "data__shuffle_buffer": 7},
     "finetune": {"loss__adversarial_weight": 0.5, "loss__discriminator_layers": 1, "loss__revive_every": 2},
 }
 
@@ -131,11 +138,12 @@ def test_the_saved_model_is_the_average_of_the_whole_run(config, tmp_path, monke
     """Against the definition by hand, over two epochs of five steps."""
     expected: list[torch.Tensor] = []
     original = WeightAverage.update
+    steps = itertools.count(1)
 
     def spy(self):
         original(self)
         parameters = [parameter.detach().clone() for parameter in self._parameters]
-        step = self.optimization_step
+        step = next(steps)
         decay = 0.0 if step == 1 else min(0.9, step / (step + 9))
         if not expected:
             expected.extend(parameters)
@@ -194,6 +202,85 @@ def test_the_discriminator_is_only_moved_by_its_own_steps(config, monkeypatch, f
         assert not torch.equal(stage.model.encoder.layers[0].mlp.fc1.weight, before)
         assert not torch.equal(stage.adversary.discriminator.head.weight, discriminator)
     assert order == ["discriminator"] * 3  # one to each step of the generator
+    trainer.close()
+
+
+def test_dead_codes_are_revived_on_the_way_and_enter_the_average_as_they_are(config, monkeypatch):
+    trainer = Trainer(config("distill", loss__revive_every=2, model__codebook_size=64))
+    replaced = []
+    original = trainer.stage.end_step
+    monkeypatch.setattr(trainer.stage, "end_step", lambda: replaced.append(original()) or replaced[-1])
+    for trainer.progress.steps in range(2):
+        trainer._step()
+    assert replaced[0] == []
+    (revival,) = replaced[1]
+    assert revival.rows.any()
+    codebook = trainer.stage.model.quantizer.codebook.weight
+    revived = codebook[revival.rows].clone()
+    with trainer.average.applied():
+        assert torch.equal(codebook[revival.rows], revived)
+    trainer.close()
+
+
+def test_deepspeed_is_told_the_batch_sizes_and_refused_an_adversary(config, first_model, monkeypatch):
+    """As far as it goes where DeepSpeed is not installed: up to `Accelerator.prepare`."""
+    plugin = SimpleNamespace(deepspeed_config={"train_micro_batch_size_per_gpu": "auto"}, enable_msamp=False)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    monkeypatch.setattr(AcceleratorState, "deepspeed_plugin", plugin)
+    monkeypatch.setattr(Accelerator, "prepare", Mock(side_effect=InterruptedError))
+    with pytest.raises(InterruptedError):
+        Trainer(config("distill", optimization__micro_batch_size=2))
+    assert plugin.deepspeed_config == {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2}
+    with pytest.raises(ValueError, match=r"`loss\.adversarial_weight` is 0\.5"):
+        Trainer(config("finetune", init_from=first_model, loss__adversarial_weight=0.5))
+
+
+class Waiting(TorchDispatchMode):
+    """Notes the operations whose result, on an accelerator, the host would have to wait for."""
+
+    operations = (
+        torch.ops.aten._local_scalar_dense,
+        torch.ops.aten.equal,
+        torch.ops.aten.masked_select,
+        torch.ops.aten.nonzero,
+        torch.ops.aten._unique2,
+    )
+    indexing = (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_)
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.found: list[str] = []
+        for name in ("tolist", "numpy", "cpu"):  # on a CPU these reach no operation
+            monkeypatch.setattr(torch.Tensor, name, self._noting(name))
+
+    def _noting(self, name):
+        original = getattr(torch.Tensor, name)
+        return lambda tensor, *arguments: self.found.append(name) or original(tensor, *arguments)
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        by_mask = function.overloadpacket in self.indexing and any(
+            index is not None and index.dtype == torch.bool for index in arguments[1]
+        )
+        if by_mask or function.overloadpacket in self.operations:
+            self.found.append(str(function))
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("name", ["base", "distill", "finetune"])
+def test_a_step_does_not_wait_for_the_device(config, first_model, monkeypatch, name):
+    """With revival of codes, halting and, where there is one, the adversary."""
+    fields = CASES[name] | ({"init_from": first_model} if name == "finetune" else {})
+    fields |= {"optimization__micro_batch_size": 2, "loss__revive_every": 1}
+    trainer = Trainer(config(name, **fields))
+    trainer.batches = iter(list(itertools.islice(trainer.batches, 10)))
+    waiting = Waiting(monkeypatch)
+    for trainer.progress.steps in range(5):
+        with waiting:
+            trainer._step()
+    assert waiting.found == []
+    with waiting:
+        trainer._scalars()
+    assert waiting.found
     trainer.close()
 
 
@@ -331,7 +418,8 @@ def test_validation_scores_the_average(config, photo_folder, scalars, monkeypatc
     [
         {"optimization__mixed_precision": "bf16"},
         {"optimization__channels_last": True, "optimization__gradient_checkpointing": True},
-        pytest.param({"optimization__compile": True}, marks=pytest.mark.slow),
+        # Compiling takes minutes.
+        pytest.param({"optimization__compile": True}, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
     ],
     ids=["bf16", "layout and recomputation", "compile"],
 )
@@ -345,7 +433,10 @@ def test_economies_change_no_more_than_rounding(config, tmp_path, scalars, first
     for folder, extra in (("plain", {}), ("changed", fields)):
         scalars.clear()
         AcceleratorState._reset_state(True)
+        torch._dynamo.reset()
+        counters.clear()
         train(config(name, **plain, **extra, output_dir=str(tmp_path / folder)))
+        assert (counters["stats"]["unique_graphs"] > 0) == ("optimization__compile" in extra)
         losses.append([scalars[step]["loss"] for step in (1, 2)])
     tolerance = 3e-2 if "optimization__mixed_precision" in fields else 1e-4
     assert losses[1] == pytest.approx(losses[0], rel=tolerance)

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from random_lpips import random_lpips
 from safetensors.torch import load_file
 
 from alit_hf import ALITModel
@@ -87,20 +88,20 @@ def test_distillation_trains_all_but_the_base(build, pixels, request, base):
 
 def test_every_trained_parameter_gets_a_gradient(build, pixels):
     """Distributed training would otherwise wait for ever, or need `find_unused_parameters`."""
-    cases = {
-        "distill": {},
-        "fixed": {},
-        "base": {"loss__codebook_start": 0},
-        "finetune": {},
-    }
-    for name, fields in cases.items():
+    cases = [
+        ("distill", {}),
+        ("fixed", {}),
+        ("base", {"loss__codebook_start": 0}),
+        ("base", {"loss__codebook_start": 1}),
+        ("finetune", {}),
+    ]
+    for name, fields in cases:
         stage = build(name, **fields)
-        steps = range(6) if name == "finetune" else range(1)
-        for step in steps:
-            stage.step = step
+        for rollout in range(3 if name == "finetune" else 1):
+            stage.drawn_rollout = lambda rollout=rollout: rollout
             found = gradients(stage, pixels)
             trained = {key for key, parameter in stage.named_parameters() if parameter.requires_grad}
-            assert not [key for key in trained if found[key] is None], (name, step)
+            assert not [key for key in trained if found[key] is None], (name, rollout)
 
 
 @pytest.mark.parametrize("name", ["distill", "finetune"])
@@ -247,7 +248,8 @@ def test_neither_side_moves_the_other(build, pixels, name, regularizer):
     loss.backward()
     assert all(parameter.grad is None for parameter in stage.parameters())
     assert all(torch.equal(value, before[key]) for key, value in stage.state_dict().items())
-    assert all(parameter.grad is not None for parameter in adversary.discriminator.parameters())
+    # One discriminator for all rollouts: there is none that this one leaves out.
+    assert all(parameter.grad is not None for parameter in adversary.parameters())
 
 
 def test_the_adversary_waits_for_its_start(build, pixels):
@@ -269,8 +271,27 @@ def test_perceptual_loss_starts_when_told(build, pixels):
 
 def test_the_yardstick_is_in_no_checkpoint(build):
     for name in ("base", "finetune"):
-        stage = build(name)
-        assert not [key for key in stage.state_dict() if "lpips" in key or "pixel_loss" in key]
+        stage = build(name, loss__adversarial_weight=1.0, loss__discriminator_layers=1)
+        names = {key.partition(".")[0] for key in (*stage.state_dict(), *dict(stage.named_parameters()))}
+        assert names == {"model", "codebook_care"}
+
+
+def test_the_yardstick_sees_pixels_in_its_range_and_never_trains(build, pixels):
+    for name in ("base", "finetune"):
+        lpips = build(name).train().pixel_loss.lpips
+        assert not any(module.training for module in lpips.modules())
+        assert torch.equal(lpips(pixels, 1 - pixels), lpips(pixels, 1 - pixels))
+        expected = random_lpips("alex", normalize=False)(pixels * 2 - 1, 1 - pixels * 2)
+        torch.testing.assert_close(lpips(pixels, 1 - pixels), expected)
+
+
+@pytest.mark.parametrize("name", ["base", "distill", "fixed", "finetune"])
+def test_every_stage_measures_its_codebook(build, pixels, name):
+    stage = build(name, **({"loss__codebook_start": 0} if name == "base" else {}))
+    stage.training_loss(pixels)
+    summary = stage.summary()
+    assert 0 < summary["codebook/usage"] <= 1
+    assert summary["codebook/perplexity"] >= 1
 
 
 def test_the_base_codebook_starts_from_latents(build, pixels):

@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from alit_hf.losses.adversarial import (
     LeCamRegularizer,
@@ -98,6 +99,9 @@ class Adversary(nn.Module):
         self, reconstruction_loss: torch.Tensor, reconstruction: torch.Tensor, rollout: int, last_layer: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """What the stage adds to its loss, and its detached terms; no gradient reaches the discriminator."""
+        if isinstance(self, FSDPModule):
+            # Only its own `forward` would gather its parameters, and its own backward pass sets them free.
+            self.unshard()
         with frozen(self.discriminator):
             adversarial = generator_loss(self.discriminator(reconstruction, rollout))
         weight = self.config.adversarial_weight * adaptive_weight(reconstruction_loss, adversarial, last_layer)

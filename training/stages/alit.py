@@ -54,7 +54,9 @@ class ALITStage(Stage):
         adversary: see `Stage`.
     """
 
-    def __init__(self, model: ALITModel, loss: "ALITLossConfig", adversary: Adversary | None = None):
+    sharded_layers = ("ALITLayer",)
+
+    def __init__(self, model: ALITModel, loss: ALITLossConfig, adversary: Adversary | None = None):
         super().__init__(model, adversary)
         self.loss = loss
         if loss.encoder_learning_rate == 0:

@@ -91,6 +91,9 @@ class BaseStage(Stage):
         if codebook_loss is not None:
             loss = loss + self.loss.codebook_weight * codebook_loss
             logs["codebook_loss"] = codebook_loss.detach()
+        else:
+            # Unused until its start; distributed training waits for its gradient all the same.
+            loss = loss + 0 * self.model.quantize.embedding.weight.sum()
         return loss, {**logs, **adversarial_logs}
 
     def _quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,7 +135,8 @@ class BaseStage(Stage):
         model.save_pretrained(folder)
 
     def compiled_parts(self) -> list[nn.Module]:
-        return [self.model.encoder, self.model.decoder]
+        # Not the decoder: torch 2.13 compiles it for CPUs to one without gradients, and does not say so.
+        return [self.model.encoder]
 
 
 def _vectors(latents: torch.Tensor) -> torch.Tensor:

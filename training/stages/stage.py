@@ -39,6 +39,9 @@ class Stage(nn.Module):
     takes_base_latents: bool = False
     """Whether the base is frozen, and `training_loss` takes what `base_latents` gives for the same pixels."""
 
+    sharded_layers: tuple[str, ...] = ()
+    """Classes of layers whose parameters FSDP2 gathers one layer at a time, and not with the rest of the stage."""
+
     step: int = 0
     """The step that is being computed, counted from 0; the loop sets it."""
 

@@ -1,0 +1,44 @@
+"""The checkpoint inside the package: what anyone who installs it gets."""
+
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from alit_hf import ALITImageProcessor, ALITModel, pretrained_path
+
+
+@pytest.fixture(scope="module")
+def scores():
+    """L1 at every length of photos that no training saw, `(photos, lengths)`, and the ids at the full length."""
+    model = ALITModel.from_pretrained(pretrained_path(), dtype=torch.float32).eval()
+    processor = ALITImageProcessor.from_pretrained(pretrained_path())
+    photos = [Image.fromarray(getattr(data, name)()) for name in ("astronaut", "cat", "coffee", "rocket")]
+    pixel_values = processor(photos, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        rollouts = list(model.rollouts(pixel_values))
+    errors = [(one.reconstruction - pixel_values).abs().flatten(1).mean(dim=1) for one in rollouts]
+    return torch.stack(errors, dim=1), rollouts[-1].token_ids, pixel_values
+
+
+def test_more_tokens_lower_the_error(scores):
+    errors, _, _ = scores
+    assert errors.shape == (4, 8)
+    means = errors.mean(dim=0)
+    assert (means.diff() < 0).all(), means
+    assert (errors[:, -1] < errors[:, 0]).all()
+
+
+def test_pictures_are_better_than_one_colour(scores):
+    errors, _, pixel_values = scores
+    one_colour = (
+        (pixel_values - pixel_values.flatten(2).median(dim=2).values[..., None, None]).abs().flatten(1).mean(1)
+    )
+    assert (errors[:, 0] < one_colour).all()
+
+
+def test_photos_have_codes_of_their_own(scores):
+    _, token_ids, _ = scores
+    assert len(token_ids.unique()) > 256
+    shared = (token_ids[0] == token_ids[1]).float().mean()
+    assert shared < 0.1
