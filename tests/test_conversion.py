@@ -170,7 +170,7 @@ class TestOtherVariants:
                 assert_agrees(step.token_ids, expected["token_ids"])
 
     def test_config_shows_the_sizes(self):
-        config = load_original(vqgan_reference().state_dict(), num_attention_heads=2).config
+        config = load_original(randomised(vqgan_reference()).state_dict(), num_attention_heads=2).config
         assert (config.image_size, config.patch_size, config.num_channels) == (32, 4, 3)
         assert (config.hidden_size, config.num_encoder_layers, config.num_decoder_layers) == (64, 2, 3)
         assert (config.num_attention_heads, config.mlp_ratio) == (2, 4)
@@ -186,12 +186,12 @@ class TestOtherVariants:
         assert torch.equal(model.latent_tokens.position_embeddings, weights["latent_token_positional_embedding"])
 
     def test_kl_decodes_without_dividing(self):
-        config = load_original(kl_reference().state_dict(), num_attention_heads=2).config
+        config = load_original(randomised(kl_reference()).state_dict(), num_attention_heads=2).config
         assert config.base_tokenizer_config["scaling_factor"] == 0.2325
         assert config.unscale_base_latents is False
 
     def test_evaluation_mode_and_float32_from_half_precision(self):
-        weights = {key: value.bfloat16() for key, value in kl_reference().state_dict().items()}
+        weights = {key: value.bfloat16() for key, value in randomised(kl_reference()).state_dict().items()}
         model = load_original(weights, num_attention_heads=2)
         assert not model.training
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -331,6 +331,18 @@ class TestCheckpointFiles:
         weights["decoder.ffn.0.weight"] = torch.zeros(7, 64)
         with pytest.raises(ValueError, match=r"decoder\.head\.fc1\.weight"):
             load_original(weights, num_attention_heads=2)
+
+    @pytest.mark.parametrize(
+        "damage", [lambda weight: weight * float("nan"), lambda weight: weight.to(torch.complex64)]
+    )
+    def test_weights_that_cannot_be_right_are_named(self, weights, damage):
+        weights["encoder_ln_pre.weight"] = damage(weights["encoder_ln_pre.weight"].float())
+        with pytest.raises(ValueError, match=r"encoder_ln_pre.weight.*finite"):
+            load_original(weights, num_attention_heads=2)
+
+    def test_keys_that_are_no_names(self, weights):
+        with pytest.raises(ValueError, match="the key 1"):
+            load_original({**weights, 1: torch.ones(1)})
 
     def test_without_base_tokenizer(self, weights):
         weights = {key: value for key, value in weights.items() if not key.startswith("base_tokenizer.")}

@@ -469,6 +469,33 @@ def test_codes_of_mixed_length_are_decoded_each_at_its_own(base, quantize):
         assert torch.equal(model.decode(latents=code.latents, num_tokens=code.num_tokens).pixel_values, pixels)
 
 
+def test_padded_latents_need_their_lengths():
+    model = tiny_model()
+    code = model.encode(tiny_images(2), num_tokens=9)
+    padded = torch.cat([code.latents, torch.zeros_like(code.latents[:, :3])], dim=1)
+    with pytest.raises(ValueError, match="give `num_tokens`"):
+        model.decode(latents=padded)
+    expected = model.decode(latents=code.latents).pixel_values
+    torch.testing.assert_close(model.decode(latents=padded, num_tokens=code.num_tokens).pixel_values, expected)
+
+
+def test_latents_that_are_not_finite_are_refused():
+    latents = torch.full((1, 3, 5), float("nan"))
+    with pytest.raises(ValueError, match="`latents` has NaN"):
+        tiny_model().decode(latents=latents)
+
+
+def test_a_criterion_that_works_in_place_spoils_no_reconstruction():
+    model, images = tiny_model(), tiny_images(2)
+
+    def criterion(reconstruction: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+        return reconstruction.zero_().flatten(1).mean(dim=1)
+
+    code = model.encode(images, threshold=1.0, criterion=criterion, return_reconstruction=True)
+    decoded = model.decode(token_ids=code.token_ids, num_tokens=code.num_tokens).pixel_values
+    torch.testing.assert_close(code.reconstruction, decoded)
+
+
 def test_what_is_behind_the_last_latent_is_ignored():
     model = tiny_model("kl", quantize=False)
     latents = model.encode(tiny_images()).latents

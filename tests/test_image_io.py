@@ -256,6 +256,14 @@ def test_unreadable_exif_does_not_spoil_a_good_picture(tmp_path, exif):
     np.testing.assert_allclose(pixels(open_image(path)), np.broadcast_to((10, 120, 200), (8, 16, 3)), atol=3)
 
 
+@pytest.mark.parametrize("ending", ["png", "webp"])
+@pytest.mark.parametrize("exif", [b"garbage!", b"II+\0" + b"\xff" * 40])
+def test_exif_that_is_no_tiff_does_not_either(tmp_path, ending, exif):
+    options = {"lossless": True} if ending == "webp" else {}
+    path = save(tmp_path / f"a.{ending}", Image.new("RGB", (16, 8), RED), exif=exif, **options)
+    np.testing.assert_array_equal(pixels(open_image(path)), np.broadcast_to(RED, (8, 16, 3)))
+
+
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.tif"])
 def test_of_several_frames_the_first_is_read(tmp_path, name):
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]

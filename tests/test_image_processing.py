@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_config import tiny_config, tiny_model
 from transformers.image_processing_backends import PilBackend
 
 from alit_hf.image_processing_alit import ALITImageProcessor
@@ -110,6 +111,31 @@ def test_the_longest_pictures_take_little_memory(processor):
 def test_without_a_crop_the_aspect_ratio_is_kept(processor):
     pixel_values = processor(picture(300, 400), do_center_crop=False, return_tensors="pt").pixel_values
     assert pixel_values.shape == (1, 3, 256, 341)
+
+
+@pytest.mark.parametrize("size", [(160, 120), (120, 160), (33, 32), (640, 480)])
+def test_without_a_crop_sides_are_multiples_of_the_divisor(size):
+    processor = ALITImageProcessor.for_config(tiny_config())
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    pixels = processor(picture, do_center_crop=False, return_tensors="pt").pixel_values[0]
+    whole = processor(picture, do_center_crop=False, size_divisor=None, return_tensors="pt").pixel_values[0]
+    height, width = (side // 4 * 4 for side in whole.shape[1:])
+    assert pixels.shape == (3, height, width)
+    top, left = (whole.shape[1] - height) // 2, (whole.shape[2] - width) // 2
+    torch.testing.assert_close(pixels, whole[:, top : top + height, left : left + width])
+    code = tiny_model().encode(pixels[None], num_tokens=3, interpolate_pos_encoding=True)
+    assert code.grid_size == (height // 4, width // 4)
+
+
+def test_the_divisor_is_saved_with_the_processor(tmp_path):
+    ALITImageProcessor.for_config(tiny_config()).save_pretrained(str(tmp_path))
+    assert ALITImageProcessor.from_pretrained(str(tmp_path)).size_divisor == 4
+
+
+@pytest.mark.parametrize("divisor", [0, -4])
+def test_impossible_divisors(processor, divisor):
+    with pytest.raises(ValueError, match="size_divisor"):
+        processor(Image.new("RGB", (300, 300)), size_divisor=divisor, return_tensors="pt")
 
 
 def test_without_a_crop_an_elongated_picture_is_refused(processor):

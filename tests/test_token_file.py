@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import io
 import os
@@ -418,6 +419,13 @@ class TestFingerprint:
     @pytest.mark.parametrize("fields", [{"halting_threshold": 0.5}, {"attention_dropout": 0.1}])
     def test_what_decoding_does_not_read_makes_no_difference(self, fields):
         assert model_fingerprint(tiny_model(**fields)) == model_fingerprint(tiny_model())
+
+    def test_a_grid_far_beyond_the_model_is_refused(self):
+        model = tiny_model()
+        for grid_size, fits in (((8, 8), True), ((32, 32), True), ((32, 33), False), ((256, 256), False)):
+            tokens = TokenFile([1, 2, 3], (52, 24), grid_size, 64, model_fingerprint(model))
+            with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="at most 1024"):
+                tokens.check_model(model)
 
     def test_check_takes_a_fingerprint_for_the_model(self):
         make_file().check_model(FINGERPRINT)

@@ -40,9 +40,6 @@ def save_tiny_model(folder: Path, seed: int = 0, **kwargs) -> str:
     """Saves model and image processor; gives the folder as `from_pretrained` and `--model` take it."""
     torch.manual_seed(seed)
     config = tiny_config(**kwargs)
-    height, width = config.image_height_width
     ALITModel(config).save_pretrained(folder)
-    ALITImageProcessor(
-        size={"shortest_edge": min(height, width)}, crop_size={"height": height, "width": width}
-    ).save_pretrained(folder)
+    ALITImageProcessor.for_config(config).save_pretrained(folder)
     return str(folder)

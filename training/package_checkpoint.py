@@ -22,7 +22,7 @@ def package(source: str, target: Path) -> int:
     """Writes `source`'s model and processor to `target` and returns the bytes that they take."""
     model = ALITModel.from_pretrained(source).half()
     model.save_pretrained(str(target))
-    ALITImageProcessor.from_pretrained(source).save_pretrained(str(target))
+    ALITImageProcessor.for_config(model.config).save_pretrained(str(target))
     for path in target.glob("*.py"):
         path.unlink()
     for name in ("config.json", "preprocessor_config.json"):

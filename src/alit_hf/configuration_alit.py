@@ -58,6 +58,7 @@ def _with_value_errors(config_class):
 
     config_class.__init__ = with_value_errors(config_class.__init__)
     config_class.__setattr__ = with_value_errors(config_class.__setattr__)
+    config_class.validate = with_value_errors(config_class.validate)
     return config_class
 
 
@@ -325,9 +326,9 @@ class ALITConfig(PreTrainedConfig):
         Raises:
             `ValueError`: for an unknown name or base.
         """
-        if name not in _PAPER_SIZES:
+        if not isinstance(name, str) or name not in _PAPER_SIZES:
             raise ValueError(f"`name` is {name!r}, it must be one of {list(_PAPER_SIZES)}.")
-        if base not in _PAPER_BASE_TOKENIZERS:
+        if not isinstance(base, str) or base not in _PAPER_BASE_TOKENIZERS:
             raise ValueError(f"`base` is {base!r}, it must be one of {list(_PAPER_BASE_TOKENIZERS)}.")
         width, layers, heads = _PAPER_SIZES[name]
         fields = {

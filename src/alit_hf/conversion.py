@@ -63,6 +63,10 @@ def load_original(
 
     sources = {source for _, arguments in rules.values() for source in arguments}
     _raise_unless_same_names(expected=sources, found=weights.keys())
+    for source in sources:
+        weight = weights[source]
+        if not weight.is_floating_point() or not (weight.is_meta or torch.isfinite(weight).all()):
+            raise ValueError(f"The weight {source!r} in `path_or_state_dict` must hold finite floating point numbers.")
     converted = {
         name: make(*(weights[source].detach().float() for source in arguments)).contiguous()
         for name, (make, arguments) in rules.items()
@@ -112,6 +116,8 @@ def _select_weights(checkpoint: Mapping) -> dict[str, torch.Tensor]:
         if not isinstance(part, Mapping):
             raise ValueError(f"`{name}` of the checkpoint is a {type(part).__name__}, it must be a state dict.")
         for key, value in part.items():
+            if not isinstance(key, str):
+                raise ValueError(f"`{name}` holds the key {key!r}, keys must be names of weights.")
             if not isinstance(value, torch.Tensor):
                 raise ValueError(f"`{name}` holds a {type(value).__name__} under {key!r}, it must be a tensor.")
             weights[re.sub(r"^(module\.)+", "", key)] = value

@@ -77,7 +77,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     # 16-bit PGM comes as 32-bit integers that Pillow has already scaled to [0, 65535]. Asked before anything else,
     # because only the opened file knows its format.
     sixteen_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
 
     if sixteen_bit or image.mode in ("I", "F"):
         values = np.asarray(image)
@@ -95,6 +95,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
         page.paste(image, mask=image)
         return page
     return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        # What Pillow raises for broken EXIF differs by format. A picture without a readable orientation is as it is.
+        return image
 
 
 def to_uint8(values: np.ndarray) -> np.ndarray:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
+from transformers.processing_utils import ImagesKwargs
 
 from .image_io import MAX_IMAGE_PIXELS, open_image, to_rgb, to_uint8
 
@@ -20,6 +22,15 @@ _MAX_RESIZED_CROPS = 16
 
 # Source pixels that Pillow's widest filter reads to either side of a target pixel, in units of the larger grid.
 _FILTER_REACH = 5
+
+
+class ALITImageProcessorKwargs(ImagesKwargs, total=False):
+    """
+    size_divisor (`int`, *optional*):
+        Without `do_center_crop`, the centre of a resized picture is cut to multiples of this in height and width.
+    """
+
+    size_divisor: int | None
 
 
 class ALITImageProcessor(PilBackend):
@@ -39,6 +50,9 @@ class ALITImageProcessor(PilBackend):
             As in every image processor of transformers. Without `do_center_crop` a picture keeps its aspect ratio,
             for a model called with `interpolate_pos_encoding=True`. With `do_convert_rgb=False` all pictures must be
             RGB already.
+        size_divisor (`int`, *optional*):
+            The model's `patch_size`. Without `do_center_crop`, the centre of a resized picture is cut to multiples of
+            it in height and width, as the model needs.
 
     All of them can also be given to a single call, which takes, alone or in (nested) lists and mixed:
 
@@ -61,10 +75,7 @@ class ALITImageProcessor(PilBackend):
     Example:
 
     ```python
-    >>> height, width = 192, 256  # config.image_size of a model that is not square
-    >>> processor = ALITImageProcessor(
-    ...     size={"shortest_edge": min(height, width)}, crop_size={"height": height, "width": width}
-    ... )
+    >>> processor = ALITImageProcessor.for_config(ALITConfig(image_size=[192, 256]))
     >>> processor("photo.jpg", return_tensors="pt").pixel_values.shape
     torch.Size([1, 3, 192, 256])
     ```
@@ -80,6 +91,18 @@ class ALITImageProcessor(PilBackend):
     do_rescale = True
     rescale_factor = 1 / 255
     do_normalize = False
+    size_divisor = None
+    valid_kwargs = ALITImageProcessorKwargs
+
+    @classmethod
+    def for_config(cls, config: PreTrainedConfig) -> "ALITImageProcessor":
+        """The processor of a model with that [`ALITConfig`]."""
+        height, width = config.image_height_width
+        return cls(
+            size={"shortest_edge": min(height, width)},
+            crop_size={"height": height, "width": width},
+            size_divisor=config.patch_size,
+        )
 
     def postprocess(self, pixel_values: torch.Tensor | np.ndarray) -> list[Image.Image]:
         """Turn pixels, such as the model's reconstructions, into pictures.
@@ -146,6 +169,9 @@ class ALITImageProcessor(PilBackend):
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict:
         kwargs = super()._standardize_kwargs(**kwargs)
+        divisor = kwargs.get("size_divisor")
+        if divisor is not None and divisor < 1:
+            raise ValueError(f"size_divisor must be a positive whole number, got {divisor!r}")
         for name in ("size", "crop_size"):
             edges = dict(kwargs[name] or {})
             if any(not isinstance(edge, int) or edge < 1 for edge in edges.values()):
@@ -160,11 +186,16 @@ class ALITImageProcessor(PilBackend):
         resample: PILImageResampling,
         do_center_crop: bool,
         crop_size: SizeDict,
+        size_divisor: int | None = None,
         **kwargs: Any,
     ):
         if do_resize and do_center_crop and size.shortest_edge and not size.longest_edge:
             images = [self._resize_and_crop(image, size.shortest_edge, crop_size, resample) for image in images]
             do_resize = do_center_crop = False
+        elif size_divisor and not do_center_crop:
+            if do_resize:
+                images, do_resize = [self.resize(image, size, resample) for image in images], False
+            images = [self._cut_to_multiples(image, size_divisor) for image in images]
         return super()._preprocess(
             images,
             do_resize=do_resize,
@@ -174,6 +205,10 @@ class ALITImageProcessor(PilBackend):
             crop_size=crop_size,
             **kwargs,
         )
+
+    def _cut_to_multiples(self, image: np.ndarray, divisor: int) -> np.ndarray:
+        height, width = (max(1, side // divisor) * divisor for side in image.shape[-2:])
+        return self.center_crop(image, SizeDict(height=height, width=width))
 
     def _resize_and_crop(
         self, image: np.ndarray, shortest_edge: int, crop_size: SizeDict, resample: PILImageResampling

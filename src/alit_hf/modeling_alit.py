@@ -436,6 +436,8 @@ class ALITModel(ALITPreTrainedModel):
     ```"""
 
     def __init__(self, config: ALITConfig):
+        # Fields that were set one by one are checked together only here.
+        config.validate()
         super().__init__(config)
         self.base_tokenizer = ALITBaseTokenizer(config)
         self.embeddings = ALITEmbeddings(config)
@@ -527,7 +529,8 @@ class ALITModel(ALITPreTrainedModel):
         while len(waiting):
             recurrence = self._next_rollout(recurrence)
             reconstruction = self._reconstruct(recurrence)
-            score = score_images(criterion, reconstruction, pixel_values[waiting])
+            # A criterion may work in place.
+            score = score_images(criterion, reconstruction.clone(), pixel_values[waiting])
             satisfied = score < threshold[waiting]
             leaving = satisfied | (recurrence.rollout == self.config.max_rollouts)
             if leaving.any():
@@ -580,7 +583,7 @@ class ALITModel(ALITPreTrainedModel):
                 Factorised latents instead of ids; what is behind an image's last token is ignored.
             num_tokens (`torch.LongTensor` of shape `(B,)` or `int`, *optional*):
                 Length of each code, a multiple of `tokens_per_rollout`. Without it: up to the padding of `token_ids`,
-                or all T `latents`.
+                or all T `latents`, which must then have no padding.
             grid_size (`tuple[int, int]`, *optional*):
                 Rows and columns of the picture's grid, as `encode` returned it. Defaults to the trained one.
 
@@ -930,7 +933,15 @@ class ALITModel(ALITPreTrainedModel):
             raise ValueError(f"`latents` is {got}, it must be a tensor of shape (batch, tokens, {dim}).")
         if not latents.is_floating_point():
             raise ValueError(f"`latents` is {latents.dtype}, it must be a floating point tensor.")
-        return self._check_lengths(latents.shape[1] if num_tokens is None else num_tokens, latents)
+        if num_tokens is None and latents.shape[1] and (latents[:, -1] == 0).all(dim=-1).any():
+            raise ValueError(
+                "`latents` has zeros behind an image's last token, as `encode` pads them: give `num_tokens` with them."
+            )
+        lengths = self._check_lengths(latents.shape[1] if num_tokens is None else num_tokens, latents)
+        inside = torch.arange(latents.shape[1], device=latents.device) < lengths.unsqueeze(1)
+        if not torch.isfinite(latents[inside]).all():
+            raise ValueError("`latents` has NaN or infinite values, all must be finite.")
+        return lengths
 
     def _check_lengths(self, num_tokens: torch.LongTensor | int, codes: torch.Tensor) -> torch.LongTensor:
         """Lengths `(B,)` that exist and fit `codes` `(B, T, ...)`."""

@@ -42,6 +42,7 @@ MAX_CODEBOOK_SIZE = 2**16
 # believable. Pillow refuses larger originals as decompression bombs; 2^16 positions are 4096x4096 pixels at patch 16.
 MAX_PIXELS = 2**28
 MAX_POSITIONS = 2**16
+MAX_GRID_GROWTH = 16
 
 _HEADER = struct.Struct(f"<{len(MAGIC)}sBIIHHHH{FINGERPRINT_SIZE}s")
 _CHECKSUM = struct.Struct("<I")
@@ -183,14 +184,16 @@ class TokenFile:
 
     def check_model(self, model: ALITModel | bytes) -> None:
         """
-        Raises unless the ids come from this model. Its dtype and device may be others than they were at encoding.
+        Raises unless the ids come from this model and it can be meant to decode their grid. Its dtype and device may
+        be others than they were at encoding.
 
         Args:
             model (`ALITModel` or `bytes`):
                 The model that is to decode the ids, or its [`model_fingerprint`] where many files are checked.
 
         Raises:
-            `ValueError`: if another model made the ids, or if `model` is bytes that are no fingerprint.
+            `ValueError`: if another model made the ids, if the grid has more than 16 times the positions that the
+            model was trained on (where the model itself is given), or if `model` is bytes that are no fingerprint.
         """
         fingerprint = _checked_fingerprint(model if isinstance(model, bytes) else model_fingerprint(model))
         same_signs = self.fingerprint[:_HALF_FINGERPRINT] == fingerprint[:_HALF_FINGERPRINT]
@@ -199,6 +202,17 @@ class TokenFile:
             raise ValueError(
                 f"the tokens were made by another model: their fingerprint is {self.fingerprint.hex()}, this model's "
                 f"is {fingerprint.hex()}"
+            )
+        if not isinstance(model, bytes):
+            self.check_grid(model)
+
+    def check_grid(self, model: ALITModel) -> None:
+        """Raises `ValueError` where the grid has more than 16 times the positions that the model was trained on."""
+        rows, columns = self.grid_size
+        most = MAX_GRID_GROWTH * model.config.num_positions
+        if rows * columns > most:
+            raise ValueError(
+                f"the file declares a grid of {rows} × {columns} positions, this model decodes at most {most}"
             )
 
 

@@ -7,7 +7,7 @@ from training.spatial_start import check_spatial_start, spatial_start
 
 @pytest.fixture
 def model():
-    model = tiny_model(image_size=[32, 48], hidden_size=64, max_rollouts=8, initializer_range=0.02)
+    model = tiny_model(image_size=[32, 48], hidden_size=128, max_rollouts=8, initializer_range=0.02)
     spatial_start(model)
     model.set_attn_implementation("eager")
     return model
@@ -49,7 +49,7 @@ def test_every_first_part_of_the_latents_covers_the_image(model):
 
 
 def test_as_many_latents_as_positions_have_one_each():
-    model = tiny_model(hidden_size=64, tokens_per_rollout=8, max_rollouts=8, initializer_range=0.02)
+    model = tiny_model(hidden_size=128, tokens_per_rollout=8, max_rollouts=8, initializer_range=0.02)
     spatial_start(model)
     assert len(places_of_latents(model).unique()) == model.config.num_positions
 

@@ -118,11 +118,7 @@ class ALITStage(Stage):
 
     def save_pretrained(self, folder: str, weights: dict[str, torch.Tensor]) -> None:
         self.model.save_pretrained(folder, state_dict=weights)
-        height, width = self.model.config.image_height_width
-        processor = ALITImageProcessor(
-            size={"shortest_edge": min(height, width)}, crop_size={"height": height, "width": width}
-        )
-        processor.save_pretrained(folder)
+        ALITImageProcessor.for_config(self.model.config).save_pretrained(folder)
 
     def compiled_parts(self) -> list[nn.Module]:
         return [self.model.encoder, self.model.decoder]

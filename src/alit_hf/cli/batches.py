@@ -24,7 +24,7 @@ def run_jobs(
     fail are reported on stderr at the end.
 
     Args:
-        read: makes an item of a source; its `OSError`s and `ValueError`s mean that the file failed.
+        read: makes an item of a source; its exceptions mean that the file failed.
         compute: makes a list of results of a list of items, one each.
         write: puts a result into the target, whose folder exists; returns what the summary needs to know of it.
 
@@ -38,7 +38,8 @@ def run_jobs(
             for job in jobs[start : start + batch_size]:
                 try:
                     batch.append((job, read(job.source)))
-                except (OSError, ValueError) as error:
+                except Exception as error:
+                    # Whatever is wrong with one file stops nothing.
                     failures.append(file_problem(job.source, error))
                     progress.update()
             for job, result in _compute(batch, compute):

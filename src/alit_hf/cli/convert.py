@@ -48,10 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         model = load_original(checkpoint, num_attention_heads=arguments.num_attention_heads)
     except (OSError, ValueError) as error:
         raise FileError(file_problem(checkpoint, error)) from error
-    height, width = model.config.image_height_width
-    processor = ALITImageProcessor(
-        size={"shortest_edge": min(height, width)}, crop_size={"height": height, "width": width}
-    )
+    processor = ALITImageProcessor.for_config(model.config)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=".alit-") as unfinished:

@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     def read(path: Path) -> TokenFile:
         tokens = TokenFile.load(path)
         tokens.check_model(fingerprint)
+        tokens.check_grid(model)
         return tokens
 
     @torch.inference_mode()
