@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from PIL import Image
+from random_lpips import random_lpips
 from tiny_model import save_tiny_model
 
 from alit_hf.cli.explore import FIGURE_SUFFIXES
@@ -50,7 +51,14 @@ def test_results_table_and_figure(evaluate, photos, tmp_path, tiny_model):
     assert table[-1] == f"{tmp_path / 'out' / 'results.json'}: 5 images; {tmp_path / 'figures' / 'f.png'}"
 
 
-def test_defaults_and_limit(evaluate, tmp_path):
+@pytest.fixture
+def lpips_without_weights(monkeypatch):
+    """The pretrained weights have to be downloaded; for what is tested here, random ones do."""
+    monkeypatch.setattr("alit_hf.losses.perceptual.load_lpips_weights", lambda network: {})
+    monkeypatch.setattr("alit_hf.evaluation.scores.LPIPS", random_lpips)
+
+
+def test_defaults_and_limit(evaluate, lpips_without_weights, tmp_path):
     assert evaluate("--limit", 2, "--lpips", "alex").code == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["data"]["num_images"] == results["settings"]["limit"] == 2
@@ -145,7 +153,7 @@ def test_missing_lpips_weights_say_how_to_get_them(evaluate, tmp_path, monkeypat
     assert "-m alit_hf.losses.perceptual" in result.err
 
 
-def test_a_model_too_small_for_lpips_is_wrong_use(evaluate, tmp_path):
+def test_a_model_too_small_for_lpips_is_wrong_use(evaluate, lpips_without_weights, tmp_path):
     model = save_tiny_model(tmp_path / "model", image_size=24)
     result = evaluate("--lpips", "alex", model=model)
     assert (result.code, result.out) == (2, "")
