@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .configuration import DataConfig, TrainingConfig
 from .data import TrainingImages, check_undecodable
-from .sharding import whole
+from .sharding import let_go, whole
 from .stages import Stage
 
 
@@ -147,6 +147,7 @@ def _compute(
             file.write(latents.to(_DTYPES[mixed_precision]).contiguous().view(torch.uint8).numpy())
         file.flush()
         os.fsync(file.fileno())
+    let_go(wrapped)
     # Sharing the images evenly may have given one to two ranks.
     undecodable = sorted(set(gather_object(undecodable)))
     check_undecodable(len(undecodable), len(images), config.data.max_undecodable)
