@@ -192,3 +192,12 @@ def test_patch_size_follows_the_bases_depth():
     }
     model = tiny_model(image_size=12, patch_size=2, base_tokenizer_config=base)
     assert model(torch.rand(1, 3, 12, 12)).reconstruction.shape == (1, 3, 12, 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_attention_heads", 5), ("image_size", 33), ("halting_threshold", -1.0)]
+)
+def test_fields_that_were_set_one_by_one_are_checked_when_a_model_is_built(tmp_path, name, value):
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=name):
+        ALITModel.from_pretrained(tmp_path, **{name: value})
