@@ -75,6 +75,10 @@ class Trainer:
             num_ranks=accelerator.num_processes,
         )
         accelerator.gradient_accumulation_steps = self.split.micro_batches
+        if accelerator.is_fsdp2 or accelerator.distributed_type == DistributedType.DEEPSPEED:
+            fitted = getattr(config.loss, "spatial_start", False)
+            # It would be fitted into gathered weights, which are then dropped for the shards.
+            require(not fitted, "loss.spatial_start", fitted, "false where weights are sharded: use DDP")
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             weight = getattr(config.loss, "adversarial_weight", 0)
             # Accelerate would send the discriminator's backward pass to the stage's engine.

@@ -235,6 +235,16 @@ def test_deepspeed_is_told_the_batch_sizes_and_refused_an_adversary(config, firs
         Trainer(config("finetune", init_from=first_model, loss__adversarial_weight=0.5))
 
 
+def test_a_fitted_start_is_refused_where_weights_are_sharded(config, monkeypatch):
+    fields = {"loss__spatial_start": True, "model__hidden_size": 64, "model__codebook_size": 16}
+    monkeypatch.setattr(Accelerator, "is_fsdp2", True)
+    monkeypatch.setattr("training.loop.prepare", Mock(side_effect=InterruptedError))
+    with pytest.raises(ValueError, match=r"`loss\.spatial_start` is True.*sharded"):
+        Trainer(config("distill", **fields))
+    with pytest.raises(InterruptedError):
+        Trainer(config("distill"))
+
+
 class Waiting(TorchDispatchMode):
     """Notes the operations whose result, on an accelerator, the host would have to wait for."""
 
