@@ -1,15 +1,17 @@
 """
 Looks for evaluation images among training images:
 
-    python training/check_separation.py --train "TRAIN-*.parquet" --evaluation EVAL.parquet
+    python training/check_separation.py --train "TRAIN-*.parquet" --evaluation EVAL.parquet --output separation.json
 
 Compares the SHA-256 of the centre crops' pixels, and 64-bit hashes of the low frequencies of their grey values, which
-barely change with scaling and compression. Prints how near the sets are; exit code 1 where an image is in both.
+barely change with scaling and compression. Writes and prints how near the sets are; exit code 1 where an image is in
+both.
 """
 
 import argparse
 import glob
 import hashlib
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +20,6 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy.fft import dctn
 from tqdm import tqdm
-
-
-# Run as a file, Python puts this folder on the path, where `data.py` and others would hide other modules.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from alit_hf.evaluation.images import open_images
 
@@ -74,7 +72,10 @@ def distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--train", "--evaluation"):
-        parser.add_argument(name, nargs="+", required=True, metavar="DATA", help="as `alit evaluate --data`; or pattern")
+        parser.add_argument(
+            name, nargs="+", required=True, metavar="DATA", help="as `alit evaluate --data`; or pattern"
+        )
+    parser.add_argument("--output", type=Path, required=True, help="JSON file")
     arguments = parser.parse_args()
     try:
         train, evaluation = (
@@ -85,12 +86,28 @@ def main() -> int:
         parser.error(str(error))
     same = [name for name, digest in zip(evaluation.names, evaluation.digests, strict=True) if digest in train.digests]
     nearest = distances(evaluation.bits, train.bits)
-    print(f"{len(train.names)} training images, {len(evaluation.names)} evaluation images")
-    print(f"same pixels: {len(same)}")
-    print(f"bits that differ to the nearest training image: at least {nearest.min()}, median {np.median(nearest.min(1))}")
-    for number in np.flatnonzero(nearest.min(axis=1) <= NEAR):
-        partner = train.names[int(nearest[number].argmin())]
-        print(f"  {nearest[number].min()} bits: evaluation {evaluation.names[number]}, training {partner}")
+    found = {
+        "train": {"sources": [Path(source).name for source in arguments.train], "num_images": len(train.names)},
+        "evaluation": {
+            "sources": [Path(source).name for source in arguments.evaluation],
+            "num_images": len(evaluation.names),
+        },
+        "same_pixels": same,
+        "least_bits": int(nearest.min()),
+        "median_bits": float(np.median(nearest.min(axis=1))),
+        "near": [
+            {
+                "evaluation": evaluation.names[number],
+                "train": train.names[int(nearest[number].argmin())],
+                "bits": int(nearest[number].min()),
+            }
+            for number in np.flatnonzero(nearest.min(axis=1) <= NEAR)
+        ],
+    }
+    text = json.dumps(found, indent=2, ensure_ascii=False)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(text + "\n", encoding="utf-8")
+    print(text)
     return 1 if same else 0
 
 
