@@ -69,8 +69,8 @@ class _Repo:
 
 class HubServer:
     """
-    Repositories of models, and of data sets under names that begin with `datasets/`. Readable by anyone unless private,
-    writable with `TOKEN` under `ORGANIZATION` only.
+    Repositories of models, and of data sets under names that begin with `datasets/`. Readable by anyone unless
+    private, writable with `TOKEN` under `ORGANIZATION` only.
     """
 
     def __init__(self) -> None:

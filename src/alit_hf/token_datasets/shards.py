@@ -65,7 +65,10 @@ class Shards:
         metadata = {**(table.schema.metadata or {}), _METADATA_KEY: json.dumps(dataclasses.asdict(record)).encode()}
         path = self.path(record.part, record.block)
         unfinished = path.with_name(f"{_UNFINISHED}{os.getpid()}-{path.name}")
-        pq.write_table(table.replace_schema_metadata(metadata), unfinished)
+        with pq.ParquetWriter(unfinished, table.schema.with_metadata(metadata)) as writer:
+            # `load_dataset` takes a file without row groups, but none with a row group that has no rows.
+            if table.num_rows:
+                writer.write_table(table)
         os.replace(unfinished, path)
 
     def prepare(self) -> None:

@@ -150,17 +150,24 @@ class _Piece(NamedTuple):
     ends_part: bool
 
 
-def _pieces(tables: Iterable[pa.Table], rows_per_shard: int) -> Iterator[_Piece]:
-    """Cuts tables where shards end. A part without rows is one piece without a table."""
-    waiting, filled = None, 0
+def _pieces(tables: Iterable[pa.Table], rows_per_shard: int, batch_size: int) -> Iterator[_Piece]:
+    """
+    Cuts tables to batches that begin where a shard does, so that a batch holds the same rows wherever a run began. A
+    part without rows is one piece without a table.
+    """
+    waiting, rest, filled = None, None, 0
     for table in tables:
-        while table.num_rows:
+        rest = table if rest is None else pa.concat_tables([rest, table])
+        while rest.num_rows >= (size := min(batch_size, rows_per_shard - filled)):
             if waiting is not None:
                 yield waiting
-            piece, table = table.slice(0, rows_per_shard - filled), table.slice(rows_per_shard - filled)
-            filled = (filled + piece.num_rows) % rows_per_shard
-            waiting = _Piece(piece, ends_shard=filled == 0, ends_part=False)
-    yield _Piece(None if waiting is None else waiting.table, ends_shard=True, ends_part=True)
+            filled = (filled + size) % rows_per_shard
+            waiting, rest = _Piece(rest.slice(0, size), filled == 0, False), rest.slice(size)
+    if rest is not None and rest.num_rows:
+        if waiting is not None:
+            yield waiting
+        waiting = _Piece(rest, True, True)
+    yield _Piece(None if waiting is None else waiting.table, True, True)
 
 
 class _Run:
@@ -213,7 +220,8 @@ class _Run:
     def _tokenize_part(self, part: int, block: int, done: dict[int, ShardRecord], progress: tqdm) -> None:
         row = block * self.rows_per_shard
         draft = None
-        for piece in _pieces(self.rows.tables(part, row, self.batch_size), self.rows_per_shard):
+        tables = self.rows.tables(part, row, self.batch_size)
+        for piece in _pieces(tables, self.rows_per_shard, self.batch_size):
             if self._is_mine(block) and block not in done:
                 draft = draft or _Draft(part, block, row)
                 if piece.table is not None:
@@ -264,7 +272,7 @@ class _Draft:
         reason = " ".join(str(error).split())
         if cell is not None and cell["path"]:
             # Data sets are given to others, who need not know the folders of this machine.
-            reason = reason.replace(cell["path"], file_name)
+            reason = reason.replace(cell["path"], file_name or os.path.basename(cell["path"]))
         self.undecodable.append({"part": self.part, "row": row, "file_name": file_name, "reason": reason})
 
     def record(self, is_last: bool) -> ShardRecord:
