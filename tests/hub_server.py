@@ -22,6 +22,7 @@ from huggingface_hub.utils import close_session
 
 TOKEN = "hf_right"
 ORGANIZATION = "tester"
+LFS_UPLOAD = r"^/lfs/"
 
 # As the real one, which tells text from binary by content, these go through LFS at any size.
 _LFS_FILES = re.compile(r"\.safetensors$|\.parquet$|tfevents")

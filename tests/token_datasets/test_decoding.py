@@ -21,7 +21,7 @@ def test_pictures_are_those_of_encoding_and_decoding(codes, tmp_path, model, pro
     for picture, original in zip(decoded, pictures.values(), strict=True):
         with torch.inference_mode():
             code = model.encode(original.pixel_values.unsqueeze(0), threshold=choice.threshold)
-            expected = processor.postprocess(model.decode(code.token_ids, code.num_tokens).pixel_values)[0]
+            expected = processor.postprocess(model.decode(code.token_ids, num_tokens=code.num_tokens).pixel_values)[0]
         # One level of 255 may be rounded the other way in another batch.
         assert np.abs(np.asarray(picture, int) - np.asarray(expected, int)).max() <= 1
 

@@ -1,6 +1,7 @@
 """What can be tokenized: rows come whole, in their order, from any row on, and nothing is left out in silence."""
 
 import os
+from pathlib import Path
 
 import datasets
 import fsspec
@@ -133,7 +134,7 @@ def test_a_row_without_picture(cell):
         (None, ["."], None, r"the folder \. holds no pictures and no parquet files"),
         (None, ["nobody/nothing"], None, "nobody/nothing cannot be opened"),
         (lambda: write_parquet("a.parquet", [1]), ["a.parquet"], "test", "'test' is given, but a.parquet has no spl"),
-        (lambda: open("a.parquet", "wb").write(b"x"), ["a.parquet"], None, "Parquet file size is 1 bytes"),
+        (lambda: Path("a.parquet").write_bytes(b"x"), ["a.parquet"], None, "Parquet file size is 1 bytes"),
     ],
 )
 def test_what_cannot_be_used_is_named(tmp_path, monkeypatch, make, sources, split, message):

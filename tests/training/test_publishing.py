@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from diffusers import VQModel
-from hub_server import TOKEN, HubServer, logged_in_hub
+from hub_server import LFS_UPLOAD, TOKEN, HubServer, logged_in_hub
 from huggingface_hub import HfApi, ModelCard
 from tiny_model import save_tiny_model
 
@@ -28,7 +28,6 @@ from training.publishing import Publisher
 
 
 REPO = "tester/tiny-alit"
-LFS_UPLOAD = r"^/lfs/"
 COMMIT = "/commit/"
 
 
