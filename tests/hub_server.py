@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub
 import pytest
@@ -359,17 +359,30 @@ class _Handler(BaseHTTPRequestHandler):
     def tree(self, body: bytes, repo: str, revision: str, folder: str | None) -> None:
         if (commit := self._revision(repo, revision)) is None:
             return
-        entries = []
+        inside = f"{folder}/" if folder else ""
+        recursive = "recursive=true" in self.path.lower()
+        entries = {}
         for path, content in commit.files.items():
-            if not folder or path.startswith(folder + "/"):
-                entry = {"type": "file", "path": path, "oid": _git_hash(content), "size": len(content)}
-                if _LFS_FILES.search(path):
-                    entry["lfs"] = {"oid": _oid(path, content), "size": len(content), "pointerSize": 100}
-                entries.append(entry)
+            child = inside + path.removeprefix(inside).partition("/")[0]
+            if path.startswith(inside) and (recursive or path == child):
+                entries[path] = _file_entry(path, content)
+            elif path.startswith(inside):
+                entries[child] = _folder_entry(child)
         if folder and not entries:
             self._send(404, {}, {"X-Error-Code": "EntryNotFound"})
         else:
-            self._send(200, entries)
+            self._send(200, list(entries.values()))
+
+    def paths_info(self, body: bytes, repo: str, revision: str) -> None:
+        if (commit := self._revision(repo, revision)) is None:
+            return
+        entries = []
+        for wanted in parse_qs(body.decode())["paths"]:
+            if wanted in commit.files:
+                entries.append(_file_entry(wanted, commit.files[wanted]))
+            elif any(path.startswith(f"{wanted}/") for path in commit.files):
+                entries.append(_folder_entry(wanted))
+        self._send(200, entries)
 
     def resolve(self, body: bytes, repo: str, revision: str, file: str) -> None:
         if (commit := self._revision(repo, revision)) is None:
@@ -395,8 +408,20 @@ _ROUTES = [
     ("POST", rf"/api/models/{_REPO}/commit/{_REVISION}", _Handler.commit),
     ("GET", rf"/api/models/{_REPO}(/revision/{_REVISION})?", _Handler.info),
     ("GET", rf"/api/models/{_REPO}/tree/{_REVISION}(/(?P<folder>.+))?", _Handler.tree),
+    ("POST", rf"/api/models/{_REPO}/paths-info/{_REVISION}", _Handler.paths_info),
     ("GET|HEAD", rf"/{_REPO}/resolve/{_REVISION}/(?P<file>.+)", _Handler.resolve),
 ]
+
+
+def _file_entry(path: str, content: bytes) -> dict:
+    entry = {"type": "file", "path": path, "oid": _git_hash(content), "size": len(content)}
+    if _LFS_FILES.search(path):
+        entry["lfs"] = {"oid": _oid(path, content), "size": len(content), "pointerSize": 100}
+    return entry
+
+
+def _folder_entry(path: str) -> dict:
+    return {"type": "directory", "path": path, "oid": _git_hash(path.encode())}
 
 
 def _oid(path: str, content: bytes) -> str:

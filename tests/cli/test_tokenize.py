@@ -1,13 +1,15 @@
 """`alit tokenize`: what `load_dataset` reads comes out, on disk or on the Hub, or one line says why not."""
 
+import io
 import json
 
 import datasets
 import pytest
 import torch
 from hub_server import LFS_UPLOAD, logged_in_hub
+from huggingface_hub import HfApi
 from PIL import Image
-from token_data import contents
+from token_data import contents, write_parquet
 
 from alit_hf.cli import tokenize as tokenize_command
 from alit_hf.image_io import open_image
@@ -167,6 +169,8 @@ class TestHub:
         (tmp_path / "empty").mkdir()
         monkeypatch.chdir(tmp_path / "empty")
         with logged_in_hub(monkeypatch) as server:
+            monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+            monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
             yield server
 
     def files(self, hub) -> dict[str, bytes]:
@@ -185,6 +189,23 @@ class TestHub:
         )
         assert TokenDatasetInfo.load(self.REPO) == TokenDatasetInfo.load(folder)
         assert len(TokenDecoder(self.REPO, *loaded).decode(load(folder)[:])) == 5
+
+    def test_from_the_hub_to_the_hub(self, tokenize, hub, tmp_path):
+        for split, numbers in (("train", [1, 2]), ("test", [3, 4, 6])):
+            write_parquet(tmp_path / f"{split}-00000-of-00001.parquet", numbers)
+        HfApi().create_repo("tester/photos", repo_type="dataset")
+        HfApi().upload_folder(
+            repo_id="tester/photos", folder_path=tmp_path, repo_type="dataset", allow_patterns="*.parquet"
+        )
+        result = tokenize("--num-tokens", 8, data=["tester/photos"], output=self.REPO)
+        assert result.code == 2
+        assert "no split is given, the data set tester/photos has train, test" in result.err
+
+        result = tokenize("--num-tokens", 8, "--split", "test", data=["tester/photos"], output=self.REPO)
+        assert result.code == 0, result.err
+        loaded = datasets.load_dataset(self.REPO, split="test", cache_dir=str(tmp_path / "datasets"))
+        assert loaded["file_name"][:] == ["3.png", "4.png", "6.png"]
+        assert loaded["caption"][:] == [None, "caption 4", "caption 6"]
 
     def test_what_was_not_pushed_is_pushed_by_the_same_command(self, tokenize, hub, monkeypatch):
         hub.fail("PUT", LFS_UPLOAD, status=400)
@@ -211,11 +232,9 @@ class TestHub:
         self.refused(tokenize, hub, "holds tokens of another run, num_tokens was 8 and is now 4", "--num-tokens", 4)
 
     def test_a_repository_of_something_else_is_left_alone(self, tokenize, hub):
-        from huggingface_hub import HfApi
-
         HfApi().create_repo(self.REPO, repo_type="dataset")
         HfApi().upload_file(
-            path_or_fileobj=b"x", path_in_repo="photos.parquet", repo_id=self.REPO, repo_type="dataset"
+            path_or_fileobj=io.BytesIO(b"x"), path_in_repo="photos.parquet", repo_id=self.REPO, repo_type="dataset"
         )
         self.refused(tokenize, hub, "tester/codes holds something else already, photos.parquet")
 
