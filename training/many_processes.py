@@ -13,7 +13,7 @@ from alit_hf.processes import Processes
 
 
 # Processes that are done wait for the others, which may have much more to do.
-_LONGEST_WAIT = timedelta(days=7)
+_LONGEST_WAIT = timedelta(days=1)
 
 
 def run_command(command: ModuleType, description: str | None, arguments: Sequence[str]) -> int:

@@ -238,6 +238,12 @@ class TestHub:
         )
         self.refused(tokenize, hub, "tester/codes holds something else already, photos.parquet")
 
+    def test_a_namespace_of_somebody_else(self, tokenize, hub):
+        result = tokenize("--num-tokens", 8, output="somebody/codes")
+        assert (result.code, result.out) == (2, "")
+        assert "the data set somebody/codes on the Hub cannot be used: " in result.err
+        assert hub.repos == {}
+
     def test_without_a_login(self, tokenize, hub, monkeypatch):
         monkeypatch.delenv("HF_TOKEN")
         monkeypatch.setattr("huggingface_hub.utils._auth._get_token_from_file", lambda: None)

@@ -50,7 +50,7 @@ def kill(command: list[str], out: Path, moment: random.Random) -> int:
         while shards(out) == before:
             assert process.poll() is None
             time.sleep(0.005)
-        time.sleep(moment.uniform(0, 0.4))
+        time.sleep(moment.uniform(0, 0.25))
         assert process.poll() is None
         process.kill()
     return len(shards(out) - before)

@@ -13,6 +13,7 @@ SCRIPT = "tokenize_dataset.py"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_processes_write_what_one_writes(tmp_path, parquet):
     model = lively_model()
     model.save_pretrained(tmp_path / "model")
@@ -27,6 +28,7 @@ def test_two_processes_write_what_one_writes(tmp_path, parquet):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_wrong_use_is_told_once(tmp_path):
     done = run_two(SCRIPT, "missing", "--output", str(tmp_path / "out"), "--device", "cpu")
     assert done.returncode != 0

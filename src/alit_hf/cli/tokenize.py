@@ -5,6 +5,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alit_hf.cache import cache_folder
+from alit_hf.data_sources import is_hub_id
+
 from .errors import FAILED, FileError, UsageError, print_error, reason
 from .jobs import check_writable
 from .lengths import add_length_arguments, length_choice, make_encoder
@@ -111,14 +114,10 @@ def run(arguments: argparse.Namespace, processes: "Processes | None" = None) -> 
 
 
 def _is_on_the_hub(output: str) -> bool:
-    from alit_hf.data_sources import is_hub_id
-
     return is_hub_id(output) and not any(os.path.lexists(path) for path in (output, output.split("/")[0]))
 
 
 def _folder_before_push(repo_id: str) -> Path:
-    from alit_hf.cache import cache_folder
-
     return cache_folder() / "tokenized" / repo_id.replace("/", "--")
 
 

@@ -24,26 +24,25 @@ def check_repository(repo_id: str, info: TokenDatasetInfo) -> None:
         info ([`TokenDatasetInfo`]): of the tokens that are to be pushed.
 
     Raises:
-        [`OutputError`]: without a login, or if the repository holds something else than such tokens.
-        `OSError`: if the Hub refuses or cannot be reached.
+        [`OutputError`]: without a login, if the Hub refuses or cannot be reached, or if the repository holds something
+            else than such tokens.
     """
     if is_offline_mode():
         raise OutputError(f"{repo_id} is on the Hub, which is not asked while HF_HUB_OFFLINE is set")
     api = HfApi()
     try:
         api.whoami()
+        api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
+        files = set(api.list_repo_files(repo_id, repo_type="dataset"))
+        differences = info.differences(TokenDatasetInfo.load(repo_id)) if INFO_FILE in files else []
     except LocalTokenNotFoundError as error:
         raise OutputError(f"pushing to {repo_id} needs a login: run `hf auth login`, or set HF_TOKEN") from error
-    api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
-    files = set(api.list_repo_files(repo_id, repo_type="dataset"))
-    if INFO_FILE in files:
-        try:
-            differences = info.differences(TokenDatasetInfo.load(repo_id))
-        except ValueError as error:
-            raise OutputError(f"the data set {repo_id}: {error}") from error
-        if differences:
-            raise OutputError(f"the data set {repo_id} holds tokens of another run, {'; '.join(differences)}")
-    elif others := sorted(files - _OF_EVERY_REPOSITORY):
+    except Exception as error:  # the Hub's client raises its own and those of the connection
+        raise OutputError(f"the data set {repo_id} on the Hub cannot be used: {error}") from error
+    if differences:
+        raise OutputError(f"the data set {repo_id} holds tokens of another run, {'; '.join(differences)}")
+    others = sorted(files - _OF_EVERY_REPOSITORY)
+    if others and INFO_FILE not in files:
         raise OutputError(f"the data set {repo_id} holds something else already, {others[0]}")
 
 

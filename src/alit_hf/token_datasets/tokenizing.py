@@ -157,7 +157,7 @@ def _pieces(tables: Iterable[pa.Table], rows_per_shard: int, batch_size: int) ->
     """
     waiting, rest, filled = None, None, 0
     for table in tables:
-        rest = table if rest is None else pa.concat_tables([rest, table])
+        rest = pa.concat_tables([rest, table]) if rest is not None and rest.num_rows else table
         while rest.num_rows >= (size := min(batch_size, rows_per_shard - filled)):
             if waiting is not None:
                 yield waiting
