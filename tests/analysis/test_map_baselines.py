@@ -1,12 +1,10 @@
-"""Baselines are of the shape that they claim, the same again under a seed, and need no image."""
+"""Maps that need no image are of the shape that they claim, and the same again under a seed."""
 
 import numpy as np
 import pytest
 import torch
-from tiny_config import tiny_config, tiny_images
 
-from alit_hf.analysis.attention_maps import AttentionSource, rollout_maps
-from alit_hf.analysis.map_baselines import center_map, disc_maps, scattered_maps, untrained_model
+from alit_hf.analysis.map_baselines import center_map, disc_maps, scattered_maps
 from alit_hf.analysis.segment_overlap import SHARES, overlaps, segments_of_label_maps
 
 
@@ -30,7 +28,7 @@ def test_the_centre_map_is_highest_in_the_middle():
     assert torch.equal(center, center.flip(0, 1))
 
 
-def test_blobs_are_discs_around_places_everywhere():
+def test_random_discs_are_discs_around_places_everywhere():
     maps = disc_maps(400, (6, 9), generator())
     peaks = maps.flatten(1).argmax(dim=1)
     assert len(peaks.unique()) == 54
@@ -45,19 +43,3 @@ def test_scattered_masks_overlap_as_chance_says():
     label_map = np.repeat([[1, 2]], 32, axis=1).repeat(64, axis=0)
     found = overlaps(scattered_maps(1, (64, 64), generator()), segments_of_label_maps([label_map], (64, 64)))
     assert found[SHARES.index(0.5)].item() == pytest.approx(1 / 3, abs=0.01)
-
-
-def test_untrained_models_are_those_of_their_seed():
-    maps = [
-        rollout_maps(untrained_model(tiny_config(), seed), tiny_images(1), AttentionSource())[-1] for seed in (0, 0, 1)
-    ]
-    assert torch.equal(maps[0], maps[1])
-    assert not torch.allclose(maps[0], maps[2])
-
-
-def test_an_untrained_model_leaves_the_random_numbers_of_others_alone():
-    torch.manual_seed(3)
-    expected = torch.rand(2)
-    torch.manual_seed(3)
-    untrained_model(tiny_config(), 0)
-    assert torch.equal(torch.rand(2), expected)

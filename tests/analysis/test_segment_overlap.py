@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from alit_hf import ALITImageProcessor
-from alit_hf.analysis.segment_overlap import SHARES, crop_label_map, overlaps, segments_of_label_maps
+from alit_hf.analysis.segment_overlap import SHARES, overlaps, segments_of_label_maps
 
 
 def overlap_at(share: float, maps: torch.Tensor, segments) -> float:
@@ -70,23 +68,18 @@ def test_labels_without_a_segment_or_too_small_for_a_position_are_left_out():
         segments_of_label_maps([np.zeros((8, 8), int)], (4, 4))
 
 
-@pytest.mark.parametrize("size", [(64, 64), (50, 90), (90, 37), (20, 700)])
-def test_labels_are_cropped_as_the_pixels_are(size):
-    """Blocks of flat colour: away from their borders each pixel of the crop names its block, as its label does."""
-    processor = ALITImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
-    height, width = size
-    label_map = (np.arange(height) // 10)[:, None] * 1000 + np.arange(width) // 10 * 3 + 1
-    cropped = crop_label_map(label_map, processor)
-    assert set(np.unique(cropped)) <= set(np.unique(label_map))
-    # One picture a label bit, through the processor's own resampling.
-    for label in np.unique(cropped):
-        picture = Image.fromarray(((label_map == label) * 255).astype(np.uint8))
-        pixels = processor(picture, return_tensors="np").pixel_values[0, 0]
-        assert (pixels[cropped == label] > 0.3).all()
-        assert (pixels[cropped != label] < 0.7).all()
-
-
-def test_large_labels_survive():
-    processor = ALITImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
-    label_map = halves() * 40_000
-    assert np.array_equal(crop_label_map(label_map, processor), label_map)
+def test_overlap_is_that_of_masks_enlarged_to_pixels():
+    random = np.random.default_rng(0)
+    label_maps = [np.kron(random.integers(1, 5, (4, 6)), np.ones((3, 4), int)) for _ in range(2)]
+    maps = torch.rand(5, 3, 4)
+    found = overlaps(maps, segments_of_label_maps(label_maps, (3, 4)))
+    for share, value in zip(SHARES, found.tolist(), strict=True):
+        lowest_kept = maps.flatten(1).sort(dim=1, descending=True).values[:, max(1, round(share * 12)) - 1]
+        masks = [np.kron(mask, np.ones((4, 6))) > 0 for mask in (maps >= lowest_kept[:, None, None]).numpy()]
+        of_annotators = []
+        for label_map in label_maps:
+            segments = [label_map == label for label in np.unique(label_map)]
+            segments = [segment for segment in segments if segment.sum() >= 24]
+            best = [max((mask & segment).sum() / (mask | segment).sum() for mask in masks) for segment in segments]
+            of_annotators.append(np.mean(best))
+        assert value == pytest.approx(np.mean(of_annotators), abs=1e-6)

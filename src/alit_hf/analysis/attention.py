@@ -15,7 +15,6 @@ from .analysis import Context, ImageBatch
 from .attention_analysis import AttentionAnalysis
 from .attention_figure import MapRow, draw_attention
 from .attention_maps import SIDES, AttentionSource, num_layers, rollout_maps
-from .errors import error_matrix
 from .sparsity import entropy, top_decile_share
 from .statistics import in_words, mean, not_enough
 
@@ -40,7 +39,7 @@ class Attention(AttentionAnalysis):
     """
 
     name = "attention"
-    default_limit = 100
+    default_limit = 200
 
     def check(self, context: Context) -> None:
         super().check(context)
@@ -76,9 +75,7 @@ class Attention(AttentionAnalysis):
         lengths = code_lengths(config)
 
         def sparsity(side: str, layer: int, measure: str, tokens: str) -> dict:
-            values = error_matrix(table, _column(side, measure, tokens)).reshape(len(table), -1, len(lengths))[
-                :, layer
-            ]
+            values = np.stack(table[_column(side, measure, tokens)]).reshape(len(table), -1, len(lengths))[:, layer]
             return {
                 "by_length": {str(length): mean(values[:, k], seed=seed) for k, length in enumerate(lengths)},
                 "change": mean(values[:, -1] - values[:, 0], seed=seed),
@@ -131,9 +128,9 @@ class Attention(AttentionAnalysis):
         num_shown = min(_TOKENS_OF_PICTURE, config.tokens_per_rollout)
         rows = [
             MapRow(
-                pixel_values[picture],
+                pixel_values[picture].permute(1, 2, 0).numpy(),
                 f"token {token}",
-                [after_rollout[picture, token].cpu() for after_rollout in maps],
+                np.stack([after_rollout[picture, token].cpu() for after_rollout in maps]),
             )
             for picture in range(len(pictures))
             for token in np.arange(num_shown) * config.tokens_per_rollout // num_shown
@@ -143,7 +140,7 @@ class Attention(AttentionAnalysis):
 
 def _verdict(change_of_entropy: dict) -> str:
     low, high = change_of_entropy["low"], change_of_entropy["high"]
-    if low is None or low <= 0 <= high or abs(change_of_entropy["value"]) < _LEAST_CHANGE:
+    if low <= 0 <= high or abs(change_of_entropy["value"]) < _LEAST_CHANGE:
         return "hardly changes"
     return _SHARPENS if high < 0 else "spreads"
 

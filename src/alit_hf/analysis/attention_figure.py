@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from matplotlib.figure import Figure, SubFigure
 
 from .charts import draw_estimates, new_figure, style
@@ -22,14 +22,14 @@ class MapRow:
     One latent token over one picture.
 
     Args:
-        pixels (`torch.Tensor` of shape `(3, H, W)`): the picture, in [0, 1].
+        pixels (`np.ndarray` of shape `(H, W, 3)`): the picture, in [0, 1].
         label (`str`): what to call the token.
-        maps (`Sequence[torch.Tensor]`): after each rollout `(rows, columns)`.
+        maps (`np.ndarray` of shape `(K, rows, columns)`): the token's map after each rollout.
     """
 
-    pixels: torch.Tensor
+    pixels: np.ndarray
     label: str
-    maps: Sequence[torch.Tensor]
+    maps: np.ndarray
 
 
 def draw_attention(rows: Sequence[MapRow], lengths: Sequence[int], sparsity: dict) -> Figure:
@@ -64,18 +64,17 @@ def _draw_rows(figure: SubFigure, rows: Sequence[MapRow], lengths: Sequence[int]
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=_FONT_SIZE)
     for row, (first, *others) in zip(rows, grid, strict=True):
-        height, width = row.pixels.shape[-2:]
-        first.imshow(row.pixels.permute(1, 2, 0))
+        height, width, _ = row.pixels.shape
+        first.imshow(row.pixels)
         first.set_ylabel(row.label, fontsize=_FONT_SIZE)
         # One scale for a token, so that a map that sharpens grows brighter at its place.
-        highest = max(map_.max() for map_ in row.maps)
         for axes, map_ in zip(others, row.maps, strict=True):
-            axes.imshow(row.pixels.mean(dim=0), cmap="gray", vmin=0, vmax=1)
+            axes.imshow(row.pixels.mean(axis=2), cmap="gray", vmin=0, vmax=1)
             axes.imshow(
                 map_,
                 cmap=_COLOR_MAP,
                 vmin=0,
-                vmax=highest,
+                vmax=row.maps.max(),
                 alpha=_OPACITY,
                 extent=(-0.5, width - 0.5, height - 0.5, -0.5),
                 interpolation="bilinear",

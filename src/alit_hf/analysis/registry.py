@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 ANALYSES = {
     "thresholds": "how many images each length satisfies, over a sweep of L1 thresholds (Fig. 2)",
+    "attention": "where latent tokens look, and whether at less and less over rollouts (Figs. 3, 11-13)",
+    "segmentation": "how well attention maps cover the segments that people see (Tab. 2)",
 }
 """What each analysis asks, by name. The name is that of the file, too."""
 

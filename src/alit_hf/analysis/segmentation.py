@@ -14,7 +14,6 @@ from .analysis import Context, ImageBatch
 from .attention_analysis import AttentionAnalysis
 from .attention_maps import rollout_maps
 from .charts import draw_estimates, new_figure, style
-from .errors import error_matrix
 from .label_maps import crop_label_map, read_label_map
 from .map_baselines import center_map, disc_maps, scattered_maps
 from .segment_overlap import SHARES, Segments, overlaps, segments_of_label_maps
@@ -49,7 +48,7 @@ class Segmentation(AttentionAnalysis):
     """
 
     name = "segmentation"
-    default_limit = 100
+    default_limit = 200
     columns = ("segments",)
     data_options = {
         "data": "images with a column `segments`, for each annotator the bytes of a PNG of the image's size that "
@@ -178,7 +177,7 @@ def _column(name: str) -> str:
 
 def _overlaps(table: pd.DataFrame, name: str) -> np.ndarray:
     """What `measure` stored of one kind of map, `(N, K, len(SHARES))`."""
-    return error_matrix(table, _column(name)).reshape(len(table), -1, len(SHARES))
+    return np.stack(table[_column(name)]).reshape(len(table), -1, len(SHARES))
 
 
 def _at_thresholds(values: np.ndarray) -> dict[str, np.ndarray]:
