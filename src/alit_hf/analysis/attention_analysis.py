@@ -14,6 +14,8 @@ from .attention_maps import SIDES, AttentionSource, num_layers
 @dataclass(kw_only=True)
 class AttentionAnalysis(Analysis):
     """
+    An analysis of one layer's attention. It switches the model to eager attention, the only kind that gives weights.
+
     Args:
         side (`str`): of `SIDES`.
         layer (`int`, *optional*): the layer's index, from 0. Defaults to the last one.

@@ -43,8 +43,8 @@ class Segmentation(AttentionAnalysis):
     grid's positions, the highest ones: 40, 60 or 80 %, or the share (in steps of 5 %) that is best for the image.
 
     The more maps there are to choose from, the better fits the best one. So each length is compared with as many
-    masks of the same area that know nothing of the image: of a model with random weights, discs at random places,
-    random positions; and with one disc in the centre.
+    masks of the same area that owe nothing to learning: those of a model with random weights, discs at random places
+    and random positions; and with one disc in the centre.
     """
 
     name = "segmentation"
