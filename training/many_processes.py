@@ -1,7 +1,7 @@
 """A command of `alit` over the processes that Accelerate or torchrun has started."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from types import ModuleType
 
@@ -31,14 +31,24 @@ def run_command(command: ModuleType, description: str | None, arguments: Sequenc
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_arguments(parser)
     parsed = parser.parse_args(arguments)
+    return run_shared(lambda processes: command.run(parsed, processes), parsed)
+
+
+def run_shared(run: Callable[[Processes], int], options: argparse.Namespace) -> int:
+    """
+    Runs what knows how to share its work, on `options.device`; where that is `None`, it is set to this process's.
+
+    Returns:
+        the exit code, as `run_command`.
+    """
     accelerator = Accelerator(
-        cpu=parsed.device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)]
+        cpu=options.device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)]
     )
-    if parsed.device is None:
-        parsed.device = str(accelerator.device)
+    if options.device is None:
+        options.device = str(accelerator.device)
     processes = Processes(accelerator.process_index, accelerator.num_processes, gather_object)
     try:
-        code = command.run(parsed, processes)
+        code = run(processes)
     except UsageError as error:
         # The same on every process.
         if accelerator.is_main_process:

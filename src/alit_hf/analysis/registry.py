@@ -1,0 +1,35 @@
+"""Which analyses there are. Imports none of them: the command line's help is about all, a run about one."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from .analysis import Analysis
+
+
+ANALYSES = {
+    "attention": "where latent tokens look, and whether at less and less over rollouts (Figs. 3, 11-13)",
+    "complexity": "whether complex images have larger errors and need more tokens (Figs. 4-5)",
+    "familiarity": "whether unfamiliar images can be told by their errors and lengths (A.2)",
+    "segmentation": "how well attention maps cover the segments that people see (Tab. 2)",
+    "thresholds": "how many images each length satisfies, over a sweep of L1 thresholds (Fig. 2)",
+    "unfamiliar": "what pictures of any kind look like at every length (Fig. 14)",
+}
+"""What each analysis asks, by name. The name is that of the file, too."""
+
+
+def load_analysis(name: str) -> "type[Analysis]":
+    """
+    The class of an analysis.
+
+    Raises:
+        `ModuleNotFoundError`: a package is not installed that the analysis needs.
+        `ValueError`: for a name that is not in `ANALYSES`.
+    """
+    if name not in ANALYSES:
+        raise ValueError(f"`name` is {name!r}, it must be one of {', '.join(ANALYSES)}.")
+    return importlib.import_module(f".{name}", __package__).ANALYSIS
+
+
+__all__ = ["ANALYSES", "load_analysis"]
