@@ -30,4 +30,15 @@ def length_colors(count: int) -> list[tuple[float, float, float, float]]:
     return [colors(0.95 * position / max(count - 1, 1)) for position in range(count)]
 
 
-__all__ = ["length_colors", "new_figure", "style"]
+def draw_estimates(axes: Axes, estimates: dict[str, dict], label: str, color: str) -> None:
+    """Draws the estimates of `statistics.estimate` over lengths, as a line with intervals; those without value not."""
+    known = {int(length): values for length, values in estimates.items() if values["value"] is not None}
+    centres = [values["value"] for values in known.values()]
+    below = [values["value"] - values["low"] for values in known.values()]
+    above = [values["high"] - values["value"] for values in known.values()]
+    axes.errorbar(
+        list(known), centres, yerr=(below, above), fmt="o-", color=color, label=label, markersize=4, capsize=2
+    )
+
+
+__all__ = ["draw_estimates", "length_colors", "new_figure", "style"]

@@ -153,9 +153,14 @@ class EfficientNetLite(nn.Module):
             hidden = block(hidden)
         return F.relu6(self.bn1(self.conv_head(hidden))).mean(dim=(2, 3))
 
-    def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Logits over the 1,000 ImageNet classes `(B, 1000)` of pixels as `forward` takes them."""
-        return self.fc(self(pixel_values))
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits over the 1,000 ImageNet classes `(B, 1000)` of features `(B, 1280)`."""
+        return self.fc(features)
+
+
+def imagenet_classes() -> list[str]:
+    """The names of the 1,000 classes in the order of the logits: of each synset the first one."""
+    return (Path(__file__).parent / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
 
 
 def efficientnet_cache_path(name: str) -> Path:
@@ -249,5 +254,6 @@ __all__ = [
     "EfficientNetLite",
     "download_efficientnet_weights",
     "efficientnet_cache_path",
+    "imagenet_classes",
     "load_efficientnet_weights",
 ]
