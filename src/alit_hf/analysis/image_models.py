@@ -83,7 +83,7 @@ class DepthModel:
         self._model = _AutoModel(AutoModelForDepthEstimation, name, device)
 
     def depth(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Depth or disparity, whatever the model predicts, `(B, h, w)` of pictures `(B, 3, H, W)`, clamped to [0, 1]."""
+        """Depth or disparity, as the model predicts it, `(B, h, w)` of pictures `(B, 3, H, W)`, clamped to [0, 1]."""
         return self._model(pixel_values).predicted_depth.float()
 
 
@@ -122,9 +122,8 @@ def load_classifier(name: str, device: torch.device) -> Classifier:
     Raises:
         `SettingsError`: if it cannot be loaded.
     """
-    return _load(
-        _EfficientNetClassifier if name in EFFICIENTNET_NAMES else _AutoClassifier, "classifier", name, device
-    )
+    classifier_class = _EfficientNetClassifier if name in EFFICIENTNET_NAMES else _AutoClassifier
+    return _load(classifier_class, "classifier", name, device)
 
 
 def load_depth_model(name: str, device: torch.device) -> DepthModel:

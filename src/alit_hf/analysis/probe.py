@@ -2,6 +2,7 @@
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from alit_hf.evaluation.settings import SettingsError
 from .analysis import Analysis, Context, ImageBatch, RunSettings
 from .charts import draw_estimates, new_figure, style
 from .linear_probe import choose_probe, stratified_split
-from .statistics import in_words, mean
+from .statistics import in_words, mean, share
 
 
 _TEST_SHARE = 0.25
@@ -142,14 +143,14 @@ class Probe(Analysis):
             correct[key] = hits
             recalls = [hits[labels[is_test] == label].mean() for label in np.unique(labels[is_test])]
             return {
-                "accuracy": mean(hits, seed=seed),
+                "accuracy": share(hits),
                 "balanced_accuracy": rounded(np.mean(recalls)),
                 "weight_decay": fitted.weight_decay,
             }
 
-        results = {"base_latents": probe(_features(table, "base_latents", 1)[:, 0], ("base_latents",))}
+        results = {"base_latents": probe(_features(table["base_latents"], 1)[:, 0], ("base_latents",))}
         for kind in _KINDS:
-            features = _features(table, kind, len(lengths))
+            features = _features(table[kind], len(lengths))
             results[kind] = {length: probe(features[:, place], (kind, length)) for place, length in enumerate(lengths)}
         majority = np.bincount(labels[~is_test]).argmax()
         first, last = lengths[0], lengths[-1]
@@ -202,9 +203,9 @@ class Probe(Analysis):
             f"{accuracy('tokens_and_latents', first)} of test images after one rollout and "
             f"{accuracy('tokens_and_latents', last)} after all "
             f"(difference {in_words(differences['last_minus_first_rollout'])}), from the first {first} latents for "
-            f"{accuracy('latents', first)}, from all {last} for {accuracy('latents', last)}, from the base tokenizer's "
-            f"latents for {in_words(results['base_latents']['accuracy'])}; chance {results['chance']:.3f}, the most "
-            f"frequent class {results['majority']:.3f}"
+            f"{accuracy('latents', first)}, from all {last} for {accuracy('latents', last)}, from the base "
+            f"tokenizer's latents for {in_words(results['base_latents']['accuracy'])}; chance {results['chance']:.3f}, "
+            f"the most frequent class {results['majority']:.3f}"
         )
 
     def draw(self, context: Context, table: pd.DataFrame, results: dict) -> Figure:
@@ -228,10 +229,9 @@ def _draw_level(axes: Axes, value: float, label: str, linestyle: str) -> None:
     axes.axhline(value, color="0.4", linestyle=linestyle, linewidth=1, label=label)
 
 
-def _features(table: pd.DataFrame, column: str, count: int) -> np.ndarray:
-    """Vectors of a column, `count` of each image, float32 `(N, count, W)`."""
-    stored = np.stack([np.frombuffer(row, dtype=np.float32) for row in table[column]])
-    return stored.reshape(len(stored), count, -1)
+def _features(stored: Sequence[bytes], count: int) -> np.ndarray:
+    """The vectors of N images, `count` of each, float32 `(N, count, W)`."""
+    return np.stack([np.frombuffer(vectors, dtype=np.float32) for vectors in stored]).reshape(len(stored), count, -1)
 
 
 ANALYSIS = Probe

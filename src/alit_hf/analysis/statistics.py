@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
+from scipy.stats import DegenerateDataWarning, binomtest, bootstrap, rankdata
 
 from alit_hf.evaluation.rounding import rounded
 
@@ -92,6 +92,19 @@ def mean(values: np.ndarray, *, seed: int) -> dict:
     return estimate(np.mean, values, seed=seed)
 
 
+def share(successes: np.ndarray) -> dict:
+    """
+    The share of ones among zeros and ones `(N,)`, as `estimate` describes it, with Wilson's interval: resampling would
+    make the share certain where all are alike.
+    """
+    problem = not_enough(len(successes))
+    value = low = high = None
+    if problem is None:
+        interval = binomtest(int(np.sum(successes)), len(successes)).proportion_ci(CONFIDENCE, method="wilson")
+        value, low, high = map(rounded, (np.mean(successes), interval.low, interval.high))
+    return {"value": value, "low": low, "high": high, "num_images": len(successes), "not_enough_data": problem}
+
+
 def in_words(estimated: dict) -> str:
     """Value and interval of an estimate, or why there is none."""
     if estimated["not_enough_data"] is not None:
@@ -112,4 +125,4 @@ def _auroc(negatives: np.ndarray, positives: np.ndarray, axis: int) -> np.ndarra
     return (rank_sum - num_positives * (num_positives + 1) / 2) / (num_negatives * num_positives)
 
 
-__all__ = ["CONFIDENCE", "MIN_IMAGES", "auroc", "estimate", "in_words", "mean", "not_enough", "spearman"]
+__all__ = ["CONFIDENCE", "MIN_IMAGES", "auroc", "estimate", "in_words", "mean", "not_enough", "share", "spearman"]

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from alit_hf.evaluation.settings import SettingsError
 from .analysis import Analysis, Context, ImageBatch
 from .charts import draw_estimates, new_figure, style
 from .image_models import Classifier, finite_logits, load_classifier
-from .statistics import in_words, mean
+from .statistics import in_words, mean, share
 
 
 @dataclass(kw_only=True)
@@ -43,8 +44,8 @@ class Strength(Analysis):
             metavar="NAME",
             nargs="+",
             default=EFFICIENTNET_NAMES,
-            help="classifiers, the weakest first: efficientnet-lite0, efficientnet-lite2, Hub ids or folders (default: "
-            f"{' '.join(EFFICIENTNET_NAMES)})",
+            help="classifiers, the weakest first: efficientnet-lite0, efficientnet-lite2, Hub ids or folders "
+            f"(default: {' '.join(EFFICIENTNET_NAMES)})",
         )
         parser.add_argument(
             "--label-column",
@@ -98,25 +99,28 @@ class Strength(Analysis):
               `agreement` by length, paired by image.
         """
         lengths = [str(length) for length in code_lengths(context.model.config)]
-        seed = context.settings.seed
 
-        def by_length(values: np.ndarray) -> dict[str, dict]:
-            return {length: mean(column, seed=seed) for length, column in zip(lengths, values.T, strict=True)}
+        def by_length(estimate: Callable[[np.ndarray], dict], values: np.ndarray) -> dict[str, dict]:
+            return {length: estimate(column) for length, column in zip(lengths, values.T, strict=True)}
+
+        mean_difference = functools.partial(mean, seed=context.settings.seed)
 
         kept = {name: _kept_classes(table, name) for name in self.models}
         models = {}
         for name in self.models:
-            models[name] = {"agreement": by_length(kept[name])}
+            models[name] = {"agreement": by_length(share, kept[name])}
             if self.label_column is not None:
                 correct = self._correct(table, name)
-                models[name]["accuracy"] = {"original": mean(correct[:, 0], seed=seed), **by_length(correct[:, 1:])}
-                models[name]["drop"] = by_length(correct[:, :1] - correct[:, 1:])
+                models[name]["accuracy"] = {"original": share(correct[:, 0]), **by_length(share, correct[:, 1:])}
+                models[name]["drop"] = by_length(mean_difference, correct[:, :1] - correct[:, 1:])
         weak, strong = self.models[0], self.models[-1]
-        difference = by_length(kept[strong] - kept[weak]) if len(self.models) > 1 else None
+        difference = None
+        if strong != weak:
+            difference = by_length(mean_difference, kept[strong] - kept[weak])
         return {"num_images": len(table), "models": models, "strong_minus_weak": difference}
 
     def _correct(self, table: pd.DataFrame, name: str) -> np.ndarray:
-        """Whether original and reconstructions get the true class, float `(N, 1 + K)`, of images whose class exists."""
+        """Whether original and reconstructions get their class, float `(N, 1 + K)`, of images whose class exists."""
         class_names = np.array(self._classifiers[name].class_names)
         known = table[table[self.label_column].isin(class_names)]
         predicted = _classes(known, name)
