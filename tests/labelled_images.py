@@ -33,8 +33,7 @@ def shaded_pictures(brightness: Sequence[float], seed: int = 0) -> list[Image.Im
     return pictures
 
 
-def shaded_images(path: Path, labels: Sequence, brightness: Mapping, column: str = "label") -> EvaluationImages:
-    """Pictures whose brightness is told by their labels."""
-    return open_images(
-        [str(save_images(path, shaded_pictures([brightness[label] for label in labels]), {column: labels}))]
-    )
+def shaded_images(path: Path, labels: Sequence, brightness: Mapping) -> EvaluationImages:
+    """Pictures with a column `label` that tells their brightness."""
+    pictures = shaded_pictures([brightness[label] for label in labels])
+    return open_images([str(save_images(path, pictures, {"label": labels}))])

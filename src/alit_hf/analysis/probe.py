@@ -193,7 +193,8 @@ class Probe(Analysis):
 
     def finding(self, results: dict) -> str:
         first, *_, last = results["tokens_and_latents"]
-        differences = results["differences"]
+        difference = in_words(results["differences"]["last_minus_first_rollout"])
+        base = in_words(results["base_latents"]["accuracy"])
 
         def accuracy(kind: str, length: str) -> str:
             return in_words(results[kind][length]["accuracy"])
@@ -201,11 +202,10 @@ class Probe(Analysis):
         return (
             f"a linear probe of {len(results['classes'])} classes is right for "
             f"{accuracy('tokens_and_latents', first)} of test images after one rollout and "
-            f"{accuracy('tokens_and_latents', last)} after all "
-            f"(difference {in_words(differences['last_minus_first_rollout'])}), from the first {first} latents for "
-            f"{accuracy('latents', first)}, from all {last} for {accuracy('latents', last)}, from the base "
-            f"tokenizer's latents for {in_words(results['base_latents']['accuracy'])}; chance {results['chance']:.3f}, "
-            f"the most frequent class {results['majority']:.3f}"
+            f"{accuracy('tokens_and_latents', last)} after all (difference {difference}), from the first {first} "
+            f"latents for {accuracy('latents', first)}, from all {last} for {accuracy('latents', last)}, from the "
+            f"base tokenizer's latents for {base}; chance {results['chance']:.3f}, the most frequent class "
+            f"{results['majority']:.3f}"
         )
 
     def draw(self, context: Context, table: pd.DataFrame, results: dict) -> Figure:
