@@ -150,7 +150,8 @@ class Strength(Analysis):
 
     def draw(self, context: Context, table: pd.DataFrame, results: dict) -> Figure:
         measures = {"agreement": "share that keeps the original's class"}
-        if self.label_column is not None:
+        originals = [numbers["accuracy"]["original"] for numbers in results["models"].values() if "accuracy" in numbers]
+        if any(original["not_enough_data"] is None for original in originals):
             measures["accuracy"] = "top-1 accuracy"
         figure = new_figure(4.2 * len(measures), 3.4)
         for place, (measure, label) in enumerate(measures.items(), start=1):
@@ -161,7 +162,7 @@ class Strength(Analysis):
                 draw_estimates(axes, values, name, f"C{number}")
                 if original is not None and original["value"] is not None:
                     axes.axhline(original["value"], color=f"C{number}", linestyle=":", linewidth=1)
-            axes.set_ylim(0, 1)
+            axes.set_ylim(bottom=0)
             style(axes, "latent tokens", label)
         figure.axes[0].legend(fontsize=8, frameon=False)
         return figure
