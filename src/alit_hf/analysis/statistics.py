@@ -70,8 +70,8 @@ def estimate(
                 "num_images": num_images,
                 "not_enough_data": None,
             }
-        problem = f"not enough data: the values of {num_images} images hardly differ"
-    return {"value": None, "low": None, "high": None, "num_images": num_images, "not_enough_data": problem}
+        problem = _too_alike(num_images)
+    return _without_value(num_images, problem)
 
 
 def spearman(x: np.ndarray, y: np.ndarray, *, seed: int) -> dict:
@@ -82,14 +82,22 @@ def spearman(x: np.ndarray, y: np.ndarray, *, seed: int) -> dict:
 def auroc(negatives: np.ndarray, positives: np.ndarray, *, seed: int) -> dict:
     """
     The probability that a positive image has a higher value than a negative one, ties counted half: the area under
-    the ROC curve; see `estimate`.
+    the ROC curve; see `estimate`. Where all values are equal there is nothing to tell images apart by.
     """
+    num_images = min(len(negatives), len(positives))
+    if num_images >= MIN_IMAGES and np.ptp(np.concatenate([negatives, positives])) == 0:
+        return _without_value(num_images, _too_alike(num_images))
     return estimate(_auroc, negatives, positives, seed=seed)
 
 
 def mean(values: np.ndarray, *, seed: int) -> dict:
     """The mean of values `(N,)`; see `estimate`."""
     return estimate(np.mean, values, seed=seed)
+
+
+def mean_difference(first: np.ndarray, second: np.ndarray, *, seed: int) -> dict:
+    """The mean of the second values minus that of the first, of different images; see `estimate`."""
+    return estimate(lambda a, b, axis: b.mean(axis=axis) - a.mean(axis=axis), first, second, seed=seed)
 
 
 def share(successes: np.ndarray) -> dict:
@@ -112,6 +120,14 @@ def in_words(estimated: dict) -> str:
     return "{value:.3f} [{low:.3f}, {high:.3f}]".format(**estimated)
 
 
+def _too_alike(num_images: int) -> str:
+    return f"not enough data: the values of {num_images} images hardly differ"
+
+
+def _without_value(num_images: int, problem: str) -> dict:
+    return {"value": None, "low": None, "high": None, "num_images": num_images, "not_enough_data": problem}
+
+
 def _spearman(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
     x, y = (rankdata(values, axis=axis) for values in (x, y))
     x, y = (ranks - ranks.mean(axis=axis, keepdims=True) for ranks in (x, y))
@@ -125,4 +141,15 @@ def _auroc(negatives: np.ndarray, positives: np.ndarray, axis: int) -> np.ndarra
     return (rank_sum - num_positives * (num_positives + 1) / 2) / (num_negatives * num_positives)
 
 
-__all__ = ["CONFIDENCE", "MIN_IMAGES", "auroc", "estimate", "in_words", "mean", "not_enough", "share", "spearman"]
+__all__ = [
+    "CONFIDENCE",
+    "MIN_IMAGES",
+    "auroc",
+    "estimate",
+    "in_words",
+    "mean",
+    "mean_difference",
+    "not_enough",
+    "share",
+    "spearman",
+]

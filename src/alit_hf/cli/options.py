@@ -47,6 +47,16 @@ def distinct_numbers(text: str) -> tuple[float, ...]:
     return numbers
 
 
+def add_threshold_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threshold",
+        metavar="T",
+        type=finite_number,
+        default=DEFAULT_THRESHOLD,
+        help="L1 below which a picture has enough tokens (default: %(default)s)",
+    )
+
+
 def add_batch_size_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", metavar="B", type=positive_integer, default=8, help="files at a time (default: %(default)s)"
