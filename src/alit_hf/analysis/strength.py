@@ -103,7 +103,7 @@ class Strength(Analysis):
         def by_length(estimate: Callable[[np.ndarray], dict], values: np.ndarray) -> dict[str, dict]:
             return {length: estimate(column) for length, column in zip(lengths, values.T, strict=True)}
 
-        mean_difference = functools.partial(mean, seed=context.settings.seed)
+        mean_of = functools.partial(mean, seed=context.settings.seed)
 
         kept = {name: _kept_classes(table, name) for name in self.models}
         models = {}
@@ -112,11 +112,11 @@ class Strength(Analysis):
             if self.label_column is not None:
                 correct = self._correct(table, name)
                 models[name]["accuracy"] = {"original": share(correct[:, 0]), **by_length(share, correct[:, 1:])}
-                models[name]["drop"] = by_length(mean_difference, correct[:, :1] - correct[:, 1:])
+                models[name]["drop"] = by_length(mean_of, correct[:, :1] - correct[:, 1:])
         weak, strong = self.models[0], self.models[-1]
         difference = None
         if strong != weak:
-            difference = by_length(mean_difference, kept[strong] - kept[weak])
+            difference = by_length(mean_of, kept[strong] - kept[weak])
         return {"num_images": len(table), "models": models, "strong_minus_weak": difference}
 
     def _correct(self, table: pd.DataFrame, name: str) -> np.ndarray:
@@ -150,8 +150,8 @@ class Strength(Analysis):
 
     def draw(self, context: Context, table: pd.DataFrame, results: dict) -> Figure:
         measures = {"agreement": "share that keeps the original's class"}
-        originals = [numbers["accuracy"]["original"] for numbers in results["models"].values() if "accuracy" in numbers]
-        if any(original["not_enough_data"] is None for original in originals):
+        accuracies = [numbers["accuracy"] for numbers in results["models"].values() if "accuracy" in numbers]
+        if any(accuracy["original"]["not_enough_data"] is None for accuracy in accuracies):
             measures["accuracy"] = "top-1 accuracy"
         figure = new_figure(4.2 * len(measures), 3.4)
         for place, (measure, label) in enumerate(measures.items(), start=1):
