@@ -34,7 +34,7 @@ setup(
     ],
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"alit_hf": ["py.typed", "checkpoints/**"]},
+    package_data={"alit_hf": ["py.typed", "checkpoints/**", "evaluation/*.txt"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",

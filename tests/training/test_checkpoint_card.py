@@ -68,5 +68,5 @@ def test_it_says_where_a_thumbnail_is_better(files):
 def test_baselines_of_different_images_are_refused(files):
     results, baselines, separation = copy.deepcopy(files)
     baselines["alit"]["data"]["num_images"] += 1
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="too many values"):
         checkpoint_card(results, baselines, separation)

@@ -147,12 +147,11 @@ class Segmentation(AttentionAnalysis):
         by_length, by_share = figure.subplots(1, 2)
         lengths = list(results["overlap"]["model"])
         for name, label in _MAPS.items():
-            draw_estimates(
-                by_length, [results["overlap"][name][length][_BEST] for length in lengths], _COLORS[name], label
-            )
+            estimates = {length: of_shares[_BEST] for length, of_shares in results["overlap"][name].items()}
+            draw_estimates(by_length, estimates, label, _COLORS[name])
             longest = _overlaps(table, name)[:, -1].mean(axis=0)
             by_share.plot([100 * share for share in SHARES], longest, color=_COLORS[name], label=label)
-        by_length.set_xticks(range(len(lengths)), lengths)
+        by_length.set_xticks([int(length) for length in lengths])
         style(by_length, "latent tokens", "mIoU with human segments", "best threshold for each image")
         style(by_share, "share of positions kept (%)", "", f"one threshold for all images, {lengths[-1]} tokens")
         by_share.legend(fontsize=8, frameon=False)
