@@ -34,7 +34,7 @@ setup(
     ],
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"alit_hf": ["py.typed", "checkpoints/**"]},
+    package_data={"alit_hf": ["py.typed", "checkpoints/**", "evaluation/*.txt"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
@@ -43,6 +43,8 @@ setup(
         "diffusers>=0.41",
         "accelerate>=1.15",
         "datasets>=5.2",
+        "pyarrow>=25",
+        "fsspec>=2023.1",
         "huggingface-hub>=1.33",
         "safetensors>=0.8",
         "evaluate>=0.4.6",
@@ -53,8 +55,8 @@ setup(
         "matplotlib>=3.10",
     ],
     extras_require={
-        "train": ["tensorboard>=2.21", "pyarrow>=25"],
-        "eval": ["torchmetrics>=1.9", "scipy>=1.15", "pandas>=2.3", "pyarrow>=25"],
+        "train": ["tensorboard>=2.21"],
+        "eval": ["torchmetrics>=1.9", "scipy>=1.15", "pandas>=2.3"],
         "demo": ["scikit-image>=0.25"],
         "dev": ["pytest>=9.2", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "hypothesis>=6.168", "ruff>=0.17"],
     },

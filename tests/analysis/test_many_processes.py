@@ -5,7 +5,7 @@ import json
 import pytest
 from small_run import tiny_photos
 from tiny_model import save_tiny_model
-from two_processes import run_two
+from many_processes import run_two
 
 from alit_hf.cli import main
 

@@ -1,6 +1,7 @@
 """What the figures of analyses have in common."""
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -30,4 +31,15 @@ def length_colors(count: int) -> list[tuple[float, float, float, float]]:
     return [colors(0.95 * position / max(count - 1, 1)) for position in range(count)]
 
 
-__all__ = ["length_colors", "new_figure", "style"]
+def draw_estimates(axes: Axes, estimates: dict[str, dict], label: str, color: str) -> None:
+    """Draws estimates of `statistics.py` over lengths, with their intervals; those without a value leave a gap."""
+    values, lows, highs = (
+        [np.nan if estimate[name] is None else estimate[name] for estimate in estimates.values()]
+        for name in ("value", "low", "high")
+    )
+    lengths = [int(length) for length in estimates]
+    axes.plot(lengths, values, "o-", color=color, label=label, markersize=3)
+    axes.fill_between(lengths, lows, highs, color=color, alpha=0.2, linewidth=0)
+
+
+__all__ = ["draw_estimates", "length_colors", "new_figure", "style"]

@@ -21,8 +21,8 @@ from alit_hf.evaluation.description import (
     describe_versions,
 )
 from alit_hf.evaluation.images import check_columns
-from alit_hf.evaluation.run import Processes
 from alit_hf.evaluation.settings import SettingsError
+from alit_hf.processes import Processes
 
 from .analysis import Analysis, Context, ImageBatch
 from .store import ImageStore

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
+from scipy.stats import DegenerateDataWarning, binomtest, bootstrap, rankdata
 
 from alit_hf.evaluation.rounding import rounded
 
@@ -100,6 +100,19 @@ def mean_difference(first: np.ndarray, second: np.ndarray, *, seed: int) -> dict
     return estimate(lambda a, b, axis: b.mean(axis=axis) - a.mean(axis=axis), first, second, seed=seed)
 
 
+def share(successes: np.ndarray) -> dict:
+    """
+    The share of ones among zeros and ones `(N,)`, as `estimate` describes it, with Wilson's interval: resampling would
+    make the share certain where all are alike.
+    """
+    problem = not_enough(len(successes))
+    value = low = high = None
+    if problem is None:
+        interval = binomtest(int(np.sum(successes)), len(successes)).proportion_ci(CONFIDENCE, method="wilson")
+        value, low, high = map(rounded, (np.mean(successes), interval.low, interval.high))
+    return {"value": value, "low": low, "high": high, "num_images": len(successes), "not_enough_data": problem}
+
+
 def in_words(estimated: dict) -> str:
     """Value and interval of an estimate, or why there is none."""
     if estimated["not_enough_data"] is not None:
@@ -137,5 +150,6 @@ __all__ = [
     "mean",
     "mean_difference",
     "not_enough",
+    "share",
     "spearman",
 ]
