@@ -122,7 +122,9 @@ def model_card(config: TrainingConfig, model_folder: Path, record: RunRecord) ->
         duration=_duration(record.seconds),
         hardware=_hardware(),
         software=_software(),
-        logged=_table(["scalar", "value"], [[f"`{name}`", _number(value)] for name, (value, _) in logged.items()]),
+        logged=markdown_table(
+            ["scalar", "value"], [[f"`{name}`", _number(value)] for name, (value, _) in logged.items()]
+        ),
         logged_at=max((step for _, step in logged.values()), default=0),
         training_config=public_config(config),
     )
@@ -145,6 +147,10 @@ def _eval_result(config: TrainingConfig, name: str, value: float) -> EvalResult:
     )
 
 
+def _scalars_table(scalars: dict[str, tuple[float, int]]) -> str:
+    return markdown_table(["scalar", "value"], [[f"`{name}`", _number(value)] for name, (value, _) in scalars.items()])
+
+
 def _results_table(scores: dict[str, tuple[float, int]]) -> str:
     rows: dict[str, dict[str, float]] = {}
     for name, (value, _) in scores.items():
@@ -157,7 +163,7 @@ def _results_table(scores: dict[str, tuple[float, int]]) -> str:
         ([tokens] if by_length else []) + [_number(row[metric]) if metric in row else "" for metric in metrics]
         for tokens, row in rows.items()
     ]
-    return _table(header, cells)
+    return markdown_table(header, cells)
 
 
 def _model_table(fields: dict[str, Any], lengths: list[int], model_folder: Path) -> str:
@@ -177,7 +183,7 @@ def _model_table(fields: dict[str, Any], lengths: list[int], model_folder: Path)
         layers = f"{fields['num_encoder_layers']} + {fields['num_decoder_layers']}"
         rows.append(["width, layers, heads", f"{fields['hidden_size']}, {layers}, {fields['num_attention_heads']}"])
         rows.append(["base tokenizer", f"diffusers `{fields['base_tokenizer_config']['_class_name']}`"])
-    return _table(["property", "value"], rows)
+    return markdown_table(["property", "value"], rows)
 
 
 def _num_parameters(model_folder: Path) -> int:
@@ -188,7 +194,7 @@ def _num_parameters(model_folder: Path) -> int:
     return count
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table; nothing where there are no rows."""
     lines = [header, ["---"] * len(header), *rows] if rows else []
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

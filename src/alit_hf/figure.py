@@ -50,16 +50,16 @@ class Panel:
 
 
 def rollout_panels(
-    name: str, original: Image.Image, rollouts: Sequence[RolloutPicture], picked: RolloutPicture
+    name: str, original: Image.Image, rollouts: Sequence[RolloutPicture], picked: RolloutPicture | None
 ) -> list[Panel]:
     """
-    The original and the picture after each rollout, with error and bytes under each.
+    The original and the picture after rollouts, with error and bytes under each.
 
     Args:
         name (`str`): what stands above the original; cut if it is long.
         original (`PIL.Image.Image`): the picture as the model saw it.
-        rollouts (`Sequence[RolloutPicture]`): the picture at every length.
-        picked (`RolloutPicture`): the one of them to frame.
+        rollouts (`Sequence[RolloutPicture]`): the picture at the lengths to show.
+        picked (`RolloutPicture`, *optional*): the one of them to frame.
     """
     title = name if len(name) <= _TITLE_LETTERS else f"{name[: _TITLE_LETTERS - 1]}…"
     panels = [Panel(original, title, ["original", f"{original.width} × {original.height} px"])]
@@ -82,7 +82,7 @@ def draw_panels(rows: Sequence[Sequence[Panel]], caption: str) -> Figure:
 
     Args:
         rows (`Sequence[Sequence[Panel]]`): each of any length; all pictures are drawn at the size of the first.
-        caption (`str`): says what the frame means.
+        caption (`str`): says what is seen, or what the frame means.
     """
     first = rows[0][0].picture
     panel_height = _PANEL_WIDTH * first.height / first.width

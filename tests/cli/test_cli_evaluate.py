@@ -1,7 +1,9 @@
 """`alit evaluate`: results, table and figure are written together, or a line says why not."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -9,6 +11,7 @@ from random_lpips import random_lpips
 from tiny_model import save_tiny_model
 
 from alit_hf.cli.explore import FIGURE_SUFFIXES
+from alit_hf.evaluation import worst_pictures
 from alit_hf.evaluation.rate_distortion import draw_rate_distortion
 from alit_hf.evaluation.settings import DEFAULT_THRESHOLDS
 
@@ -49,6 +52,29 @@ def test_results_table_and_figure(evaluate, photos, tmp_path, tiny_model):
         "WebP at its smallest",
     ]
     assert table[-1] == f"{tmp_path / 'out' / 'results.json'}: 5 images; {tmp_path / 'figures' / 'f.png'}"
+
+
+def test_a_page_of_the_worst_pictures(evaluate, tmp_path, monkeypatch):
+    drawn = []
+    original = worst_pictures.draw_panels
+    monkeypatch.setattr(
+        worst_pictures, "draw_panels", lambda rows, caption: drawn.append((rows, caption)) or original(rows, caption)
+    )
+    result = evaluate("--worst-figure", tmp_path / "figures" / "worst.jpg")
+    assert (result.code, result.errors) == (0, [])
+    assert result.out.splitlines()[-1].endswith(f"5 images; {tmp_path / 'figures' / 'worst.jpg'}")
+    assert Image.open(tmp_path / "figures" / "worst.jpg").width > 1000
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    ((rows, caption),) = drawn
+    assert caption == "The 5 worst of 5 pictures by L1 at the longest length."
+    panels = [panel for row in rows for panel in row]
+    for worst, strip in zip(results["worst"], zip(*[iter(panels)] * 4, strict=True), strict=True):
+        assert strip[0].title == Path(worst["image"]).name
+        assert [panel.title for panel in strip[1:]] == ["4 tokens", "8 tokens", "12 tokens"]
+        assert not any(panel.is_picked for panel in strip)
+        # The numbers of `worst` are of clamped pictures, so is what is drawn.
+        error = np.abs(np.asarray(strip[3].picture, float) - np.asarray(strip[0].picture, float)).mean() / 255
+        assert error == pytest.approx(worst["l1"], abs=2 / 255)
 
 
 @pytest.fixture

@@ -85,12 +85,15 @@ CASES = {
     "distill": {"optimization__micro_batch_size": 2},
     "fixed": {"data__streaming": True, "data__in_memory": False, "data__shuffle_buffer": 7},
     "finetune": {"loss__adversarial_weight": 0.5, "loss__discriminator_layers": 1, "loss__revive_every": 2},
+    # A refit at step 8 clusters latents from before and after the checkpoint at step 6.
+    "finetune with noise": {"loss__latent_noise": 0.1, "loss__refit_every": 4, "loss__quantizer_weight": 0.0},
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_resumed_run_equals_one_that_went_through(config, tmp_path, first_model, name):
-    fields = {**CASES[name], "logging__checkpoint_every": 3, "logging__keep": 5, "optimization__max_steps": 10}
+@pytest.mark.parametrize("case", CASES)
+def test_a_resumed_run_equals_one_that_went_through(config, tmp_path, first_model, case):
+    name = case.split()[0]
+    fields = {**CASES[case], "logging__checkpoint_every": 3, "logging__keep": 5, "optimization__max_steps": 10}
     if name == "finetune":
         fields["init_from"] = first_model
     train(config(name, **fields))

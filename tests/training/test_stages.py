@@ -394,3 +394,107 @@ def test_a_finetuned_stage_saves_what_it_is_given(build, tmp_path):
     loaded = ALITModel.from_pretrained(tmp_path / "saved")
     assert all((parameter == 0).all() for parameter in loaded.parameters())
     assert (stage.model.encoder.layers[0].mlp.fc1.weight != 0).any()
+
+
+NOISY = {"loss__latent_noise": 0.2, "loss__refit_every": 2, "loss__quantizer_weight": 0.0}
+
+
+def decoded_latents(stage, pixels) -> torch.Tensor:
+    """What the distillation decoder is given in a training step."""
+    given = []
+    handle = stage.model.decoder.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+    stage.training_loss(pixels)
+    handle.remove()
+    return given[0].detach()
+
+
+def test_noise_stands_in_for_quantising_in_training_only(build, pixels):
+    stage = build("finetune", **NOISY)
+    stage.drawn_rollout = lambda: 1
+    latents = []
+    stage.model.latent_projection.register_forward_hook(lambda _, arguments, output: latents.append(output.detach()))
+    first, second = decoded_latents(stage, pixels), decoded_latents(stage, pixels)
+    directions = torch.nn.functional.normalize(latents[0], dim=-1)
+    torch.testing.assert_close(first.norm(dim=-1), torch.ones(first.shape[:-1]))
+    assert not torch.equal(first, second)
+    # On the sphere noise of length s·√D turns a direction by an angle of tangent s·√(D - 1), in the mean about.
+    cosine = (first * directions).sum(dim=-1)
+    angle = torch.arccos(cosine.clamp(max=1)).tan().mean()
+    assert float(angle) == pytest.approx(0.2 * (directions.shape[-1] - 1) ** 0.5, rel=0.35)
+    with torch.no_grad():
+        code = stage.eval().model.encode(pixels, num_tokens=2 * stage.model.config.tokens_per_rollout)
+        assert torch.equal(code.latents, stage.model.quantizer.from_ids(code.token_ids))
+
+
+def test_noise_leaves_the_codebook_to_refits(build, pixels):
+    stage = build("finetune", loss__encoder_learning_rate=0.5, **NOISY)
+    stage.drawn_rollout = lambda: 1
+    names = moved(stage, pixels, steps=3)
+    assert "model.latent_projection.weight" in names
+    assert not [name for name in names if "quantizer" in name]
+
+
+def test_a_refit_codebook_is_the_means_of_clusters_of_recent_latents(build, pixels):
+    stage = build("finetune", **NOISY)
+    stage.drawn_rollout = lambda: 1
+    codebook = stage.model.quantizer.codebook.weight
+    stage.training_loss(pixels)
+    assert stage.end_step() == []
+    # As far from any latent as can be.
+    with torch.no_grad():
+        codebook.copy_(-stage.codebook_care.recent[:1].expand_as(codebook))
+    stage.step = 1
+    stage.training_loss(pixels)
+    (replaced,) = stage.end_step()
+    assert replaced.parameter is codebook
+    assert replaced.rows.all()
+    recent = torch.nn.functional.normalize(stage.codebook_care.recent[: stage.codebook_care.num_observed], dim=-1)
+    codes = torch.nn.functional.normalize(codebook.detach(), dim=-1)
+    nearest = (recent @ codes.T).argmax(dim=1)
+    for code in nearest.unique().tolist():
+        mean = recent[nearest == code].mean(dim=0)
+        torch.testing.assert_close(torch.nn.functional.normalize(mean, dim=0), codes[code], atol=0.05, rtol=0)
+
+
+def test_a_refit_waits_for_as_many_latents_as_codes(build, pixels):
+    stage = build("finetune", **{**NOISY, "loss__refit_every": 1})
+    stage.drawn_rollout = lambda: 0
+    care = stage.codebook_care
+    latents_a_step = pixels.shape[0] * stage.model.config.tokens_per_rollout
+    while int(care.num_observed) + latents_a_step < stage.model.config.codebook_size:
+        stage.training_loss(pixels)
+        assert stage.end_step() == []
+    stage.training_loss(pixels)
+    assert len(stage.end_step()) == 1
+
+
+def test_only_the_last_latents_are_clustered(build):
+    care = build("finetune", **NOISY).codebook_care
+    size, dim = care.recent.shape
+    care.observe(torch.zeros(size, dtype=torch.long), torch.ones(size, dim))
+    care.observe(torch.zeros(3, dtype=torch.long), torch.full((3, dim), 2.0))
+    assert (care.recent == 2).all(dim=1).sum() == 3
+    care.observe(torch.zeros(size + 1, dtype=torch.long), torch.full((size + 1, dim), 3.0))
+    assert (care.recent == 3).all()
+
+
+def test_a_base_encoder_that_does_not_train_stays(build, pixels):
+    names = moved(build("finetune", loss__train_base_encoder=False), pixels, steps=2)
+    base = {name.split(".")[3] for name in names if name.startswith("model.base_tokenizer.model.")}
+    assert "decoder" in base
+    assert not base & {"encoder", "quant_conv"}
+    assert any(name.startswith("model.encoder.") for name in names)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"loss__latent_noise": -0.1}, "loss.latent_noise"),
+        ({"loss__refit_every": -1}, "loss.refit_every"),
+        ({"loss__latent_noise": 0.1, "loss__quantizer_weight": 0.0}, "loss.refit_every"),
+        ({"loss__latent_noise": 0.1, "loss__refit_every": 2}, "loss.quantizer_weight"),
+    ],
+)
+def test_fields_of_noise_that_do_not_fit_are_named(config, tmp_path, fields, named):
+    with pytest.raises(ValueError, match=named):
+        config("finetune", init_from=str(tmp_path), **fields)

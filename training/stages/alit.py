@@ -31,15 +31,19 @@ class ALITLossConfig:
     """
     Args:
         revive_every (`int`): steps after which unused latent codes are replaced by latents of the batch; 0 for never.
+        refit_every (`int`): steps after which all latent codes are replaced by means of clusters of the last latents
+            (k-means); 0 for never.
         encoder_learning_rate (`float`): learning rate of all that turns pictures into codes (the base's encoder, the
             distillation encoder, the quantizer) as a share of the decoder's. At 0 it stays as it is.
     """
 
     revive_every: int = 0
+    refit_every: int = 0
     encoder_learning_rate: float = 1.0
 
     def validate(self) -> None:
         require(self.revive_every >= 0, "loss.revive_every", self.revive_every, "at least 0")
+        require(self.refit_every >= 0, "loss.refit_every", self.refit_every, "at least 0")
         rate = self.encoder_learning_rate
         require(rate >= 0, "loss.encoder_learning_rate", rate, "at least 0")
 
@@ -65,7 +69,11 @@ class ALITStage(Stage):
         self.codebook_care = None
         if model.quantizer is not None:
             self.codebook_care = CodebookCare(
-                lambda: model.quantizer.codebook.weight, model.config.codebook_size, True, loss.revive_every
+                lambda: model.quantizer.codebook.weight,
+                model.config.codebook_size,
+                cosine=True,
+                revive_every=loss.revive_every,
+                refit_every=loss.refit_every,
             )
             self._latents: list[torch.Tensor] = []
             model.latent_projection.register_forward_hook(self._remember_latents)

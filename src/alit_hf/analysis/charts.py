@@ -1,6 +1,7 @@
 """What the figures of analyses have in common."""
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -31,14 +32,14 @@ def length_colors(count: int) -> list[tuple[float, float, float, float]]:
 
 
 def draw_estimates(axes: Axes, estimates: dict[str, dict], label: str, color: str) -> None:
-    """Draws the estimates of `statistics.estimate` over lengths, as a line with intervals; those without value not."""
-    known = {int(length): values for length, values in estimates.items() if values["value"] is not None}
-    centres = [values["value"] for values in known.values()]
-    below = [values["value"] - values["low"] for values in known.values()]
-    above = [values["high"] - values["value"] for values in known.values()]
-    axes.errorbar(
-        list(known), centres, yerr=(below, above), fmt="o-", color=color, label=label, markersize=4, capsize=2
+    """Draws estimates of `statistics.py` over lengths, with their intervals; those without a value leave a gap."""
+    values, lows, highs = (
+        [np.nan if estimate[name] is None else estimate[name] for estimate in estimates.values()]
+        for name in ("value", "low", "high")
     )
+    lengths = [int(length) for length in estimates]
+    axes.plot(lengths, values, "o-", color=color, label=label, markersize=3)
+    axes.fill_between(lengths, lows, highs, color=color, alpha=0.2, linewidth=0)
 
 
 __all__ = ["draw_estimates", "length_colors", "new_figure", "style"]

@@ -85,7 +85,8 @@ class Familiarity(Analysis):
             f"{unfamiliar['num_images']} unfamiliar images and {in_words(familiar['gap'])} for "
             f"{familiar['num_images']} others, difference {in_words(results['gap_difference'])}; AUROC of telling "
             f"them apart by the length chosen below {self.threshold:g} "
-            f"{in_words(results['auroc']['chosen_length'])}, by L1 at {shortest} tokens {in_words(of_errors[shortest])}, at {longest} {in_words(of_errors[longest])}"
+            f"{in_words(results['auroc']['chosen_length'])}, by L1 at {shortest} tokens "
+            f"{in_words(of_errors[shortest])}, at {longest} {in_words(of_errors[longest])}"
         )
 
     def draw(self, context: Context, table: pd.DataFrame, results: dict) -> Figure:

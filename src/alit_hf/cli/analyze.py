@@ -18,7 +18,7 @@ from .parser import OneLineParser
 if TYPE_CHECKING:
     from alit_hf.analysis.analysis import Analysis
     from alit_hf.evaluation.images import EvaluationImages
-    from alit_hf.evaluation.run import Processes
+    from alit_hf.processes import Processes
 
 
 _DOTS_PER_INCH = 200

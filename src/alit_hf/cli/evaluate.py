@@ -22,7 +22,7 @@ from .options import add_batch_size_argument, add_model_arguments, distinct_numb
 
 if TYPE_CHECKING:
     from alit_hf.evaluation.frechet import FeatureNetwork
-    from alit_hf.evaluation.run import Processes
+    from alit_hf.processes import Processes
 
 
 def add_parser(commands) -> None:
@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--figure", metavar="FIGURE", help=f"a rate-distortion figure, ending in {', '.join(FIGURE_SUFFIXES)}"
     )
+    parser.add_argument("--worst-figure", metavar="FIGURE", help="a page of the worst pictures, with the same endings")
     parser.add_argument(
         "--thresholds",
         metavar="T,T",
@@ -83,9 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, processes: "Processes | None" = None) -> int:
     """Evaluates; of several processes the first one writes and prints."""
     output = Path(arguments.output)
-    figure = None if arguments.figure is None else Path(arguments.figure)
+    figures = [Path(path) for path in (arguments.figure, arguments.worst_figure) if path is not None]
     _check_file(output, (".json",))
-    if figure is not None:
+    for figure in figures:
         _check_file(figure, FIGURE_SUFFIXES)
 
     try:
@@ -96,8 +97,10 @@ def run(arguments: argparse.Namespace, processes: "Processes | None" = None) -> 
     import datasets
 
     from alit_hf.evaluation.images import open_images
+    from alit_hf.evaluation.rate_distortion import draw_rate_distortion
     from alit_hf.evaluation.report import results_table
     from alit_hf.evaluation.run import evaluate_model
+    from alit_hf.evaluation.worst_pictures import draw_worst_pictures
     from alit_hf.figure import save_figure
 
     from .loading import load_model
@@ -131,11 +134,12 @@ def run(arguments: argparse.Namespace, processes: "Processes | None" = None) -> 
         output.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(output) as unfinished:
             unfinished.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        if figure is not None:
-            from alit_hf.evaluation.rate_distortion import draw_rate_distortion
-
+        for figure in figures:
             figure.parent.mkdir(parents=True, exist_ok=True)
-            save_figure(draw_rate_distortion(results), figure)
+        if arguments.figure is not None:
+            save_figure(draw_rate_distortion(results), arguments.figure)
+        if arguments.worst_figure is not None:
+            save_figure(draw_worst_pictures(results, model, processor, images), arguments.worst_figure)
     except OSError as error:
         raise FileError(file_problem(output, error)) from error
     print(results_table(results))
@@ -143,7 +147,7 @@ def run(arguments: argparse.Namespace, processes: "Processes | None" = None) -> 
     for image in undecodable:
         print_error(f"{image['image']}: {image['reason']}")
     counted = f"{results['data']['num_images']} images" + (f", {len(undecodable)} undecodable" if undecodable else "")
-    print(f"{output}: {counted}" + ("" if figure is None else f"; {figure}"))
+    print("; ".join([f"{output}: {counted}", *map(str, figures)]))
     return FAILED if undecodable else 0
 
 

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from alit_hf.cache import cache_folder
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,8 @@ def imagenet_classes() -> list[str]:
 
 def efficientnet_cache_path(name: str) -> Path:
     """Where the weights are cached: under `$ALIT_HF_CACHE`, by default `alit_hf` in `$HF_HOME`."""
-    cache = os.environ.get("ALIT_HF_CACHE") or os.path.join(constants.HF_HOME, "alit_hf")
     # Files without `-imagenet`, from before, lack the classifier.
-    return Path(cache).expanduser() / f"{name}-imagenet.safetensors"
+    return cache_folder() / f"{name}-imagenet.safetensors"
 
 
 def load_efficientnet_weights(name: str) -> dict[str, torch.Tensor]:

@@ -1,0 +1,186 @@
+"""
+Writes the card of the checkpoint inside the package from results files alone:
+
+    python training/checkpoint_card.py
+
+It fills `model_cards/alit-mini.template.md` with the numbers of `docs/results/alit-mini.json`, and of a file for each
+baseline in `docs/results/baselines/`, all from `alit evaluate`, and with what `check_separation.py` found, in
+`docs/results/separation.json`.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+
+# Run as a file, Python puts this folder on the path and not the one that has the package `training`.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from training.model_card import markdown_table
+
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPLATE = ROOT / "model_cards" / "alit-mini.template.md"
+CARD = ROOT / "model_cards" / "alit-mini.md"
+RESULTS = ROOT / "docs" / "results"
+
+_SCORES = {
+    "l1": ("L1", "{:.4f}"),
+    "psnr": ("PSNR", "{:.2f}"),
+    "ssim": ("SSIM", "{:.3f}"),
+    "lpips_alex": ("LPIPS alex", "{:.3f}"),
+    "lpips_vgg": ("LPIPS vgg", "{:.3f}"),
+    "frechet_efficientnet_lite0": ("Fréchet", "{:.1f}"),
+    "codebook_usage": ("codes in use", "{:.1%}"),
+    "codebook_perplexity": ("perplexity", "{:.0f}"),
+}
+_BASELINES = {
+    "alit": "ALIT, halting off",
+    "halting-on": "ALIT, halting on",
+    "continuous": "ALIT, continuous latents",
+    "fixed-32": "fixed, 32 tokens",
+    "fixed-128": "fixed, 128 tokens",
+    "fixed-256": "fixed, 256 tokens",
+}
+
+
+def checkpoint_card(results: dict, baselines: dict[str, dict], separation: dict) -> ModelCard:
+    """
+    The card.
+
+    Args:
+        results: of the checkpoint, what `alit evaluate` wrote.
+        baselines: the same of each baseline, by its name in `_BASELINES`.
+        separation: what `check_separation.py` wrote.
+    """
+    lengths = list(results["lengths"])
+    model, data = results["model"], results["data"]
+    ratios = [results["lengths"][one]["lpips_alex"] / results["thumbnail"][one]["lpips_alex"] for one in lengths]
+    is_worse = [results["thumbnail"][one]["l1"] <= results["lengths"][one]["l1"] for one in lengths]
+    (num_baseline_images,) = {one["data"]["num_images"] for one in baselines.values()}
+    return ModelCard.from_template(
+        ModelCardData(
+            license="apache-2.0",
+            library_name="transformers",
+            pipeline_tag="image-feature-extraction",
+            tags=["alit", "image-tokenization", "adaptive-length"],
+            metrics=["l1", "psnr", "ssim", "lpips"],
+            model_name="alit-mini",
+            eval_results=list(_eval_results(results)),
+        ),
+        template_path=str(TEMPLATE),
+        image_size=model["image_size"][0],
+        lengths=lengths,
+        bits=math.ceil(math.log2(model["codebook_size"])),
+        parameters=f"{model['parameters'] / 1e6:.1f}",
+        num_images=data["num_images"],
+        data=_data_name(results),
+        crop=data["crop"],
+        pixels_sha256=data["pixels_sha256"],
+        fingerprint=model["fingerprint"],
+        device=results["settings"]["device"],
+        dtype=results["settings"]["dtype"],
+        frechet_features=results["settings"]["frechet"]["num_features"],
+        results_table=_results_table(results),
+        thumbnail_wins=sum(is_worse),
+        lpips_ratio_shortest=f"{ratios[0]:.0%}",
+        lpips_ratio_longest=f"{ratios[-1]:.0%}",
+        adaptive_table=_adaptive_table(results),
+        baseline_images=num_baseline_images,
+        baselines_table=_baselines_table(baselines),
+        worst_table=_worst_table(results),
+        separation=f"the nearest differs in {separation['least_bits']} of 64 bits of a perceptual hash",
+    )
+
+
+def _data_name(results: dict) -> str:
+    """The files' names without their folders, which differ between machines."""
+    return ", ".join(Path(source).name for source in results["data"]["sources"])
+
+
+def _eval_results(results: dict) -> Iterable[EvalResult]:
+    for length, numbers in results["lengths"].items():
+        for name in ("l1", "psnr", "ssim", "lpips_alex", "lpips_vgg"):
+            yield EvalResult(
+                task_type="image-feature-extraction",
+                task_name="Image reconstruction",
+                dataset_type="imagefolder",
+                dataset_name=_data_name(results),
+                metric_type=name.partition("_")[0],
+                metric_name=f"{_SCORES[name][0]} at {length} tokens",
+                metric_value=float(f"{numbers[name]:.4g}"),
+            )
+
+
+def _results_table(results: dict) -> str:
+    columns = [name for name in _SCORES if name in results["base"]]
+    rows = [(f"{length} tokens", numbers) for length, numbers in results["lengths"].items()]
+    rows += [
+        (f"L1 < {numbers['threshold']:g}: {numbers['mean_tokens']:.0f} tokens", numbers)
+        for numbers in results["adaptive"]
+    ]
+    rows.append(("base tokenizer", results["base"]))
+    rows += [(f"thumbnail {n['width']} × {n['height']}", n) for n in results["thumbnail"].values()]
+    rows += [("JPEG at its smallest", results["jpeg"]), ("WebP at its smallest", results["webp"])]
+    return markdown_table(
+        ["", "bytes", *(_SCORES[name][0] for name in columns)],
+        [[label, f"{numbers['bytes']:.0f}", *(_cell(numbers, name) for name in columns)] for label, numbers in rows],
+    )
+
+
+def _adaptive_table(results: dict) -> str:
+    rows = []
+    for numbers in results["adaptive"]:
+        by_length = {int(length): share for length, share in numbers["satisfied_by_length"].items()}
+        longer = min(length for length in by_length if length >= numbers["mean_tokens"])
+        longest = max(by_length)
+        rows.append(
+            [
+                f"{numbers['threshold']:g}",
+                f"{numbers['mean_tokens']:.1f}",
+                f"{1 - numbers['satisfied']:.1%}",
+                f"{1 - by_length[longer]:.1%} ({longer} tokens)",
+                f"{1 - by_length[longest]:.1%} ({longest} tokens)",
+            ]
+        )
+    return markdown_table(["threshold", "mean tokens", "adaptive", "next fixed length", "longest"], rows)
+
+
+def _baselines_table(baselines: dict[str, dict]) -> str:
+    rows = []
+    for name, label in _BASELINES.items():
+        lengths = baselines[name]["lengths"]
+        shown = [length for length in ("32", "128", "256") if length in lengths]
+        for length in shown:
+            numbers = lengths[length]
+            rows.append([label, length, *(_cell(numbers, score) for score in ("l1", "lpips_alex", "codebook_usage"))])
+    return markdown_table(["", "tokens", "L1", "LPIPS alex", "codes in use"], rows)
+
+
+def _worst_table(results: dict) -> str:
+    rows = [[worst["image"], *(_cell(worst, name) for name in ("l1", "lpips_alex"))] for worst in results["worst"]]
+    return markdown_table(["image", "L1", "LPIPS alex"], rows)
+
+
+def _cell(numbers: dict, name: str) -> str:
+    value = numbers.get(name)
+    return "–" if value is None else _SCORES[name][1].format(value)
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def card_from_files() -> ModelCard:
+    """The card of the results files in the repository."""
+    baselines = {name: _read(RESULTS / "baselines" / f"{name}.json") for name in _BASELINES}
+    return checkpoint_card(_read(RESULTS / "alit-mini.json"), baselines, _read(RESULTS / "separation.json"))
+
+
+if __name__ == "__main__":
+    card_from_files().save(CARD)
+    print(CARD.relative_to(ROOT))
