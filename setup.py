@@ -56,7 +56,7 @@ setup(
     ],
     extras_require={
         "train": ["tensorboard>=2.21"],
-        "eval": ["torchmetrics>=1.9", "scipy>=1.15"],
+        "eval": ["torchmetrics>=1.9", "scipy>=1.15", "pandas>=2.3"],
         "demo": ["scikit-image>=0.25"],
         "dev": ["pytest>=9.2", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "hypothesis>=6.168", "ruff>=0.17"],
     },

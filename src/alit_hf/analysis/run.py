@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -185,7 +186,7 @@ def _identity(analysis: Analysis, context: Context) -> dict:
 
 def _table(analysis: Analysis, context: Context, stored: pd.DataFrame, chosen: set[tuple[str, int]]) -> pd.DataFrame:
     is_chosen = [image in chosen for image in zip(stored["data"], stored["index"], strict=True)]
-    table = stored[is_chosen].reset_index(drop=True)
+    table = stored[np.array(is_chosen, dtype=bool)].reset_index(drop=True)
     places = list(zip(table["data"], table["index"], strict=True))
     table["image"] = [context.data[name].name(index) for name, index in places]
     for column in analysis.columns:

@@ -39,7 +39,7 @@ _TASK_LABELS = {
 _CRITERION_LABELS = {"reconstruction": "L1", "classification": "top-X", "depth": "depth", "fixed": "fixed length"}
 
 # X of the criterion that asks for the original's class among the X likeliest.
-_TOP_X = (1, 2, 3, 5, 10, 20, 50, 100)
+_TOP_X = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 # Thresholds of the other criteria: shares of all errors that are below them.
 _QUANTILES = tuple(twentieths / 20 for twentieths in range(1, 20, 2))
 
@@ -213,19 +213,20 @@ class Tasks(Analysis):
     def finding(self, results: dict) -> str:
         if results["not_enough_data"] is not None:
             return results["not_enough_data"]
-        parts, peaks = [], []
-        for task, compared in results["comparison"].items():
-            own = _CRITERION_LABELS[task]
-            advantages = compared["advantage"].values()
-            peaks.append(compared["best"] == task)
-            against = ", ".join(
-                f"{_CRITERION_LABELS[other]} by {in_words(value)}" for other, value in compared["advantage"].items()
-            )
-            sure = all(value["low"] is not None and value["low"] > 0 for value in advantages)
-            verb = "beats" if peaks[-1] else "does not beat"
-            parts.append(f"{own} {verb} {against} at {task}" + ("" if sure or not peaks[-1] else ", not surely"))
-        agree = "peaks" if all(peaks) else "does not always peak"
-        text = f"at equal shares of tokens performance {agree} where criterion and task agree: {'; '.join(parts)}"
+        compared = results["comparison"]
+        advantages = [value for numbers in compared.values() for value in numbers["advantage"].values()]
+        if any(numbers["best"] != task for task, numbers in compared.items()):
+            verdict = "does not always peak"
+        elif all(value["low"] is not None and value["low"] > 0 for value in advantages):
+            verdict = "peaks"
+        else:
+            verdict = "seems to peak, but not surely,"
+        gains = "; ".join(
+            f"at {task} {_CRITERION_LABELS[task]} gains {in_words(value)} over {_CRITERION_LABELS[other]}"
+            for task, numbers in compared.items()
+            for other, value in numbers["advantage"].items()
+        )
+        text = f"at equal shares of tokens performance {verdict} where criterion and task agree: {gains}"
         return text + "".join(f"; {what} left out: {why}" for what, why in results["left_out"].items())
 
     def draw(self, context: Context, table: pd.DataFrame, results: dict) -> Figure:
