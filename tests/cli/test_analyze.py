@@ -1,6 +1,7 @@
 """`alit analyze`: results and figure are written and the finding is said, or a line says why not."""
 
 import json
+from pathlib import Path
 
 import pytest
 from labelled_images import save_images
@@ -35,7 +36,7 @@ def test_results_figure_and_finding(analyze, many, tmp_path, tiny_model):
         f"thresholds: {results['finding']}",
         f"{folder / 'results.json'}; {folder / 'figure.png'}",
     ]
-    assert results["model"]["name"] == tiny_model
+    assert results["model"]["name"] == Path(tiny_model).name
     assert (results["settings"]["seed"], results["settings"]["thresholds"]) == (3, [0.1, 0.3])
     assert Image.open(folder / "figure.png").info["dpi"] == pytest.approx((200, 200), abs=0.1)
     assert "11/11" in result.err

@@ -10,6 +10,7 @@ import huggingface_hub
 
 from alit_hf.image_processing_alit import ALITImageProcessor
 from alit_hf.picture_codes import PictureEncoder
+from alit_hf.public_names import public_name
 from alit_hf.token_file import TokenFile
 
 from .image_rows import ImageRows
@@ -63,14 +64,14 @@ class TokenDatasetInfo:
         """Of what these make together."""
         model = encoder.model
         return cls(
-            model=_public_name(model.name_or_path),
+            model=public_name(model.name_or_path),
             fingerprint=encoder.fingerprint.hex(),
             dtype=str(model.dtype).removeprefix("torch."),
             image_processor=json.loads(processor.to_json_string()),
             grid_size=list(model.config.grid_size),
             codebook_size=model.config.codebook_size,
             **dataclasses.asdict(encoder.choice),
-            sources=[_public_name(source) for source in rows.sources],
+            sources=[public_name(source) for source in rows.sources],
             split=rows.split,
             data_fingerprint=rows.fingerprint,
             image_column=rows.image_column,
@@ -138,11 +139,6 @@ class TokenDatasetInfo:
             codebook_size=self.codebook_size,
             fingerprint=bytes.fromhex(self.fingerprint),
         )
-
-
-def _public_name(name: str) -> str:
-    """Without the folders of this machine, as data sets are given to others."""
-    return Path(name).name if os.path.lexists(name) else name
 
 
 __all__ = ["INFO_FILE", "TokenDatasetInfo"]
