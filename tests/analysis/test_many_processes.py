@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from many_processes import run_two
 from small_run import tiny_photos
 from tiny_model import save_tiny_model
-from many_processes import run_two
 
 from alit_hf.cli import main
 
