@@ -51,7 +51,7 @@ def test_scores_that_follow_the_errors_correlate_with_them(tmp_path):
     results, _ = run(Complexity(), context_for(tmp_path, scores, ["a"] * 12), tmp_path / "out")
     assert results["results"]["all"]["spearman_l1"]["3"]["value"] == 1
     assert results["results"]["categories"]["a"]["spearman_l1"] == results["results"]["all"]["spearman_l1"]
-    assert "at 3 tokens over 12 images 1.000 [1.000, 1.000]; a 1.000" in results["finding"]
+    assert "at 3 tokens over 12 images 1.000 [1.000, 1.000]; a (12) 1.000" in results["finding"]
 
 
 def test_each_category_and_length_has_its_own_correlation(context):
@@ -71,8 +71,8 @@ def test_each_category_and_length_has_its_own_correlation(context):
     assert categories["art"]["spearman_length"]["value"] > 0.8
     assert categories["art"]["num_images"] == 20
     finding = Complexity(threshold=6).finding(results)
-    assert "scenes (not enough data: 4 images, at least 10 are needed) (4 images)" in finding
-    assert "posters -1.000 [-1.000, -1.000] (12 images)" in finding
+    assert "scenes (4) (not enough data: 4 images, at least 10 are needed)" in finding
+    assert "posters (12) -1.000 [-1.000, -1.000]" in finding
 
 
 def test_missing_scores_and_categories_are_left_out_and_told(context):

@@ -104,7 +104,7 @@ class Complexity(Analysis):
         of_all = results["all"]
         shortest = next(iter(of_all["spearman_l1"]))
         by_category = ", ".join(
-            f"{name} {in_words(group['spearman_l1'][shortest])} ({group['num_images']} images)"
+            f"{name} ({group['num_images']}) {in_words(group['spearman_l1'][shortest])}"
             for name, group in results["categories"].items()
         )
         left_out = results["without_score"]
@@ -151,6 +151,7 @@ class Complexity(Analysis):
             by_length.plot(
                 list(known), list(known.values()), "o-", color=color, linewidth=width, markersize=3, label=name
             )
+        by_length.set_xticks([int(length) for length in results["all"]["spearman_l1"]])
         by_length.axhline(0, color="0.6", linewidth=0.8)
         style(by_length, "tokens", "Spearman between complexity and L1", "c")
         by_length.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
