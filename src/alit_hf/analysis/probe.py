@@ -48,12 +48,15 @@ class Probe(Analysis):
     data_options: ClassVar = {"data": "labelled images", "test_data": "labelled images to test on"}
     optional_data = ("test_data",)
 
-    label_column: str
+    label_column: str = "label"
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "--label-column", metavar="COLUMN", required=True, help="has the class of each image, or nothing"
+            "--label-column",
+            metavar="COLUMN",
+            default=cls.label_column,
+            help="has the class of each image, or nothing (default: %(default)s)",
         )
 
     @property
