@@ -8,18 +8,24 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from types import SimpleNamespace
+from urllib.parse import parse_qs, unquote, urlsplit
 
+import huggingface_hub
+import pytest
 import yaml
+from huggingface_hub.utils import close_session
 
 
 TOKEN = "hf_right"
 ORGANIZATION = "tester"
+LFS_UPLOAD = r"^/lfs/"
 
 # As the real one, which tells text from binary by content, these go through LFS at any size.
-_LFS_FILES = re.compile(r"\.safetensors$|tfevents")
+_LFS_FILES = re.compile(r"\.safetensors$|\.parquet$|tfevents")
 
 
 @dataclass(kw_only=True)
@@ -63,7 +69,10 @@ class _Repo:
 
 
 class HubServer:
-    """Repositories of models, readable by anyone unless private, writable with `TOKEN` under `ORGANIZATION` only."""
+    """
+    Repositories of models, and of data sets under names that begin with `datasets/`. Readable by anyone unless
+    private, writable with `TOKEN` under `ORGANIZATION` only.
+    """
 
     def __init__(self) -> None:
         self.repos: dict[str, _Repo] = {}
@@ -130,6 +139,26 @@ class HubServer:
         return None
 
 
+@contextlib.contextmanager
+def logged_in_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub with this process logged in to it."""
+    server = HubServer()
+    server.start()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+    url = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    # The client's pauses between repetitions of one request, shortened.
+    brief = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: time.sleep(0.05)})
+    monkeypatch.setattr("huggingface_hub.utils._http.time", brief)
+    close_session()
+    yield server
+    server.stop()
+    close_session()
+
+
 class _Listener(ThreadingHTTPServer):
     allow_reuse_address = True
     daemon_threads = True
@@ -163,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
     def _answer(self) -> None:
-        path = unquote(urlsplit(self.path).path)
+        path = unquote(urlsplit(self.path).path).replace("/api/datasets/", "/api/models/datasets/")
         self.hub.requests.append(f"{self.command} {path}")
         fault = self.hub.due_fault(self.command, path)
         if fault is not None:
@@ -240,7 +269,8 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted["organization"] != ORGANIZATION:
             self._send(403, {"error": f"You don't have the rights to create a model under {wanted['organization']}"})
             return
-        repo_id = f"{wanted['organization']}/{wanted['name']}"
+        folder = "datasets/" if wanted.get("type") == "dataset" else ""
+        repo_id = f"{folder}{wanted['organization']}/{wanted['name']}"
         answer = {"url": f"{self.hub.url}/{repo_id}", "name": repo_id}
         if repo_id in self.hub.repos:
             self._send(409, answer)
@@ -329,17 +359,30 @@ class _Handler(BaseHTTPRequestHandler):
     def tree(self, body: bytes, repo: str, revision: str, folder: str | None) -> None:
         if (commit := self._revision(repo, revision)) is None:
             return
-        entries = []
+        inside = f"{folder}/" if folder else ""
+        recursive = "recursive=true" in self.path.lower()
+        entries = {}
         for path, content in commit.files.items():
-            if not folder or path.startswith(folder + "/"):
-                entry = {"type": "file", "path": path, "oid": _git_hash(content), "size": len(content)}
-                if _LFS_FILES.search(path):
-                    entry["lfs"] = {"oid": _oid(path, content), "size": len(content), "pointerSize": 100}
-                entries.append(entry)
+            child = inside + path.removeprefix(inside).partition("/")[0]
+            if path.startswith(inside) and (recursive or path == child):
+                entries[path] = _file_entry(path, content)
+            elif path.startswith(inside):
+                entries[child] = _folder_entry(child)
         if folder and not entries:
             self._send(404, {}, {"X-Error-Code": "EntryNotFound"})
         else:
-            self._send(200, entries)
+            self._send(200, list(entries.values()))
+
+    def paths_info(self, body: bytes, repo: str, revision: str) -> None:
+        if (commit := self._revision(repo, revision)) is None:
+            return
+        entries = []
+        for wanted in parse_qs(body.decode())["paths"]:
+            if wanted in commit.files:
+                entries.append(_file_entry(wanted, commit.files[wanted]))
+            elif any(path.startswith(f"{wanted}/") for path in commit.files):
+                entries.append(_folder_entry(wanted))
+        self._send(200, entries)
 
     def resolve(self, body: bytes, repo: str, revision: str, file: str) -> None:
         if (commit := self._revision(repo, revision)) is None:
@@ -352,7 +395,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, content, {**headers, "ETag": f'"{_oid(file, content)}"'})
 
 
-_REPO = r"(?P<repo>[^/]+/[^/]+)"
+_REPO = r"(?P<repo>(datasets/)?[^/]+/[^/]+)"
 _REVISION = r"(?P<revision>[^/]+)"
 _ROUTES = [
     ("GET", r"/api/whoami-v2", _Handler.whoami),
@@ -365,8 +408,20 @@ _ROUTES = [
     ("POST", rf"/api/models/{_REPO}/commit/{_REVISION}", _Handler.commit),
     ("GET", rf"/api/models/{_REPO}(/revision/{_REVISION})?", _Handler.info),
     ("GET", rf"/api/models/{_REPO}/tree/{_REVISION}(/(?P<folder>.+))?", _Handler.tree),
+    ("POST", rf"/api/models/{_REPO}/paths-info/{_REVISION}", _Handler.paths_info),
     ("GET|HEAD", rf"/{_REPO}/resolve/{_REVISION}/(?P<file>.+)", _Handler.resolve),
 ]
+
+
+def _file_entry(path: str, content: bytes) -> dict:
+    entry = {"type": "file", "path": path, "oid": _git_hash(content), "size": len(content)}
+    if _LFS_FILES.search(path):
+        entry["lfs"] = {"oid": _oid(path, content), "size": len(content), "pointerSize": 100}
+    return entry
+
+
+def _folder_entry(path: str) -> dict:
+    return {"type": "directory", "path": path, "oid": _git_hash(path.encode())}
 
 
 def _oid(path: str, content: bytes) -> str:

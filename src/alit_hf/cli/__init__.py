@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from alit_hf import __version__
 
-from . import convert, decode, encode, evaluate, explore, info
+from . import convert, decode, encode, evaluate, explore, info, tokenize
 from .errors import FAILED, INTERRUPTED, NO_READER, WRONG_USE, FileError, UsageError, print_error
 
 
@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"alit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (encode, decode, explore, info, convert, evaluate):
+    for command in (encode, decode, explore, info, convert, evaluate, tokenize):
         command.add_parser(commands)
     return parser
 

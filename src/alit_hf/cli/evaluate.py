@@ -22,7 +22,7 @@ from .options import add_batch_size_argument, add_model_arguments, finite_number
 
 if TYPE_CHECKING:
     from alit_hf.evaluation.frechet import FeatureNetwork
-    from alit_hf.evaluation.run import Processes
+    from alit_hf.processes import Processes
 
 
 def add_parser(commands) -> None:

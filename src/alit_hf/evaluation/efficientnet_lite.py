@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from alit_hf.cache import cache_folder
 
 
 _INPUT_SIZE = 224
@@ -128,8 +129,7 @@ class EfficientNetLite0(nn.Module):
 
 def efficientnet_cache_path() -> Path:
     """Where the weights are cached: under `$ALIT_HF_CACHE`, by default `alit_hf` in `$HF_HOME`."""
-    cache = os.environ.get("ALIT_HF_CACHE") or os.path.join(constants.HF_HOME, "alit_hf")
-    return Path(cache).expanduser() / "efficientnet-lite0.safetensors"
+    return cache_folder() / "efficientnet-lite0.safetensors"
 
 
 def load_efficientnet_weights() -> dict[str, torch.Tensor]:

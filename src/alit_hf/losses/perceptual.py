@@ -22,10 +22,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub import constants
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from alit_hf.cache import cache_folder
 
 
 class _Backbone(NamedTuple):
@@ -197,8 +198,7 @@ _PICKLES = {
 
 def lpips_cache_path(net: str) -> Path:
     """Where converted weights of `net` are cached: under `$ALIT_HF_CACHE`, by default `alit_hf` in `$HF_HOME`."""
-    cache = os.environ.get("ALIT_HF_CACHE") or os.path.join(constants.HF_HOME, "alit_hf")
-    return Path(cache).expanduser() / "lpips" / f"{net}-v0.1.safetensors"
+    return cache_folder() / "lpips" / f"{net}-v0.1.safetensors"
 
 
 def load_lpips_weights(net: str) -> dict[str, torch.Tensor]:
