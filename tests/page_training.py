@@ -1,0 +1,82 @@
+"""`training/train.py` as pages call it, cut down to steps of a moment."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, VQModel
+from tiny_config import BASE_TOKENIZERS
+from tiny_model import save_tiny_model
+
+from training.configuration import TrainingConfig, load_configs
+from training.loop import train
+
+
+_SCRIPT = "training/train.py"
+_KINDS = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL}
+_SIZES = {
+    "hidden_size": 32,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 1,
+    "num_attention_heads": 2,
+    "tokens_per_rollout": 4,
+    "max_rollouts": 2,
+    "codebook_size": 16,
+    "codebook_dim": 4,
+}
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """
+    Stands for `accelerate`: runs what `launch` is given in this process, with two steps of two small images for each
+    stage. What the command line says of data and models that are there holds; the rest is replaced.
+    """
+    subcommand, script, *rest = arguments
+    assert (subcommand, script) == ("launch", _SCRIPT), arguments
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", required=True)
+    known, overrides = parser.parse_known_args(rest)
+    for config in load_configs(known.config, overrides):
+        _cut_down(config)
+        train(config)
+    return 0
+
+
+def _cut_down(config: TrainingConfig) -> None:
+    config.data.image_size = 32
+    config.data.num_workers = 0
+    if not Path(config.data.train[0]).exists():
+        config.data.train = ["photos/"]
+    if config.data.validation and not Path(config.data.validation[0]).exists():
+        config.data.validation = ["photos/"]
+    config.data.validation_images = 2
+
+    optimization = config.optimization
+    if optimization.base_learning_rate:
+        optimization.learning_rate, optimization.base_learning_rate = optimization.peak_learning_rate, 0.0
+    optimization.batch_size, optimization.micro_batch_size = 2, 0
+    optimization.max_steps, optimization.epochs = 2, 0
+    optimization.warmup_steps, optimization.warmup_epochs = 0, 0
+    config.logging.trackers = []
+
+    if config.stage == "base":
+        config.model = dict(BASE_TOKENIZERS["vqgan"])
+        del config.model["_class_name"]
+    elif config.stage in ("distill", "fixed"):
+        config.model = dict(_SIZES)
+    if config.stage != "base" and not Path(config.init_from).exists():
+        config.init_from = _stand_in(config)
+    config.validate()
+
+
+def _stand_in(config: TrainingConfig) -> str:
+    """A folder with a model of random weights that the stage can start from."""
+    torch.manual_seed(0)
+    if config.stage == "finetune":
+        return save_tiny_model(Path("stand-in-alit"))
+    name = "kl" if "kl" in config.output_dir or "kl" in config.init_from else "vqgan"
+    base = dict(BASE_TOKENIZERS[name])
+    folder = f"stand-in-{name}"
+    _KINDS[base.pop("_class_name")](**base).save_pretrained(folder)
+    return folder
