@@ -44,7 +44,7 @@ benchmark: venv ## print timings, one process at a time
 	$(BIN)/python -m pytest -s -m benchmark tests/benchmarks
 
 docs: venv ## build the documentation: site/index.html
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## remove .venv, caches and outputs
 	rm -rf $(VENV) outputs build site .pytest_cache .ruff_cache .hypothesis src/*.egg-info

@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from hub_server import logged_in_hub
 from lively_model import lively_model
 from page_shell import Program, run_bash
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from sybil import Document, Example, Sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
+from tiny_config import BASE_TOKENIZERS
 from token_data import write_parquet
 
 from alit_hf import ALITImageProcessor
@@ -89,10 +91,11 @@ def model_folder(tmp_path_factory) -> str:
 def page_folder(tmp_path, monkeypatch, model_folder) -> Path:
     """The working directory: photos, a published checkpoint, a Hub, and what a clone of the repository has."""
     (tmp_path / "photos" / "holiday").mkdir(parents=True)
-    for number, name in enumerate(["photo.jpg", "photos/a.jpg", "photos/b.png", "photos/holiday/c.jpg"]):
+    for number, name in enumerate(["photo.jpg", "another.jpg", "photos/photo.jpg", "photos/holiday/beach.png"]):
         noise = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((90, 70), Image.Resampling.BICUBIC).save(tmp_path / name)
     write_parquet(tmp_path / "train-0.parquet", range(2))
+    AutoencoderKL.from_config(BASE_TOKENIZERS["kl"]).save_pretrained(tmp_path / "path" / "to" / "autoencoder")
     torch.save({"model": load_file(PUBLISHED)}, tmp_path / "published.pth")
     for name in ("training", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -155,7 +158,7 @@ class TestHarness:
             page_folder,
             "```python\nthreshold = 9\n```\n"
             "```bash\nalit encode photo.jpg -o 'a code.alit' --threshold 9 # or less\n"
-            "for file in *.alit; do\n    alit info \"$file\"\ndone\n```\n"
+            'for file in *.alit; do\n    alit info "$file"\ndone\n```\n'
             "```python\nassert threshold == 9\nopen('a code.alit').close()\n```\n",
         ):
             example.evaluate()
