@@ -1,5 +1,6 @@
 """
-Every block of Python and bash on every page runs, in the order of the page, in a folder that has what pages speak of.
+Every block of Python and bash on every page runs, in the order of the page, in a folder that has what pages speak of,
+and so do the examples in docstrings, which the reference shows.
 
 A block that cannot is under a line `*Not run by the tests: REASON.*`, which readers see, too.
 """
@@ -22,7 +23,7 @@ from random_lpips import random_lpips
 from safetensors.torch import load_file
 from sybil import Document, Example, Sybil
 from sybil.evaluators.python import PythonEvaluator
-from sybil.parsers.markdown import CodeBlockParser
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from tiny_config import BASE_TOKENIZERS
 from token_data import write_parquet
 
@@ -75,6 +76,8 @@ PARSER = Sybil(
         ),
     ]
 )
+
+DOCSTRING_PARSER = Sybil([PythonCodeBlockParser()])
 
 
 @pytest.fixture(scope="session")
@@ -131,6 +134,15 @@ def test_no_code_goes_by_another_name(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     languages = {match["language"] for match in FENCE.finditer(text)}
     assert languages - {"python", "bash"} <= NOT_CODE
+
+
+def test_examples_in_docstrings_run(page_folder, hub):
+    assert alit(["tokenize", "photos/", "--output", "codes/"]) == 0
+    modules = [path for path in (ROOT / "src").rglob("*.py") if "```python" in path.read_text(encoding="utf-8")]
+    assert len(modules) > 3
+    for path in modules:
+        for example in DOCSTRING_PARSER.parse(path):
+            example.evaluate()
 
 
 class TestHarness:
