@@ -58,7 +58,15 @@ setup(
         "train": ["tensorboard>=2.21"],
         "eval": ["torchmetrics>=1.9", "scipy>=1.15", "pandas>=2.3"],
         "demo": ["scikit-image>=0.25"],
-        "dev": ["pytest>=9.2", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "hypothesis>=6.168", "ruff>=0.17"],
+        "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0.6"],
+        "dev": [
+            "pytest>=9.2",
+            "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8",
+            "hypothesis>=6.168",
+            "sybil>=9.3",
+            "ruff>=0.17",
+        ],
     },
     entry_points={"console_scripts": ["alit = alit_hf.cli:main"]},
 )

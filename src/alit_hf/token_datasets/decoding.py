@@ -30,6 +30,12 @@ class TokenDecoder:
     Example:
 
     ```python
+    >>> import datasets
+    >>> from alit_hf import ALITImageProcessor, ALITModel, pretrained_path
+    >>> from alit_hf.token_datasets import TokenDecoder
+
+    >>> model = ALITModel.from_pretrained(pretrained_path()).eval()
+    >>> processor = ALITImageProcessor.from_pretrained(pretrained_path())
     >>> codes = datasets.load_dataset("codes/", split="train")
     >>> decoder = TokenDecoder("codes/", model, processor)
     >>> pictures = decoder.decode(codes[:8])
