@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,9 @@ def launch(arguments: Sequence[str]) -> int:
     AcceleratorState._reset_state(True)
     for config in load_configs(known.config, overrides):
         _cut_down(config)
+        if not config.resume:
+            # A page's commands are alternatives, which need not leave each other's output alone.
+            shutil.rmtree(config.output_dir, ignore_errors=True)
         train(config)
     AcceleratorState._reset_state(True)
     return 0
