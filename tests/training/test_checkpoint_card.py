@@ -65,6 +65,16 @@ def test_it_says_where_a_thumbnail_is_better(files):
     assert "is better in L1 at 3 of 8 lengths" in content
 
 
+def test_baselines_that_were_not_trained_are_named(files):
+    results, baselines, separation = copy.deepcopy(files)
+    del baselines["fixed-32"]
+    content = checkpoint_card(results, baselines, separation).content
+    assert "| fixed, 32 tokens" not in content
+    (line,) = [line for line in content.splitlines() if line.startswith("Configured but not trained")]
+    assert "fixed, 32 tokens" in line
+    assert "fixed, 128 tokens" not in line
+
+
 def test_baselines_of_different_images_are_refused(files):
     results, baselines, separation = copy.deepcopy(files)
     baselines["alit"]["data"]["num_images"] += 1

@@ -100,6 +100,7 @@ class Familiarity(Analysis):
                 lengths, *np.percentile(of_set, (25, 75), axis=0), color=color, alpha=0.15, linewidth=0
             )
         by_length.set_ylim(bottom=0)
+        by_length.set_xticks(lengths)
         by_length.legend(fontsize=8, frameon=False)
         style(by_length, "tokens", "L1 (mean, middle half)", "a")
 
