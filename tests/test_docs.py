@@ -138,7 +138,8 @@ def test_no_code_goes_by_another_name(page):
 
 def test_examples_in_docstrings_run(page_folder, hub):
     assert alit(["tokenize", "photos/", "--output", "codes/"]) == 0
-    modules = [path for path in (ROOT / "src").rglob("*.py") if "```python" in path.read_text(encoding="utf-8")]
+    files = (ROOT / "src").rglob("*.py")
+    modules = [file for file in files if "```python\n    >>>" in file.read_text(encoding="utf-8")]
     assert len(modules) > 3
     for path in modules:
         for example in DOCSTRING_PARSER.parse(path):

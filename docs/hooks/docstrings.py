@@ -33,7 +33,7 @@ def to_markdown(docstring: str) -> str:
         if found:
             end_section()
             title, lines = found[1], []
-        elif title is not None and line and not line.startswith((" ", "```")):
+        elif title not in (None, "Example") and line and not line.startswith(" "):
             end_section()
             title, lines = None, [line]
         else:
