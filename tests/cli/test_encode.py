@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny_model import save_tiny_model
 
 from alit_hf import cli, selection
-from alit_hf.cli.options import DEFAULT_THRESHOLD
 from alit_hf.image_io import open_image
+from alit_hf.option_types import DEFAULT_THRESHOLD
 from alit_hf.token_file import TokenFile
 
 

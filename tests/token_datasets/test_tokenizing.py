@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -10,6 +12,7 @@ import pytest
 from lively_model import lively_model
 from token_data import BROKEN, FEATURES, NUM_ROWS, contents, png, row, undecoded, write_parquet
 
+from alit_hf import whole_file
 from alit_hf.length_choice import LengthChoice
 from alit_hf.picture_codes import PictureEncoder
 from alit_hf.processes import Processes
@@ -108,13 +111,14 @@ def kill_at(monkeypatch, number: int, after: bool) -> None:
             if after:
                 os.replace(source, target)
             else:
+                # A killed process removes nothing, and the next one has another number.
                 os.truncate(source, os.path.getsize(source) // 2)
+                shutil.copy(source, Path(source).with_name(Path(source).name.replace(str(os.getpid()), "1")))
             raise Killed
         os.replace(source, target)
 
     killing = SimpleNamespace(**{**vars(os), "replace": replace})
-    monkeypatch.setattr(shards_module, "os", killing)
-    monkeypatch.setattr(tokenizing, "os", killing)
+    monkeypatch.setattr(whole_file, "os", killing)
 
 
 @pytest.mark.parametrize("after", [False, True])

@@ -12,10 +12,10 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from alit_hf.cli.options import DEFAULT_THRESHOLD, add_threshold_argument
 from alit_hf.evaluation.images import EvaluationImages
 from alit_hf.evaluation.lengths import code_lengths, smallest_satisfying
 from alit_hf.evaluation.settings import SettingsError
+from alit_hf.option_types import DEFAULT_THRESHOLD, add_threshold_argument
 
 from .analysis import Analysis, Context, ImageBatch, RunSettings
 from .charts import new_figure, style

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from alit_hf.cli.options import DEFAULT_THRESHOLD, add_threshold_argument
 from alit_hf.evaluation.lengths import code_lengths, smallest_satisfying
 from alit_hf.evaluation.settings import SettingsError
+from alit_hf.option_types import DEFAULT_THRESHOLD, add_threshold_argument
 
 from .analysis import Analysis, Context, ImageBatch
 from .charts import new_figure, style

@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import entropy
 
-from alit_hf.cli.options import distinct_numbers
 from alit_hf.evaluation.lengths import code_lengths, smallest_satisfying
 from alit_hf.evaluation.rounding import rounded
+from alit_hf.option_types import distinct_numbers
 
 from .analysis import Analysis, Context, ImageBatch
 from .charts import length_colors, new_figure, style

@@ -11,10 +11,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from alit_hf.cli.options import DEFAULT_THRESHOLD, add_threshold_argument
 from alit_hf.evaluation.lengths import code_lengths, smallest_satisfying
 from alit_hf.evaluation.rounding import rounded
 from alit_hf.figure import draw_panels, frame_caption, rollout_panels
+from alit_hf.option_types import DEFAULT_THRESHOLD, add_threshold_argument
 from alit_hf.rollout_pictures import RolloutPicture, payload_bytes, rollout_pictures
 
 from .analysis import Analysis, Context, ImageBatch

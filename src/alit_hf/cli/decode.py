@@ -1,8 +1,9 @@
 """`alit decode`: `.alit` files to pictures."""
 
 import argparse
-import os
 from pathlib import Path
+
+from alit_hf.whole_file import whole_file
 
 from .batches import run_jobs
 from .errors import FAILED
@@ -63,12 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _save_picture(picture, path: Path) -> str:
     """Writes the picture whole or not at all; returns its size in words."""
-    unfinished = path.with_name(f".alit-{os.getpid()}{path.suffix}")
-    try:
+    with whole_file(path) as unfinished:
         picture.save(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return f"{picture.width}x{picture.height}"
 
 

@@ -12,12 +12,13 @@ from alit_hf.evaluation.settings import (
     EvaluationSettings,
     SettingsError,
 )
+from alit_hf.option_types import distinct_numbers, positive_integer
 from alit_hf.whole_file import whole_file
 
 from .errors import FAILED, FileError, UsageError, file_problem, print_error, reason
 from .explore import FIGURE_SUFFIXES
 from .jobs import check_writable
-from .options import add_batch_size_argument, add_model_arguments, distinct_numbers, positive_integer
+from .options import add_batch_size_argument, add_model_arguments
 
 
 if TYPE_CHECKING:

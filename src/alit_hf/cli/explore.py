@@ -4,9 +4,11 @@ import argparse
 import os
 from pathlib import Path
 
+from alit_hf.option_types import add_threshold_argument
+
 from .errors import FileError, UsageError, file_problem
 from .jobs import check_writable
-from .options import add_model_arguments, add_threshold_argument
+from .options import add_model_arguments
 
 
 FIGURE_SUFFIXES = (".png", ".jpg", ".webp", ".pdf", ".svg")

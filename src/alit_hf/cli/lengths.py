@@ -4,9 +4,9 @@ import argparse
 from typing import TYPE_CHECKING
 
 from alit_hf.length_choice import LengthChoice
+from alit_hf.option_types import DEFAULT_THRESHOLD, finite_number, positive_integer
 
 from .errors import UsageError, reason
-from .options import DEFAULT_THRESHOLD, finite_number, positive_integer
 
 
 if TYPE_CHECKING:

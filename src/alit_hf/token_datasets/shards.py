@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alit_hf.whole_file import unfinished_files, whole_file
+
 
 _FOLDER = "data"
-_UNFINISHED = ".unfinished-"
 _METADATA_KEY = b"alit_hf"
 
 
@@ -63,18 +63,18 @@ class Shards:
     def write(self, table: pa.Table, record: ShardRecord) -> None:
         """Writes a shard. Whenever the process ends, it is there as a whole or not at all."""
         metadata = {**(table.schema.metadata or {}), _METADATA_KEY: json.dumps(dataclasses.asdict(record)).encode()}
-        path = self.path(record.part, record.block)
-        unfinished = path.with_name(f"{_UNFINISHED}{os.getpid()}-{path.name}")
-        with pq.ParquetWriter(unfinished, table.schema.with_metadata(metadata)) as writer:
+        with (
+            whole_file(self.path(record.part, record.block)) as unfinished,
+            pq.ParquetWriter(unfinished, table.schema.with_metadata(metadata)) as writer,
+        ):
             # `load_dataset` takes a file without row groups, but none with a row group that has no rows.
             if table.num_rows:
                 writer.write_table(table)
-        os.replace(unfinished, path)
 
     def prepare(self) -> None:
         """Makes the folder, and takes away what a process left that was killed while it was writing."""
         self.folder.mkdir(exist_ok=True)
-        for path in self.folder.glob(f"{_UNFINISHED}*"):
+        for path in unfinished_files(self.folder):
             path.unlink()
 
     def paths(self) -> list[Path]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from alit_hf.image_processing_alit import ALITImageProcessor
 from alit_hf.picture_codes import PictureCode, PictureEncoder, to_picture
 from alit_hf.processes import Processes
+from alit_hf.whole_file import unfinished_files, whole_file
 
 from .card import CARD_FILE, UNDECODABLE_FILE, card
 from .image_rows import FILE_NAME, ImageRows, fetch, read_picture
@@ -124,13 +125,12 @@ def tokenize_rows(
 def _prepare(folder: Path, info: TokenDatasetInfo) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / INFO_FILE
+    left = unfinished_files(folder)
     if not path.is_file():
-        # A process that was ended before it had written the file may have left its beginning.
-        others = sorted(other.name for other in folder.iterdir() if other != _unfinished(path))
+        others = sorted(other.name for other in folder.iterdir() if other not in left)
         if others:
             raise OutputError(f"the output {folder} is not empty and holds no {INFO_FILE}, but {others[0]}")
         _write(path, info.to_json())
-        return
     try:
         differences = info.differences(TokenDatasetInfo.load(folder))
     except ValueError as error:
@@ -140,6 +140,8 @@ def _prepare(folder: Path, info: TokenDatasetInfo) -> None:
             f"the output {folder} holds tokens of another run, {'; '.join(differences)}: choose another output, or "
             "delete it"
         )
+    for file in left:
+        file.unlink()
 
 
 class _Piece(NamedTuple):
@@ -321,14 +323,9 @@ def _summarize(shards: Shards, info: TokenDatasetInfo, num_undecodable: int) -> 
     return TokenDatasetSummary(sum(lengths.values()), num_undecodable, dict(sorted(lengths.items())), num_unsatisfied)
 
 
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f".unfinished-{path.name}")
-
-
 def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    _unfinished(path).write_text(text, encoding="utf-8")
-    os.replace(_unfinished(path), path)
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 __all__ = ["TOKEN_FEATURES", "OutputError", "TokenDatasetSummary", "tokenize_rows"]
