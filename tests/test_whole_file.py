@@ -17,12 +17,17 @@ def test_what_is_there_at_the_end_replaces_the_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def write_half(path):
+    with whole_file(path) as unfinished:
+        unfinished.write_text("half")
+        raise RuntimeError
+
+
 def test_an_exception_leaves_the_file_as_it_was(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), whole_file(path) as unfinished:
-        unfinished.write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        write_half(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

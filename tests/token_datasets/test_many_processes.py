@@ -1,6 +1,7 @@
 """`training/tokenize_dataset.py` over two real processes writes what `alit tokenize` writes."""
 
 import pytest
+import torch
 from lively_model import lively_model
 from many_processes import run_two
 from token_data import contents
@@ -12,8 +13,18 @@ from alit_hf.cli import main
 SCRIPT = "tokenize_dataset.py"
 
 
+@pytest.fixture
+def one_thread():
+    """As many as each of the two processes has: with others, sums are rounded otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("one_thread")
 def test_two_processes_write_what_one_writes(tmp_path, parquet):
     model = lively_model()
     model.save_pretrained(tmp_path / "model")
