@@ -32,7 +32,10 @@ def length_colors(count: int) -> list[tuple[float, float, float, float]]:
 
 
 def draw_estimates(axes: Axes, estimates: dict[str, dict], label: str, color: str) -> None:
-    """Draws estimates of `statistics.py` over lengths, with their intervals; those without a value leave a gap."""
+    """
+    Draws estimates of `statistics.py` over lengths, with their intervals. Those without a value leave a gap; where no
+    curve has one, the panel says so.
+    """
     values, lows, highs = (
         [np.nan if estimate[name] is None else estimate[name] for estimate in estimates.values()]
         for name in ("value", "low", "high")
@@ -40,6 +43,8 @@ def draw_estimates(axes: Axes, estimates: dict[str, dict], label: str, color: st
     lengths = [int(length) for length in estimates]
     axes.plot(lengths, values, "o-", color=color, label=label, markersize=3)
     axes.fill_between(lengths, lows, highs, color=color, alpha=0.2, linewidth=0)
+    if np.isnan(values).all() and not axes.texts:
+        axes.text(0.5, 0.5, "not enough data", transform=axes.transAxes, ha="center", fontsize=_FONT_SIZE)
 
 
 __all__ = ["draw_estimates", "length_colors", "new_figure", "style"]
