@@ -123,9 +123,14 @@ def draw_panels(rows: Sequence[Sequence[Panel]], caption: str) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike, dots_per_inch: int | None = None) -> None:
     """
     Writes a figure, in the format that the path's suffix names. The same figure gives the same file.
+
+    Args:
+        figure (`Figure`)
+        path (`str` or `os.PathLike`)
+        dots_per_inch (`int`, *optional*): of a picture. Defaults to the figure's own.
 
     Raises:
         `OSError`: if it cannot be written.
@@ -134,7 +139,7 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     extension = os.path.splitext(path)[1].lower()
     dates = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     with rc_context({"svg.hashsalt": "alit"}):
-        figure.savefig(path, metadata=dates.get(extension))
+        figure.savefig(path, dpi=dots_per_inch or "figure", metadata=dates.get(extension))
 
 
 __all__ = ["Panel", "draw_panels", "frame_caption", "rollout_panels", "save_figure"]

@@ -4,36 +4,28 @@ What a command computes with is imported when it runs and not when this package 
 use are answered at once.
 """
 
-import argparse
 import io
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
 
 from alit_hf import __version__
 
-from . import convert, decode, encode, evaluate, explore, info
+from . import analyze, convert, decode, encode, evaluate, explore, info
 from .errors import FAILED, INTERRUPTED, NO_READER, WRONG_USE, FileError, UsageError, print_error
+from .parser import OneLineParser
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports wrong use in one line, as every other error."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see `{self.prog} --help`)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
         prog="alit",
         description="Adaptive length image tokenization: every picture in as many tokens as it needs, and back.",
         epilog="Exit codes: 0 done, 1 a file failed, 2 wrong use (nothing was done), 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"alit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (encode, decode, explore, info, convert, evaluate):
+    for command in (encode, decode, explore, info, convert, evaluate, analyze):
         command.add_parser(commands)
     return parser
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +12,12 @@ from alit_hf.evaluation.settings import (
     EvaluationSettings,
     SettingsError,
 )
+from alit_hf.whole_file import whole_file
 
 from .errors import FAILED, FileError, UsageError, file_problem, print_error, reason
 from .explore import FIGURE_SUFFIXES
 from .jobs import check_writable
-from .options import add_batch_size_argument, add_model_arguments, finite_number, positive_integer
+from .options import add_batch_size_argument, add_model_arguments, distinct_numbers, positive_integer
 
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--thresholds",
         metavar="T,T",
-        type=_thresholds,
+        type=distinct_numbers,
         default=DEFAULT_THRESHOLDS,
         help="L1 below which a picture has enough tokens, for adaptive lengths "
         f"(default: {','.join(map(str, DEFAULT_THRESHOLDS))})",
@@ -131,7 +131,9 @@ def run(arguments: argparse.Namespace, processes: "Processes | None" = None) -> 
         return 0
 
     try:
-        _write(json.dumps(results, indent=2, allow_nan=False) + "\n", output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(output) as unfinished:
+            unfinished.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         for figure in figures:
             figure.parent.mkdir(parents=True, exist_ok=True)
         if arguments.figure is not None:
@@ -147,14 +149,6 @@ def run(arguments: argparse.Namespace, processes: "Processes | None" = None) -> 
     counted = f"{results['data']['num_images']} images" + (f", {len(undecodable)} undecodable" if undecodable else "")
     print("; ".join([f"{output}: {counted}", *map(str, figures)]))
     return FAILED if undecodable else 0
-
-
-def _thresholds(text: str) -> tuple[float, ...]:
-    """For argparse: different finite numbers, separated by commas."""
-    thresholds = tuple(finite_number(part) for part in text.split(","))
-    if len(set(thresholds)) < len(thresholds):
-        raise argparse.ArgumentTypeError(f"it is {text!r}, no threshold may occur twice")
-    return thresholds
 
 
 def _lpips_networks(text: str) -> tuple[str, ...]:
@@ -204,17 +198,6 @@ def _load_feature_network(name: str | None) -> "FeatureNetwork | None":
         return FEATURE_NETWORKS[name]()
     except (OSError, ValueError) as error:
         raise UsageError(f"--frechet {name} cannot be used: {reason(error)}") from error
-
-
-def _write(text: str, path: Path) -> None:
-    """Writes the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".alit-{os.getpid()}{path.suffix}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 __all__ = ["add_arguments", "add_parser", "run"]

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import datasets
 from PIL import Image
@@ -16,11 +16,13 @@ class EvaluationImages(Protocol):
     """
     Images in an order that is always the same.
 
-    `sources` says where they come from, as the user named it; `split` is the data set's split, `None` for files.
+    `sources` says where they come from, as the user named it; `split` is the data set's split, `None` for files;
+    `column_names` are those of what the data set says of each image, none for picture files.
     """
 
     sources: list[str]
     split: str | None
+    column_names: list[str]
 
     def __len__(self) -> int: ...
 
@@ -37,11 +39,21 @@ class EvaluationImages(Protocol):
         """
         ...
 
+    def column(self, name: str) -> Sequence[Any]:
+        """
+        The values of a column, one an image; see `check_columns`.
+
+        Raises:
+            `KeyError`: if there is no such column.
+        """
+        ...
+
 
 class _PictureFiles:
     """Picture files, each an image."""
 
     split = None
+    column_names: list[str] = []
 
     def __init__(self, sources: list[str], files: list[Path]):
         self.sources = sources
@@ -56,6 +68,9 @@ class _PictureFiles:
     def read(self, index: int) -> Image.Image:
         return open_image(self._files[index])
 
+    def column(self, name: str) -> Sequence[Any]:
+        raise KeyError(name)
+
 
 class _Rows:
     """Rows of a data set with a column `image`."""
@@ -66,20 +81,25 @@ class _Rows:
             raise ValueError(f"{', '.join(sources)} has no column `image`, its columns are {', '.join(columns)}")
         self.sources = sources
         self.split = split
-        self._rows = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+        self.column_names = [name for name in columns if name != "image"]
+        self._images = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+        self._others = rows.remove_columns(["image"])
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._images)
 
     def name(self, index: int) -> str:
-        path = (self._rows[index]["image"] or {}).get("path")
+        path = (self._images[index]["image"] or {}).get("path")
         return f"row {index}" + (f" ({os.path.basename(path)})" if path else "")
 
     def read(self, index: int) -> Image.Image:
-        cell = self._rows[index]["image"]
+        cell = self._images[index]["image"]
         if cell is None:
             raise ValueError(f"row {index} has no image")
         return open_image(cell["path"] if cell["bytes"] is None else cell["bytes"])
+
+    def column(self, name: str) -> Sequence[Any]:
+        return self._others[name]
 
 
 def open_images(sources: Sequence[str], split: str | None = None) -> EvaluationImages:
@@ -115,6 +135,17 @@ def open_images(sources: Sequence[str], split: str | None = None) -> EvaluationI
     except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
         raise ValueError(f"{', '.join(sources)}: no images can be read: {error.__cause__ or error}") from error
     return _Rows(sources, None, rows)
+
+
+def check_columns(images: EvaluationImages, names: Sequence[str]) -> None:
+    """
+    Raises:
+        `ValueError`: if the images lack one of the columns.
+    """
+    missing = [f"`{name}`" for name in names if name not in images.column_names]
+    if missing:
+        has = ", ".join(images.column_names) or "none, as picture files and data sets of images alone"
+        raise ValueError(f"{', '.join(images.sources)} lacks the columns {', '.join(missing)}; it has {has}")
 
 
 def _is_hub_id(source: str) -> bool:
@@ -153,4 +184,4 @@ def _find(source: str) -> list[Path]:
     return found
 
 
-__all__ = ["EvaluationImages", "open_images"]
+__all__ = ["EvaluationImages", "check_columns", "open_images"]

@@ -1,22 +1,20 @@
 """What the records of a pass amount to: the numbers that `alit evaluate` writes."""
 
 import hashlib
-import importlib.metadata
 import math
-import platform
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
-from alit_hf import __version__
 from alit_hf.image_processing_alit import ALITImageProcessor
 from alit_hf.losses.codebook import codebook_usage, perplexity
 from alit_hf.modeling_alit import ALITModel
-from alit_hf.token_file import model_fingerprint
 
+from .description import describe_crop, describe_device, describe_model, describe_versions
 from .frechet import result_name
 from .images import EvaluationImages
+from .lengths import code_lengths, smallest_satisfying
+from .rounding import rounded
 from .scores import MAX_PSNR
 from .settings import EvaluationSettings
 from .tally import CodeCounts, ImageRecord
@@ -64,15 +62,15 @@ def build_results(
         Sizes and distances that do not exist (ids of continuous latents) are `None`; scores are rounded to 6 decimals.
     """
     config = model.config
-    lengths = list(range(config.tokens_per_rollout, config.max_tokens + 1, config.tokens_per_rollout))
+    lengths = code_lengths(config)
     frechet_name = None if settings.feature_network is None else result_name(settings.feature_network)
 
     def means(variants: Sequence[str], frechet_variant: str) -> dict[str, float]:
         """Mean scores where each image is of the variant given for it."""
         chosen = [record.scores[variant] for record, variant in zip(records, variants, strict=True)]
-        result = {name: _rounded(np.mean([scores[name] for scores in chosen])) for name in chosen[0]}
+        result = {name: rounded(np.mean([scores[name] for scores in chosen])) for name in chosen[0]}
         if frechet_name is not None:
-            result[frechet_name] = _rounded(frechet[frechet_variant])
+            result[frechet_name] = rounded(frechet[frechet_variant])
         return result
 
     def one(variant: str) -> dict[str, float]:
@@ -81,28 +79,27 @@ def build_results(
     def codebook(variant: str) -> dict[str, float | None]:
         counts = code_counts.counts.get(variant)
         return {
-            "codebook_usage": None if counts is None else _rounded(codebook_usage(counts)),
-            "codebook_perplexity": None if counts is None else _rounded(perplexity(counts)),
+            "codebook_usage": None if counts is None else rounded(codebook_usage(counts)),
+            "codebook_perplexity": None if counts is None else rounded(perplexity(counts)),
         }
 
     def size(num_tokens: float) -> dict[str, float | None]:
         bits = num_tokens * config.bits_per_token if config.quantize else None
         return {"bits": bits, "bytes": None if bits is None else bits / 8}
 
-    # float32, as `ALITModel.encode` compares.
     criterion = np.array([record.criterion for record in records], dtype=np.float32)
     adaptive = []
     for number, threshold in enumerate(settings.thresholds):
+        chosen, satisfied = smallest_satisfying(criterion, threshold)
         is_below = criterion < np.float32(threshold)
-        chosen = np.where(is_below.any(axis=1), is_below.argmax(axis=1), len(lengths) - 1)
         mean_tokens = float(np.mean([lengths[index] for index in chosen]))
         adaptive.append(
             {
                 "threshold": threshold,
-                "mean_tokens": _rounded(mean_tokens),
-                "satisfied": _rounded(is_below.any(axis=1).mean()),
+                "mean_tokens": rounded(mean_tokens),
+                "satisfied": rounded(satisfied.mean()),
                 "satisfied_by_length": {
-                    str(length): _rounded(share) for length, share in zip(lengths, is_below.mean(axis=0), strict=True)
+                    str(length): rounded(share) for length, share in zip(lengths, is_below.mean(axis=0), strict=True)
                 },
                 "images_by_length": {
                     str(length): int((chosen == index).sum()) for index, length in enumerate(lengths)
@@ -117,15 +114,14 @@ def build_results(
     base_bits = None
     if config.base_type == "vqgan":
         base_bits = config.num_positions * math.ceil(math.log2(config.base_output_dim))
-    height, width = config.image_height_width
     return {
-        "model": _describe_model(model),
+        "model": describe_model(model),
         "data": {
             "sources": images.sources,
             "split": images.split,
             "num_images": len(records),
             "undecodable": undecodable,
-            "crop": f"shortest edge to {processor.size['shortest_edge']} pixels (bicubic), centre {width} x {height}",
+            "crop": describe_crop(model, processor),
             # Of the crops themselves, so that the same reference images are known again in any kind of file.
             "pixels_sha256": hashlib.sha256(b"".join(record.digest for record in records)).hexdigest(),
         },
@@ -139,10 +135,9 @@ def build_results(
             "batch_size": settings.batch_size,
             "limit": settings.limit,
             "processes": num_processes,
-            "device": _describe_device(model.device),
+            "device": describe_device(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "versions": {"alit_hf": __version__, "python": platform.python_version()}
-            | {library: importlib.metadata.version(library) for library in _LIBRARIES},
+            "versions": describe_versions(*_LIBRARIES),
         },
         "lengths": {
             str(length): {
@@ -167,7 +162,7 @@ def build_results(
             for length, size in thumbnail_sizes.items()
         },
         **{
-            name: {"bytes": _rounded(np.mean([record.file_bytes[name] for record in records])), **one(name)}
+            name: {"bytes": rounded(np.mean([record.file_bytes[name] for record in records])), **one(name)}
             for name in ("jpeg", "webp")
         },
         "worst": _worst(records, f"lengths/{lengths[-1]}", images),
@@ -179,24 +174,9 @@ def _worst(records: Sequence[ImageRecord], variant: str, images: EvaluationImage
     worst = sorted(records, key=lambda record: (-record.scores[variant][measure], record.index))[:_NUM_WORST]
     return [
         {"index": record.index, "image": images.name(record.index)}
-        | {name: _rounded(value) for name, value in record.scores[variant].items()}
+        | {name: rounded(value) for name, value in record.scores[variant].items()}
         for record in worst
     ]
-
-
-def _describe_model(model: ALITModel) -> dict:
-    config = model.config
-    return {
-        "name": config.name_or_path,
-        "fingerprint": model_fingerprint(model).hex(),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "image_size": list(config.image_height_width),
-        "tokens_per_rollout": config.tokens_per_rollout,
-        "max_rollouts": config.max_rollouts,
-        "quantize": config.quantize,
-        "codebook_size": config.codebook_size if config.quantize else None,
-        "halting_threshold": config.halting_threshold,
-    }
 
 
 def _describe_frechet(settings: EvaluationSettings, num_images: int) -> dict | None:
@@ -209,16 +189,6 @@ def _describe_frechet(settings: EvaluationSettings, num_images: int) -> dict | N
         "num_images": num_images,
         "reference": "the same images, cropped as `data` says",
     }
-
-
-def _describe_device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
-
-
-def _rounded(value: float | np.floating | torch.Tensor) -> float:
-    return round(float(value), 6)
 
 
 __all__ = ["build_results"]

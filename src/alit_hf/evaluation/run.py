@@ -15,8 +15,10 @@ from alit_hf.rollout_pictures import payload_bytes
 from alit_hf.selection import l1, score_images
 
 from .base_pictures import base_pictures
+from .description import check_crop
 from .frechet import check_num_images
 from .images import EvaluationImages
+from .lengths import code_lengths
 from .pixels import to_pixels
 from .results import build_results
 from .scores import ImageScorer
@@ -128,13 +130,8 @@ class _Pass:
 
     def __init__(self, model: ALITModel, processor: ALITImageProcessor, settings: EvaluationSettings):
         config = model.config
+        check_crop(model, processor)
         height, width = config.image_height_width
-        crop = processor.crop_size
-        if not processor.do_center_crop or (crop["height"], crop["width"]) != (height, width):
-            raise SettingsError(
-                f"the image processor crops to {crop['width']} x {crop['height']} pixels, the model needs {width} x "
-                f"{height}"
-            )
         self.model = model
         self.processor = processor
         self.thresholds = settings.thresholds
@@ -144,7 +141,7 @@ class _Pass:
                 f"pictures of {width} x {height} pixels are too small to be scored, {self.scorer.min_size} are needed"
                 + (" (leave out LPIPS)" if settings.lpips_networks else "")
             )
-        lengths = range(config.tokens_per_rollout, config.max_tokens + 1, config.tokens_per_rollout)
+        lengths = code_lengths(config)
         self.thumbnail_sizes: dict[int, tuple[int, int]] = {}
         if config.quantize:
             sizes = {length: thumbnail_size(width, height, payload_bytes(config, length)) for length in lengths}

@@ -1,0 +1,48 @@
+"""What analyses of attention have in common: the choice of a layer, and a model that gives its weights."""
+
+import argparse
+from dataclasses import dataclass
+
+from alit_hf.cli.options import whole_number
+from alit_hf.configuration_alit import ALITConfig
+from alit_hf.evaluation.settings import SettingsError
+
+from .analysis import Analysis, Context
+from .attention_maps import SIDES, AttentionSource, num_layers
+
+
+@dataclass(kw_only=True)
+class AttentionAnalysis(Analysis):
+    """
+    Args:
+        side (`str`): of `SIDES`.
+        layer (`int`, *optional*): the layer's index, from 0. Defaults to the last one.
+    """
+
+    side: str = "decoder"
+    layer: int | None = None
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--side",
+            choices=SIDES,
+            default="decoder",
+            help="attention of grid positions to latent tokens in the distillation decoder, or of latent tokens to "
+            "grid positions in the encoder (default: %(default)s)",
+        )
+        parser.add_argument("--layer", metavar="N", type=whole_number, help="from 0 (default: the last layer)")
+
+    def source(self, config: ALITConfig) -> AttentionSource:
+        """The layer that the options name."""
+        return AttentionSource(self.side, num_layers(config, self.side) - 1 if self.layer is None else self.layer)
+
+    def check(self, context: Context) -> None:
+        try:
+            self.source(context.model.config).check(context.model.config)
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+        context.model.set_attn_implementation("eager")
+
+
+__all__ = ["AttentionAnalysis"]

@@ -1,0 +1,175 @@
+"""`alit analyze`: the paper's experiments, each on any model and images."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alit_hf.analysis.registry import ANALYSES, load_analysis
+from alit_hf.evaluation.settings import SettingsError
+from alit_hf.whole_file import whole_file
+
+from .errors import FAILED, FileError, UsageError, file_problem, print_error, reason
+from .jobs import check_writable
+from .options import add_batch_size_argument, add_model_arguments, positive_integer, whole_number
+from .parser import OneLineParser
+
+
+if TYPE_CHECKING:
+    from alit_hf.analysis.analysis import Analysis
+    from alit_hf.evaluation.images import EvaluationImages
+    from alit_hf.evaluation.run import Processes
+
+
+_DOTS_PER_INCH = 200
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "analyze",
+        help="an experiment of the paper on any model and images",
+        description="Runs an experiment of the paper: writes results.json and figure.png, and prints the finding. "
+        "What was measured of each image is stored, too, and not measured again.",
+        epilog="Analyses: " + "; ".join(f"{name}: {question}" for name, question in ANALYSES.items()) + ".",
+    )
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What stands before an analysis' own options, also for `training/analyze.py`."""
+    parser.add_argument("name", metavar="NAME", choices=tuple(ANALYSES), help=", ".join(ANALYSES))
+    parser.add_argument(
+        "options",
+        metavar="OPTIONS",
+        nargs=argparse.REMAINDER,
+        help="those of the analysis, see `alit analyze NAME --help`",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    analysis_class = load_class(arguments.name)
+    return analyze(analysis_class, parse_options(analysis_class, arguments.options))
+
+
+def load_class(name: str) -> "type[Analysis]":
+    """
+    Raises:
+        `UsageError`: if a package is not installed that the analysis needs.
+    """
+    try:
+        return load_analysis(name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"alit analyze {name} needs {error.name}: `pip install 'alit-hf[eval]'`") from error
+
+
+def parse_options(analysis_class: "type[Analysis]", options: list[str]) -> argparse.Namespace:
+    """The options of an analysis, which stand behind its name."""
+    name = analysis_class.name
+    parser = OneLineParser(prog=f"alit analyze {name}", description=f"Finds out {ANALYSES[name]}.")
+    for option, what in analysis_class.data_options.items():
+        parser.add_argument(
+            _flag(option),
+            metavar="DATA",
+            nargs="+",
+            required=True,
+            help=f"{what}: pictures and folders of them, parquet files with a column `image`, or a Hub id of such a "
+            "data set",
+        )
+        split = _split_name(option)
+        parser.add_argument(
+            _flag(split), metavar="S", help=f"of {_flag(option)}, if it is on the Hub; needed where it has several"
+        )
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        required=True,
+        help="folder of results.json and figure.png; a run that was interrupted goes on with what is there",
+    )
+    analysis_class.add_arguments(parser)
+    parser.add_argument(
+        "--limit",
+        metavar="N",
+        type=positive_integer,
+        default=analysis_class.default_limit,
+        help="images of each data set, drawn at random (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        metavar="S",
+        type=whole_number,
+        default=0,
+        help="of everything that is drawn (default: %(default)s)",
+    )
+    add_model_arguments(parser)
+    add_batch_size_argument(parser)
+    return parser.parse_args(options)
+
+
+def analyze(
+    analysis_class: "type[Analysis]", options: argparse.Namespace, processes: "Processes | None" = None
+) -> int:
+    """Runs an analysis; of several processes the first one sums up, writes and prints."""
+    folder = Path(options.output)
+    check_writable(folder)
+
+    import datasets
+
+    from alit_hf.analysis.analysis import Context, RunSettings
+    from alit_hf.analysis.run import run_analysis
+    from alit_hf.figure import save_figure
+
+    from .loading import load_model
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    data = {option: _open(option, options) for option in analysis_class.data_options}
+    model, processor = load_model(options.model, options.device, options.dtype)
+    settings = RunSettings(limit=options.limit, seed=options.seed, batch_size=options.batch_size)
+    try:
+        analysis = analysis_class.from_arguments(options)
+        outcome = run_analysis(analysis, Context(model, processor, data, settings), folder, processes)
+    except SettingsError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise FileError(file_problem(folder, error)) from error
+    except (ValueError, RuntimeError) as error:
+        raise FileError(f"the analysis failed: {reason(error)}") from error
+    if outcome is None:
+        return 0
+
+    results, figure = outcome
+    results_path, figure_path = folder / "results.json", folder / "figure.png"
+    try:
+        with whole_file(results_path) as unfinished:
+            unfinished.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        with whole_file(figure_path) as unfinished:
+            save_figure(figure, unfinished, _DOTS_PER_INCH)
+    except OSError as error:
+        raise FileError(file_problem(folder, error)) from error
+    undecodable = [image for described in results["data"].values() for image in described["undecodable"]]
+    for image in undecodable:
+        print_error(f"{image['image']}: {image['reason']}")
+    print(f"{analysis.name}: {results['finding']}")
+    print(f"{results_path}; {figure_path}")
+    return FAILED if undecodable else 0
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")
+
+
+def _split_name(option: str) -> str:
+    return option.removesuffix("data") + "split"
+
+
+def _open(option: str, options: argparse.Namespace) -> "EvaluationImages":
+    from alit_hf.evaluation.images import open_images
+
+    try:
+        return open_images(getattr(options, option), getattr(options, _split_name(option)))
+    except ValueError as error:
+        raise UsageError(f"{_flag(option)}: {reason(error)}") from error
+
+
+__all__ = ["add_arguments", "add_parser", "analyze", "load_class", "parse_options", "run"]

@@ -1,0 +1,66 @@
+"""What a file of results says of the model, the device and the libraries that it was measured with."""
+
+import importlib.metadata
+import platform
+
+import torch
+
+from alit_hf import __version__
+from alit_hf.image_processing_alit import ALITImageProcessor
+from alit_hf.modeling_alit import ALITModel
+from alit_hf.token_file import model_fingerprint
+
+from .settings import SettingsError
+
+
+def describe_model(model: ALITModel) -> dict:
+    """Name, fingerprint of the weights, and sizes."""
+    config = model.config
+    return {
+        "name": config.name_or_path,
+        "fingerprint": model_fingerprint(model).hex(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "image_size": list(config.image_height_width),
+        "tokens_per_rollout": config.tokens_per_rollout,
+        "max_rollouts": config.max_rollouts,
+        "quantize": config.quantize,
+        "codebook_size": config.codebook_size if config.quantize else None,
+        "halting_threshold": config.halting_threshold,
+    }
+
+
+def describe_device(device: torch.device) -> str:
+    """Which processor it is."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def describe_versions(*libraries: str) -> dict[str, str]:
+    """Versions of this package, Python and the libraries."""
+    return {"alit_hf": __version__, "python": platform.python_version()} | {
+        library: importlib.metadata.version(library) for library in libraries
+    }
+
+
+def describe_crop(model: ALITModel, processor: ALITImageProcessor) -> str:
+    """What part of an image the model sees."""
+    height, width = model.config.image_height_width
+    return f"shortest edge to {processor.size['shortest_edge']} pixels (bicubic), centre {width} x {height}"
+
+
+def check_crop(model: ALITModel, processor: ALITImageProcessor) -> None:
+    """
+    Raises:
+        `SettingsError`: if the processor does not bring images to the model's size.
+    """
+    height, width = model.config.image_height_width
+    crop = processor.crop_size
+    if not processor.do_center_crop or (crop["height"], crop["width"]) != (height, width):
+        raise SettingsError(
+            f"the image processor crops to {crop['width']} x {crop['height']} pixels, the model needs {width} x "
+            f"{height}"
+        )
+
+
+__all__ = ["check_crop", "describe_crop", "describe_device", "describe_model", "describe_versions"]
