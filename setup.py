@@ -34,7 +34,7 @@ setup(
     ],
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"alit_hf": ["py.typed", "checkpoints/**"]},
+    package_data={"alit_hf": ["py.typed", "checkpoints/**", "demo/*.css"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
@@ -55,8 +55,16 @@ setup(
     extras_require={
         "train": ["tensorboard>=2.21", "pyarrow>=25"],
         "eval": ["torchmetrics>=1.9", "scipy>=1.15"],
-        "demo": ["scikit-image>=0.25"],
-        "dev": ["pytest>=9.2", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "hypothesis>=6.168", "ruff>=0.17"],
+        "demo": ["scikit-image>=0.25", "gradio>=6.31", "packaging>=24"],
+        "dev": [
+            "pytest>=9.2",
+            "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8",
+            "hypothesis>=6.168",
+            "ruff>=0.17",
+            # Drives the Chromium that the machine has, if it has one; its own need not be downloaded.
+            "playwright>=1.60",
+        ],
     },
     entry_points={"console_scripts": ["alit = alit_hf.cli:main"]},
 )

@@ -8,11 +8,16 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub
+import pytest
 import yaml
+from huggingface_hub.utils import close_session
 
 
 TOKEN = "hf_right"
@@ -63,7 +68,10 @@ class _Repo:
 
 
 class HubServer:
-    """Repositories of models, readable by anyone unless private, writable with `TOKEN` under `ORGANIZATION` only."""
+    """
+    Repositories of models and Spaces, readable by anyone unless private, writable with `TOKEN` under `ORGANIZATION`
+    only. A repository's name in `repos` begins with `spaces/` for a Space.
+    """
 
     def __init__(self) -> None:
         self.repos: dict[str, _Repo] = {}
@@ -240,8 +248,12 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted["organization"] != ORGANIZATION:
             self._send(403, {"error": f"You don't have the rights to create a model under {wanted['organization']}"})
             return
-        repo_id = f"{wanted['organization']}/{wanted['name']}"
-        answer = {"url": f"{self.hub.url}/{repo_id}", "name": repo_id}
+        if wanted.get("type") == "space" and "sdk" not in wanted:
+            self._send(400, {"error": "A Space needs an SDK"})
+            return
+        name = f"{wanted['organization']}/{wanted['name']}"
+        repo_id = f"spaces/{name}" if wanted.get("type") == "space" else name
+        answer = {"url": f"{self.hub.url}/{repo_id}", "name": name}
         if repo_id in self.hub.repos:
             self._send(409, answer)
             return
@@ -352,21 +364,45 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, content, {**headers, "ETag": f'"{_oid(file, content)}"'})
 
 
-_REPO = r"(?P<repo>[^/]+/[^/]+)"
+_REPO = r"(?P<repo>(spaces/)?[^/]+/[^/]+)"
+# In the API the kind of a repository is said of models, too.
+_API = r"/api/(models/|(?=spaces/))"
 _REVISION = r"(?P<revision>[^/]+)"
 _ROUTES = [
     ("GET", r"/api/whoami-v2", _Handler.whoami),
     ("POST", r"/api/repos/create", _Handler.create),
     ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
-    ("POST", rf"/api/models/{_REPO}/preupload/{_REVISION}", _Handler.preupload),
+    ("POST", rf"{_API}{_REPO}/preupload/{_REVISION}", _Handler.preupload),
     ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", _Handler.lfs_upload),
     ("POST", r"/lfs-verify", _Handler.lfs_verify),
-    ("POST", rf"/api/models/{_REPO}/commit/{_REVISION}", _Handler.commit),
-    ("GET", rf"/api/models/{_REPO}(/revision/{_REVISION})?", _Handler.info),
-    ("GET", rf"/api/models/{_REPO}/tree/{_REVISION}(/(?P<folder>.+))?", _Handler.tree),
+    ("POST", rf"{_API}{_REPO}/commit/{_REVISION}", _Handler.commit),
+    ("GET", rf"{_API}{_REPO}(/revision/{_REVISION})?", _Handler.info),
+    ("GET", rf"{_API}{_REPO}/tree/{_REVISION}(/(?P<folder>.+))?", _Handler.tree),
     ("GET|HEAD", rf"/{_REPO}/resolve/{_REVISION}/(?P<file>.+)", _Handler.resolve),
 ]
+
+
+@contextlib.contextmanager
+def connected_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub that runs, with this process logged in to it."""
+    server = HubServer()
+    server.start()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+    url = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    # The client's pauses between repetitions of one request, shortened.
+    brief = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: time.sleep(0.05)})
+    monkeypatch.setattr("huggingface_hub.utils._http.time", brief)
+    close_session()
+    try:
+        yield server
+    finally:
+        server.stop()
+        close_session()
 
 
 def _oid(path: str, content: bytes) -> str:

@@ -8,16 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import torch
 import yaml
 from diffusers import VQModel
-from hub_server import TOKEN, HubServer
+from hub_server import TOKEN, HubServer, connected_hub
 from huggingface_hub import HfApi, ModelCard
-from huggingface_hub.utils import close_session
 from tiny_model import save_tiny_model
 
 from alit_hf import ALITImageProcessor, ALITModel
@@ -37,22 +35,10 @@ COMMIT = "/commit/"
 @pytest.fixture
 def hub(monkeypatch):
     """A Hub with this process logged in to it."""
-    server = HubServer()
-    server.start()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-    url = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    # The pauses of a bad day, shortened: ours, and those of the client between repetitions of one request.
+    # The pauses between attempts, shortened.
     monkeypatch.setattr(publishing, "RETRY_DELAYS", (0.2, 0.2, 0.2, 0.2))
-    brief = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: time.sleep(0.05)})
-    monkeypatch.setattr("huggingface_hub.utils._http.time", brief)
-    close_session()
-    yield server
-    server.stop()
-    close_session()
+    with connected_hub(monkeypatch) as server:
+        yield server
 
 
 @pytest.fixture

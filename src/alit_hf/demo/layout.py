@@ -1,0 +1,188 @@
+"""The demo's page: what stands where, and what happens when something is dropped, moved or clicked."""
+
+from collections.abc import Callable
+from functools import cache
+
+import gradio as gr
+
+from alit_hf.cli.options import DEFAULT_THRESHOLD
+
+from .codes import EncodedPicture, Kept
+from .example_photos import EXAMPLE_NAMES, example_photo
+from .rendering import chosen_html, examples_html, message_html, strip_html, tokens_html
+from .tokenizer import DemoTokenizer
+from .uploads import UploadError, process_upload
+
+
+SESSION_SECONDS = 3600
+"""How long a session's picture is remembered; Gradio has the same time for pages that were closed."""
+
+# Uploads are deleted when they are read. These were never asked for, or waited longer than anyone does.
+_FORGOTTEN_UPLOAD_SECONDS = 300
+
+# The model works on one picture at a time, and everybody waits for a turn; what needs no model does not wait.
+_ON_MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
+_AT_ONCE = {"concurrency_limit": None, "show_progress": "hidden"}
+_PRIVATE = {"api_visibility": "private"}
+
+_COLUMN_WIDTH = 340
+_LARGEST_THRESHOLD = 0.3
+
+_ABOUT = """# ALIT: as many tokens as a picture needs
+Each picture is encoded at every length, and the shortest code whose error is below the threshold is chosen.
+What you drop in is deleted as soon as it is read, and what you see is forgotten after an hour."""
+
+_CLICKS = """
+element.addEventListener('click', (event) => {
+    const button = event.target.closest('button[data-%(kind)s]');
+    if (button) trigger('click', {%(kind)s: button.dataset.%(kind)s});
+});
+"""
+_PICKED = "figure:nth-child(${picked}) img { outline: 4px solid var(--color-accent); outline-offset: 1px; }"
+_PRESSED = """
+button:nth-child(${pressed}) { border-color: transparent; background: var(--color-accent); color: white; }
+"""
+
+
+def build_demo(tokenizer: DemoTokenizer) -> gr.Blocks:
+    """
+    Args:
+        tokenizer (`DemoTokenizer`): works on one picture at a time, whoever dropped it in.
+    """
+    encode_example = cache(lambda name: tokenizer.encode(name, example_photo(name)))
+    with gr.Blocks(
+        title="ALIT",
+        analytics_enabled=False,
+        delete_cache=(_FORGOTTEN_UPLOAD_SECONDS, _FORGOTTEN_UPLOAD_SECONDS),
+    ) as demo:
+        gr.Markdown(_ABOUT)
+        with gr.Row():
+            threshold = gr.Slider(
+                0,
+                _LARGEST_THRESHOLD,
+                value=DEFAULT_THRESHOLD,
+                step=0.005,
+                label="Threshold",
+                info="L1 error (mean absolute difference of pixels in [0, 1]) that is good enough",
+                elem_id="threshold",
+                scale=3,
+            )
+            compare = gr.Checkbox(label="Compare with a second picture", elem_id="compare", scale=1)
+        with gr.Row():
+            with gr.Column(min_width=_COLUMN_WIDTH):
+                first = _View("first")
+            with gr.Column(min_width=_COLUMN_WIDTH, visible=False) as second_column:
+                second = _View("second")
+        for view in (first, second):
+            _connect(view, threshold, tokenizer, encode_example)
+        compare.change(
+            lambda wanted: gr.Column(visible=wanted), compare, second_column, show_progress="hidden", **_PRIVATE
+        )
+        demo.load(
+            lambda level: _shown(encode_example(EXAMPLE_NAMES[0]), level),
+            threshold,
+            first.outputs,
+            **_ON_MODEL,
+            **_PRIVATE,
+        )
+    return demo
+
+
+class _View:
+    """One picture's part of the page, made where it is to stand. Its state belongs to the session."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.kept = gr.State(time_to_live=SESSION_SECONDS)
+        self.token = gr.State(time_to_live=SESSION_SECONDS)
+        self.file = gr.File(label="Drop in a picture or an .alit file", height=130, elem_id=f"{name}-file")
+        self.message = gr.HTML(elem_id=f"{name}-message")
+        self.examples = gr.HTML(
+            examples_html({example: example_photo(example) for example in EXAMPLE_NAMES}),
+            js_on_load=_CLICKS % {"kind": "example"},
+            elem_id=f"{name}-examples",
+        )
+        self.chosen = gr.HTML(elem_id=f"{name}-chosen")
+        gr.Markdown("### Every length")
+        self.strip = gr.HTML(picked=0, css_template=_PICKED, elem_id=f"{name}-strip")
+        gr.Markdown("### Tokens of the chosen code")
+        self.tokens = gr.HTML(
+            pressed=0,
+            css_template=_PRESSED,
+            js_on_load=_CLICKS % {"kind": "token"},
+            elem_id=f"{name}-tokens",
+        )
+        self.outputs_of_choice = [self.token, self.strip, self.chosen, self.tokens]
+        self.outputs = [self.message, self.file, self.kept, *self.outputs_of_choice]
+
+
+def _connect(
+    view: _View,
+    threshold: gr.Slider,
+    tokenizer: DemoTokenizer,
+    encode_example: Callable[[str], EncodedPicture],
+) -> None:
+    def drop(path: str, level: float) -> tuple:
+        try:
+            return _shown(process_upload(tokenizer, path), level)
+        except UploadError as error:
+            return message_html(str(error)), None, *[gr.skip()] * 5  # the picture before stays
+
+    def pick_example(level: float, event: gr.EventData) -> tuple:
+        return _shown(encode_example(event.example), level)
+
+    def press_token(kept: Kept | None, level: float, event: gr.EventData) -> list:
+        if kept is None:
+            raise gr.Error("The picture was forgotten, please drop it in again.", print_exception=False)
+        return _choice(kept, level, int(event.token))
+
+    view.file.upload(
+        drop,
+        [view.file, threshold],
+        view.outputs,
+        show_progress_on=view.chosen,
+        api_name=f"{view.name}_drop",
+        **_ON_MODEL,
+    )
+    view.examples.click(pick_example, threshold, view.outputs, show_progress_on=view.chosen, **_ON_MODEL, **_PRIVATE)
+    threshold.change(
+        _choice,
+        [view.kept, threshold, view.token],
+        view.outputs_of_choice,
+        trigger_mode="always_last",
+        api_name=f"{view.name}_choose",
+        **_AT_ONCE,
+    )
+    view.tokens.click(
+        press_token,
+        [view.kept, threshold],
+        view.outputs_of_choice,
+        trigger_mode="always_last",
+        **_AT_ONCE,
+        **_PRIVATE,
+    )
+
+
+def _shown(kept: Kept, threshold: float) -> list:
+    """What a view's outputs become for a new picture."""
+    token, _, chosen, tokens = _choice(kept, threshold, None)
+    return ["", None, kept, token, gr.HTML(strip_html(kept), picked=kept.choose(threshold).position), chosen, tokens]
+
+
+def _choice(kept: Kept | None, threshold: float, token: int | None) -> list:
+    """What the outputs of a choice become for a threshold and a token; nothing is encoded or decoded."""
+    if kept is None:
+        return [gr.skip()] * 4
+    chosen = kept.choose(threshold)
+    if token is not None and not 0 <= token < chosen.num_tokens:
+        token = None
+    pressed = 0 if token is None else 1 + token
+    return [
+        token,
+        gr.HTML(picked=chosen.position),
+        chosen_html(kept, chosen, token),
+        gr.HTML(tokens_html(chosen), pressed=pressed),
+    ]
+
+
+__all__ = ["SESSION_SECONDS", "build_demo"]
