@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import gradio as gr
 
@@ -25,7 +26,10 @@ _ON_MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
 _AT_ONCE = {"concurrency_limit": None, "show_progress": "hidden"}
 _PRIVATE = {"api_visibility": "private"}
 
+# Pixels, below which what stands side by side goes below each other.
 _COLUMN_WIDTH = 340
+_PART_WIDTH = 260
+
 _LARGEST_THRESHOLD = 0.3
 
 _ABOUT = """# ALIT: as many tokens as a picture needs
@@ -66,8 +70,11 @@ def build_demo(tokenizer: DemoTokenizer) -> gr.Blocks:
                 info="L1 error (mean absolute difference of pixels in [0, 1]) that is good enough",
                 elem_id="threshold",
                 scale=3,
+                min_width=_PART_WIDTH,
             )
-            compare = gr.Checkbox(label="Compare with a second picture", elem_id="compare", scale=1)
+            compare = gr.Checkbox(
+                label="Compare with a second picture", elem_id="compare", scale=1, min_width=_PART_WIDTH
+            )
         with gr.Row():
             with gr.Column(min_width=_COLUMN_WIDTH):
                 first = _View("first")
@@ -95,25 +102,29 @@ class _View:
         self.name = name
         self.kept = gr.State(time_to_live=SESSION_SECONDS)
         self.token = gr.State(time_to_live=SESSION_SECONDS)
-        self.file = gr.File(label="Drop in a picture or an .alit file", height=130, elem_id=f"{name}-file")
-        self.message = gr.HTML(elem_id=f"{name}-message")
-        self.examples = gr.HTML(
-            examples_html({example: example_photo(example) for example in EXAMPLE_NAMES}),
-            js_on_load=_CLICKS % {"kind": "example"},
-            elem_id=f"{name}-examples",
-        )
-        self.chosen = gr.HTML(elem_id=f"{name}-chosen")
-        gr.Markdown("### Every length")
-        self.strip = gr.HTML(picked=0, css_template=_PICKED, elem_id=f"{name}-strip")
-        gr.Markdown("### Tokens of the chosen code")
-        self.tokens = gr.HTML(
-            pressed=0,
-            css_template=_PRESSED,
-            js_on_load=_CLICKS % {"kind": "token"},
-            elem_id=f"{name}-tokens",
-        )
+        with gr.Row(equal_height=True):
+            self.file = gr.File(
+                label="Drop in a picture or an .alit file",
+                height=130,
+                elem_id=f"{name}-file",
+                min_width=_PART_WIDTH,
+            )
+            self.examples = _html(
+                f"{name}-examples",
+                examples_html({example: example_photo(example) for example in EXAMPLE_NAMES}),
+                js_on_load=_CLICKS % {"kind": "example"},
+                min_width=_PART_WIDTH,
+            )
+        self.message = _html(f"{name}-message")
+        self.chosen = _html(f"{name}-chosen")
+        self.strip = _html(f"{name}-strip", picked=0, css_template=_PICKED)
+        self.tokens = _html(f"{name}-tokens", pressed=0, css_template=_PRESSED, js_on_load=_CLICKS % {"kind": "token"})
         self.outputs_of_choice = [self.token, self.strip, self.chosen, self.tokens]
         self.outputs = [self.message, self.file, self.kept, *self.outputs_of_choice]
+
+
+def _html(elem_id: str, value: str = "", **kwargs: Any) -> gr.HTML:
+    return gr.HTML(value, elem_id=elem_id, apply_default_css=False, **kwargs)
 
 
 def _connect(

@@ -42,7 +42,7 @@ def strip_html(kept: Kept) -> str:
     return _grid(
         "strip",
         (
-            _figure(rollout.picture, f"{rollout.num_tokens} tokens", _error(rollout), _bytes(rollout.payload_bytes))
+            _figure(rollout.picture, f"{rollout.num_tokens} tokens", *_errors(rollout), _bytes(rollout.payload_bytes))
             for rollout in kept.rollouts
         ),
     )
@@ -57,7 +57,9 @@ def tokens_html(chosen: ChosenCode) -> str:
             f'<button type="button" class="alit-token" data-token="{token}" title="{words}" aria-label="{words}">'
             f"{token + 1}</button>"
         )
-    return _grid("tokens", buttons)
+    return _note("The tokens of this code. Click one to see where in the picture it is read.") + _grid(
+        "tokens", buttons
+    )
 
 
 def examples_html(pictures: dict[str, Image.Image]) -> str:
@@ -91,7 +93,7 @@ def _original(kept: Kept) -> str:
 def _reconstruction(chosen: ChosenCode) -> str:
     lines = []
     if chosen.rollout is not None:
-        lines.append(_error(chosen.rollout))
+        lines += _errors(chosen.rollout)
         if not chosen.is_satisfied:
             lines.append("no length is below the threshold")
     lines.append(_bytes(chosen.payload_bytes))
@@ -100,7 +102,7 @@ def _reconstruction(chosen: ChosenCode) -> str:
 
 def _attention(chosen: ChosenCode, token: int | None) -> str:
     if token is None:
-        return _empty("Attention", "Click a token below to see where in the picture it is read.")
+        return _empty("Attention", "Click a token below.")
     picture = attention_overlay(chosen.picture, chosen.maps[token])
     return _figure(picture, _token_words(chosen.token_file, token), "bright: where in the picture it is read")
 
@@ -133,8 +135,8 @@ def _note(words: str) -> str:
     return f'<p class="alit-note">{_text(words)}</p>'
 
 
-def _error(rollout: RolloutPicture) -> str:
-    return f"L1 {rollout.l1:.3f} · {rollout.psnr:.1f} dB"
+def _errors(rollout: RolloutPicture) -> list[str]:
+    return [f"L1 {rollout.l1:.3f}", f"{rollout.psnr:.1f} dB"]
 
 
 def _bytes(count: int | None) -> str:

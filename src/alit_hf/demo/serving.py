@@ -15,6 +15,7 @@ from .upload_limits import UploadLimits
 from .uploads import MAX_UPLOAD_BYTES
 
 
+_FOLDER_VARIABLE = "GRADIO_TEMP_DIR"
 _MOST_WAITING = 32
 _MOST_SESSIONS = 200
 _SYSTEM_FONTS = ["system-ui", "sans-serif"]
@@ -31,8 +32,7 @@ def served_demo(tokenizer: DemoTokenizer) -> Iterator[str]:
     Raises:
         `OSError`: if there is no free port.
     """
-    with tempfile.TemporaryDirectory(prefix="alit-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
+    with _folder_of_uploads():
         demo = build_demo(tokenizer).queue(max_size=_MOST_WAITING)
         try:
             _, url, _ = demo.launch(
@@ -51,6 +51,20 @@ def served_demo(tokenizer: DemoTokenizer) -> Iterator[str]:
             yield url
         finally:
             demo.close()
+
+
+@contextmanager
+def _folder_of_uploads() -> Iterator[None]:
+    """A folder for Gradio's files that is removed in the end, in place of one that lasts."""
+    before = os.environ.get(_FOLDER_VARIABLE)
+    with tempfile.TemporaryDirectory(prefix="alit-demo-") as folder:
+        os.environ[_FOLDER_VARIABLE] = folder
+        try:
+            yield
+        finally:
+            del os.environ[_FOLDER_VARIABLE]
+            if before is not None:
+                os.environ[_FOLDER_VARIABLE] = before
 
 
 __all__ = ["served_demo"]
