@@ -1,4 +1,4 @@
-"""`alit demo` on this machine: a page until Ctrl-C, or one line that says why not. `--push`: tests/demo/test_space.py."""
+"""`alit demo` on this machine: a page until Ctrl-C, or one line that says why not."""
 
 import socket
 import sys
