@@ -5,6 +5,6 @@ from PIL import Image
 
 
 def noise_photo(seed: int, size: tuple[int, int] = (50, 40)) -> Image.Image:
-    """Coloured noise of that width and height, another one for every seed."""
-    levels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    """Dark coloured noise of that width and height, another one for every seed."""
+    levels = np.random.default_rng(seed).integers(0, 64, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(levels)

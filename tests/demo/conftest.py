@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lively_model import lively_model
 from PIL import Image
+from tiny_config import tiny_model
 
 from alit_hf import ALITImageProcessor
 from alit_hf.demo.tokenizer import DemoTokenizer
@@ -14,7 +14,7 @@ from alit_hf.demo.tokenizer import DemoTokenizer
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., DemoTokenizer]:
     def make(**config) -> DemoTokenizer:
-        model = lively_model(**config)
+        model = tiny_model(**config)
         return DemoTokenizer(model, ALITImageProcessor.for_config(model.config))
 
     return make
@@ -22,7 +22,7 @@ def make_tokenizer() -> Callable[..., DemoTokenizer]:
 
 @pytest.fixture(scope="session")
 def tokenizer(make_tokenizer) -> DemoTokenizer:
-    """32 px, 3 rollouts of 4 tokens of 6 bits."""
+    """32 px, 4 rollouts of 3 tokens of 6 bits; dark noise has an L1 of about 0.27 at every length."""
     return make_tokenizer()
 
 

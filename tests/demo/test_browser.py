@@ -4,8 +4,8 @@ import shutil
 
 import numpy as np
 import pytest
+from html_page import Page
 from noise_photo import noise_photo
-from test_rendering import Page
 
 from alit_hf.demo.attention_overlay import attention_overlay
 from alit_hf.demo.serving import served_demo
@@ -84,13 +84,13 @@ def test_from_a_picture_to_its_file_and_back(open_page, tokenizer, drop, tmp_pat
     drop_in(page, drop("holiday.png", noise_photo(5)))
     page.wait_for_selector("#first-chosen :text('holiday.png')")
     assert np.array_equal(shown(page).pictures()[0], encoded.original)
-    assert page.locator("#first-strip figure").count() == 3
+    assert page.locator("#first-strip figure").count() == 4
 
-    for threshold, num_tokens in ((0.0, 12), (1.0, encoded.choose(0.3).num_tokens)):
+    for threshold, num_tokens in ((0.0, 12), (0.3, 3)):
         move_slider(page, threshold)
         page.wait_for_selector(f"#first-chosen b:text-is('{num_tokens} tokens')")
         page.wait_for_function(f"document.querySelectorAll('#first-tokens button').length == {num_tokens}")
-        assert framed(page) == [num_tokens // 4 - 1]
+        assert framed(page) == [num_tokens // 3 - 1]
 
     move_slider(page, 0.0)
     page.wait_for_selector("#first-chosen b:text-is('12 tokens')")
@@ -104,15 +104,15 @@ def test_from_a_picture_to_its_file_and_back(open_page, tokenizer, drop, tmp_pat
     assert download.value.suggested_filename == "holiday-12.alit"
     path = tmp_path / download.value.suggested_filename
     download.value.save_as(path)
-    assert TokenFile.load(path) == encoded.token_files[2]
+    assert TokenFile.load(path) == encoded.token_files[3]
 
     drop_in(page, path)
     page.wait_for_selector("#first-chosen :text('is not in the file')")
     decoded = shown(page).pictures()[0]
     assert np.abs(np.subtract(decoded, chosen.picture, dtype=np.int16)).max() <= 1
     assert framed(page) == []
-    page.click("#first-tokens button[data-token='3']")
-    page.wait_for_selector("#first-chosen b:text('Token 4')")
+    page.click("#first-tokens button[data-token='2']")
+    page.wait_for_selector("#first-chosen b:text('Token 3')")
 
 
 def test_wrong_file_ends_in_a_friendly_message(open_page, drop):

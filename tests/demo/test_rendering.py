@@ -1,12 +1,10 @@
 """What is on the page: the pictures themselves, numbers that fit them, and names that cannot break out."""
 
-import base64
-import io
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from html_page import Page, payload
 from noise_photo import noise_photo
 from PIL import Image
 
@@ -18,34 +16,6 @@ from alit_hf.token_file import TokenFile
 BAD_NAME = "<img src=x onerror=alert(1)>\"'${1}{{value}}&.png"
 
 
-class Page(HTMLParser):
-    """The elements of a piece of HTML, as (tag, attributes), and its text."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data + "\n"
-
-    def all(self, tag: str) -> list[dict]:
-        return [attributes for found, attributes in self.elements if found == tag]
-
-    def pictures(self) -> list[Image.Image]:
-        return [Image.open(io.BytesIO(payload(image["src"], "image/png"))) for image in self.all("img")]
-
-
-def payload(uri: str, kind: str) -> bytes:
-    head, _, data = uri.partition(",")
-    assert head == f"data:{kind};base64"
-    return base64.b64decode(data)
-
-
 @pytest.fixture(scope="module")
 def encoded(tokenizer):
     return tokenizer.encode("holiday.png", noise_photo(0))
@@ -55,29 +25,29 @@ def test_strip_has_every_length_with_error_and_bytes(encoded):
     page = Page(strip_html(encoded))
     for picture, rollout in zip(page.pictures(), encoded.rollouts, strict=True):
         assert np.array_equal(picture, rollout.picture)
-    assert re.findall(r"(\d+) tokens", page.text) == ["4", "8", "12"]
+    assert re.findall(r"(\d+) tokens", page.text) == ["3", "6", "9", "12"]
     assert re.findall(r"L1 ([\d.]+)", page.text) == [f"{rollout.l1:.3f}" for rollout in encoded.rollouts]
-    assert re.findall(r"(\d+) bytes", page.text) == ["3", "6", "9"]
+    assert re.findall(r"(\d+) bytes", page.text) == ["3", "5", "7", "9"]
 
 
-@pytest.mark.parametrize(("threshold", "index"), [(9.0, 0), (0.0, 2)])
+@pytest.mark.parametrize(("threshold", "index"), [(0.3, 0), (0.0, 3)])
 def test_chosen_code_stands_beside_the_original(encoded, threshold, index):
     page = Page(chosen_html(encoded, encoded.choose(threshold), token=None))
     original, reconstruction = page.pictures()
     assert np.array_equal(original, encoded.original)
     assert np.array_equal(reconstruction, encoded.rollouts[index].picture)
-    assert f"{4 * (index + 1)} tokens" in page.text
+    assert f"{3 * (index + 1)} tokens" in page.text
     assert ("no length is below the threshold" in page.text) == (threshold == 0)
     [link] = page.all("a")
-    assert link["download"] == f"holiday-{4 * (index + 1)}.alit"
+    assert link["download"] == f"holiday-{3 * (index + 1)}.alit"
     content = payload(link["href"], "application/octet-stream")
     assert TokenFile.from_bytes(content) == encoded.token_files[index]
     assert f"{len(content)} bytes" in page.text
 
 
 def test_attention_is_that_of_the_token(encoded):
-    chosen = encoded.choose(9.0)
-    for token in range(4):
+    chosen = encoded.choose(0.3)
+    for token in range(3):
         page = Page(chosen_html(encoded, chosen, token))
         assert np.array_equal(page.pictures()[2], attention_overlay(chosen.picture, chosen.maps[token]))
         assert f"Token {token + 1}, code {chosen.token_file.token_ids[token]}\n" in page.text
@@ -134,7 +104,3 @@ def test_names_stay_words(tokenizer, encoded):
         assert BAD_NAME in page.text or BAD_NAME.removesuffix(".png") in page.all("a")[0]["download"]
         assert "onerror" not in str([list(attributes) for _, attributes in page.elements])
         assert not re.search(r"\$|\{|\}", html)
-
-
-def test_no_message_takes_no_room():
-    assert message_html("") == ""

@@ -10,14 +10,15 @@ import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
+from html_page import Page
 from noise_photo import noise_photo
-from test_rendering import Page
 
 from alit_hf.demo.serving import served_demo
 from alit_hf.demo.uploads import MAX_UPLOAD_BYTES
 
 
 PEOPLE = 8
+SATISFIED = 0.3  # every length is
 DROP, CHOOSE = "/first_drop", "/first_choose"
 
 
@@ -41,7 +42,7 @@ def person(url):
         client.close()
 
 
-def dropped(person: Client, path: str, threshold: float = 9.0) -> dict[str, str]:
+def dropped(person: Client, path: str, threshold: float = SATISFIED) -> dict[str, str]:
     """What the page shows after a file was dropped in."""
     values = person.predict(handle_file(path), threshold, api_name=DROP)
     return named(("message", "file", "strip", "chosen", "tokens"), values)
@@ -70,8 +71,8 @@ def test_eight_people_get_their_own_pictures(person, tokenizer, drop):
 
     def visit(seed: int) -> None:
         at_once.wait(60)
-        for threshold in (9.0, 0.0, 9.0):
-            shown = dropped(people[seed], paths[seed]) if threshold == 9 else moved(people[seed], threshold)
+        for threshold in (SATISFIED, 0.0, SATISFIED):
+            shown = dropped(people[seed], paths[seed]) if threshold else moved(people[seed], threshold)
             page = Page(shown["chosen"])
             original, reconstruction = page.pictures()
             assert np.array_equal(original, expected[seed].original)
@@ -97,7 +98,7 @@ def test_model_works_on_one_picture_at_a_time(person, tokenizer, drop, monkeypat
             inside.remove(name)
 
     monkeypatch.setattr(tokenizer, "encode", watched)
-    jobs = [person().submit(handle_file(drop(f"{n}.png", noise_photo(n))), 9.0, api_name=DROP) for n in range(3)]
+    jobs = [person().submit(handle_file(drop(f"{n}.png", noise_photo(n))), SATISFIED, api_name=DROP) for n in range(3)]
     for job in jobs:
         job.result(60)
     assert most == [1, 1, 1]
@@ -115,11 +116,11 @@ def test_slider_waits_for_nobody_and_encodes_nothing(person, tokenizer, drop, mo
         raise ValueError("stopped by the test")
 
     monkeypatch.setattr(tokenizer, "encode", slow)
-    job = other.submit(handle_file(drop("b.png", noise_photo(1))), 9.0, api_name=DROP)
+    job = other.submit(handle_file(drop("b.png", noise_photo(1))), SATISFIED, api_name=DROP)
     while not calls:
         time.sleep(0.01)
     assert "12 tokens" in moved(me, 0.0)["chosen"]
-    assert "4 tokens" in moved(me, 9.0)["chosen"]
+    assert "3 tokens" in moved(me, SATISFIED)["chosen"]
     assert (calls, job.done()) == (["b.png"], False)
     goes_on.set()
     job.result(60)
@@ -131,7 +132,7 @@ def test_wrong_file_is_explained_and_the_picture_stays(person, drop):
     wrong = dropped(me, drop("notes.txt", b"dear diary"))
     assert "notes.txt is not a picture" in wrong["message"]
     assert wrong["file"] is None
-    assert moved(me, 9.0)["chosen"] == before["chosen"]
+    assert moved(me, SATISFIED)["chosen"] == before["chosen"]
     again = dropped(me, drop("a.png", noise_photo(0)))
     assert again["message"] == ""
     assert not files_of_people()

@@ -17,7 +17,7 @@ def test_every_length_is_that_of_the_model(tokenizer):
     pixel_values = processor(noise_photo(0), return_tensors="pt").pixel_values
     expected_maps = rollout_maps(model, pixel_values, [AttentionSource("decoder", 0)])[AttentionSource("decoder", 0)]
     assert np.array_equal(encoded.original, processor.postprocess(pixel_values)[0])
-    for index, num_tokens in enumerate((4, 8, 12)):
+    for index, num_tokens in enumerate((3, 6, 9, 12)):
         with torch.no_grad():
             code = model.encode(pixel_values, num_tokens=num_tokens, return_reconstruction=True)
         assert encoded.rollouts[index].num_tokens == num_tokens
@@ -38,7 +38,7 @@ def test_threshold_chooses_as_encode_does(tokenizer):
         chosen = encoded.choose(threshold)
         assert chosen.num_tokens == code.num_tokens.item()
         assert chosen.is_satisfied == code.satisfied.item()
-        assert chosen.position == chosen.num_tokens // 4
+        assert chosen.position == chosen.num_tokens // 3
         assert len(chosen.maps) == chosen.num_tokens == chosen.token_file.num_tokens
 
 
@@ -54,7 +54,7 @@ def test_choosing_runs_nothing(tokenizer):
     assert not calls
 
 
-@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("index", range(4))
 def test_file_decodes_to_the_picture_that_was_seen(tokenizer, index):
     encoded = tokenizer.encode("a.png", noise_photo(0))
     file = TokenFile.from_bytes(encoded.token_files[index].to_bytes())
@@ -64,7 +64,7 @@ def test_file_decodes_to_the_picture_that_was_seen(tokenizer, index):
     seen = encoded.rollouts[index].picture
     assert np.abs(np.subtract(chosen.picture, seen, dtype=np.int16)).max() <= 1
     assert np.allclose(chosen.maps, encoded.maps[index], atol=1e-5)
-    assert (chosen.num_tokens, chosen.position, chosen.rollout) == (4 * (index + 1), 0, None)
+    assert (chosen.num_tokens, chosen.position, chosen.rollout) == (3 * (index + 1), 0, None)
     assert chosen.payload_bytes == encoded.rollouts[index].payload_bytes
 
 
@@ -73,11 +73,11 @@ def test_file_of_another_grid_has_maps_of_that_grid(tokenizer):
     wide = TokenFile(file.token_ids, (96, 32), (4, 12), file.codebook_size, file.fingerprint)
     decoded = tokenizer.decode("wide.alit", wide)
     assert decoded.picture.size == (48, 16)
-    assert decoded.maps.shape == (4, 4, 12)
+    assert decoded.maps.shape == (3, 4, 12)
 
 
 def test_file_of_another_model_is_refused(tokenizer, make_tokenizer):
-    file = make_tokenizer(num_encoder_layers=2).encode("a.png", noise_photo(0)).token_files[0]
+    file = make_tokenizer(num_encoder_layers=1).encode("a.png", noise_photo(0)).token_files[0]
     with pytest.raises(ValueError, match="made by another model"):
         tokenizer.decode("a.alit", file)
 
@@ -106,7 +106,7 @@ def test_pictures_at_the_same_time_do_not_mix(tokenizer):
     for seed, encoded in expected.items():
         assert found[seed].name == str(seed)
         assert np.array_equal(found[seed].original, encoded.original)
-        for index in range(3):
+        for index in range(4):
             assert found[seed].token_files[index] == encoded.token_files[index]
-            assert len(found[seed].maps) == 3
+            assert len(found[seed].maps) == 4
             assert np.allclose(found[seed].maps[index], encoded.maps[index], atol=1e-6)

@@ -60,21 +60,19 @@ def build_demo(tokenizer: DemoTokenizer) -> gr.Blocks:
         delete_cache=(_FORGOTTEN_UPLOAD_SECONDS, _FORGOTTEN_UPLOAD_SECONDS),
     ) as demo:
         gr.Markdown(_ABOUT)
-        with gr.Row():
-            threshold = gr.Slider(
-                0,
-                _LARGEST_THRESHOLD,
-                value=DEFAULT_THRESHOLD,
-                step=0.005,
-                label="Threshold",
-                info="L1 error (mean absolute difference of pixels in [0, 1]) that is good enough",
-                elem_id="threshold",
-                scale=3,
-                min_width=_PART_WIDTH,
-            )
-            compare = gr.Checkbox(
-                label="Compare with a second picture", elem_id="compare", scale=1, min_width=_PART_WIDTH
-            )
+        with gr.Row(equal_height=True):
+            with gr.Column(scale=3, min_width=_PART_WIDTH):
+                threshold = gr.Slider(
+                    0,
+                    _LARGEST_THRESHOLD,
+                    value=DEFAULT_THRESHOLD,
+                    step=0.005,
+                    label="Threshold",
+                    info="L1 error (mean absolute difference of pixels in [0, 1]) that is good enough",
+                    elem_id="threshold",
+                )
+            with gr.Column(scale=1, min_width=_PART_WIDTH):
+                compare = gr.Checkbox(label="Compare with a second picture", elem_id="compare")
         with gr.Row():
             with gr.Column(min_width=_COLUMN_WIDTH):
                 first = _View("first")
@@ -102,20 +100,16 @@ class _View:
         self.name = name
         self.kept = gr.State(time_to_live=SESSION_SECONDS)
         self.token = gr.State(time_to_live=SESSION_SECONDS)
-        with gr.Row(equal_height=True):
-            self.file = gr.File(
-                label="Drop in a picture or an .alit file",
-                height=130,
-                elem_id=f"{name}-file",
-                min_width=_PART_WIDTH,
-            )
-            self.examples = _html(
-                f"{name}-examples",
-                examples_html({example: example_photo(example) for example in EXAMPLE_NAMES}),
-                js_on_load=_CLICKS % {"kind": "example"},
-                min_width=_PART_WIDTH,
-            )
-        self.message = _html(f"{name}-message")
+        with gr.Row():
+            with gr.Column(min_width=_PART_WIDTH):
+                self.file = gr.File(label="Drop in a picture or an .alit file", height=140, elem_id=f"{name}-file")
+            with gr.Column(min_width=_PART_WIDTH):
+                self.examples = _html(
+                    f"{name}-examples",
+                    examples_html({example: example_photo(example) for example in EXAMPLE_NAMES}),
+                    js_on_load=_CLICKS % {"kind": "example"},
+                )
+        self.message = _html(f"{name}-message", visible=False)
         self.chosen = _html(f"{name}-chosen")
         self.strip = _html(f"{name}-strip", picked=0, css_template=_PICKED)
         self.tokens = _html(f"{name}-tokens", pressed=0, css_template=_PRESSED, js_on_load=_CLICKS % {"kind": "token"})
@@ -124,7 +118,7 @@ class _View:
 
 
 def _html(elem_id: str, value: str = "", **kwargs: Any) -> gr.HTML:
-    return gr.HTML(value, elem_id=elem_id, apply_default_css=False, **kwargs)
+    return gr.HTML(value, elem_id=elem_id, elem_classes="alit", apply_default_css=False, **kwargs)
 
 
 def _connect(
@@ -133,13 +127,14 @@ def _connect(
     tokenizer: DemoTokenizer,
     encode_example: Callable[[str], EncodedPicture],
 ) -> None:
-    def drop(path: str, level: float) -> tuple:
+    def drop(path: str, level: float) -> list:
         try:
             return _shown(process_upload(tokenizer, path), level)
         except UploadError as error:
-            return message_html(str(error)), None, *[gr.skip()] * 5  # the picture before stays
+            message = gr.HTML(message_html(str(error)), visible=True)
+            return [message, None, *[gr.skip()] * 5]  # the picture before stays
 
-    def pick_example(level: float, event: gr.EventData) -> tuple:
+    def pick_example(level: float, event: gr.EventData) -> list:
         return _shown(encode_example(event.example), level)
 
     def press_token(kept: Kept | None, level: float, event: gr.EventData) -> list:
@@ -176,12 +171,15 @@ def _connect(
 
 def _shown(kept: Kept, threshold: float) -> list:
     """What a view's outputs become for a new picture."""
-    token, _, chosen, tokens = _choice(kept, threshold, None)
-    return ["", None, kept, token, gr.HTML(strip_html(kept), picked=kept.choose(threshold).position), chosen, tokens]
+    message = gr.HTML("", visible=False)
+    return [message, None, kept, *_choice(kept, threshold, None, value=strip_html(kept))]
 
 
-def _choice(kept: Kept | None, threshold: float, token: int | None) -> list:
-    """What the outputs of a choice become for a threshold and a token; nothing is encoded or decoded."""
+def _choice(kept: Kept | None, threshold: float, token: int | None, **strip: str) -> list:
+    """
+    What the outputs of a choice become for a threshold and a token; nothing is encoded or decoded. Without more about
+    the `strip` only its frame moves.
+    """
     if kept is None:
         return [gr.skip()] * 4
     chosen = kept.choose(threshold)
@@ -190,7 +188,7 @@ def _choice(kept: Kept | None, threshold: float, token: int | None) -> list:
     pressed = 0 if token is None else 1 + token
     return [
         token,
-        gr.HTML(picked=chosen.position),
+        gr.HTML(picked=chosen.position, **strip),
         chosen_html(kept, chosen, token),
         gr.HTML(tokens_html(chosen), pressed=pressed),
     ]

@@ -76,7 +76,7 @@ def examples_html(pictures: dict[str, Image.Image]) -> str:
 
 def message_html(message: str) -> str:
     """What went wrong, for a person to read."""
-    return f'<p class="alit-message" role="alert">{_text(message)}</p>' if message else ""
+    return f'<p class="alit-message" role="alert">{_text(message)}</p>'
 
 
 def _grid(kind: str, items: Iterable[str]) -> str:
