@@ -39,7 +39,7 @@ def measure() -> dict[str, list[float]]:
     with served_demo(DemoTokenizer(model, processor)) as url, tempfile.TemporaryDirectory() as folder:
         photo = Path(folder) / "photo.jpg"
         example_photo("astronaut").resize(PHOTO_SIZE, Image.Resampling.BICUBIC).save(photo, quality=92)
-        person = Client(url, verbose=False, analytics_enabled=False)
+        person = Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": 120})
         found = {"photo": [], "slider": []}
         for threshold in THRESHOLDS:
             found["photo"].append(seconds(person.predict, handle_file(photo), threshold, api_name="/first_drop"))

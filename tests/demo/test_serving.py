@@ -34,7 +34,7 @@ def person(url):
     clients = []
 
     def make() -> Client:
-        clients.append(Client(url, verbose=False, analytics_enabled=False))
+        clients.append(Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": 120}))
         return clients[-1]
 
     yield make
