@@ -28,22 +28,30 @@ def until_interrupted(monkeypatch):
     return install
 
 
-def test_serves_the_model_until_it_is_interrupted(alit, tiny_model, until_interrupted, monkeypatch):
-    monkeypatch.setenv("GRADIO_SERVER_PORT", "17860")
-    pages = until_interrupted(lambda: httpx.get("http://127.0.0.1:17860/", timeout=60))
+@pytest.fixture
+def taken_port(monkeypatch):
+    """A socket at the only port that the demo may have; Gradio reads its variable when it is imported."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr("gradio.http_server.INITIAL_PORT_VALUE", taken.getsockname()[1])
+        monkeypatch.setattr("gradio.http_server.TRY_NUM_PORTS", 1)
+        yield taken
+
+
+def test_serves_the_model_until_it_is_interrupted(alit, tiny_model, until_interrupted, taken_port):
+    address = f"http://127.0.0.1:{taken_port.getsockname()[1]}/"
+    taken_port.close()
+    pages = until_interrupted(lambda: httpx.get(address, timeout=60))
     result = alit("demo", "--model", tiny_model, "--device", "cpu")
     assert result.code == 0
-    assert result.out == "http://127.0.0.1:17860/ (Ctrl-C ends it)\n"
+    assert result.out == f"{address} (Ctrl-C ends it)\n"
     assert [page.status_code for page in pages] == [200]
     with pytest.raises(httpx.ConnectError):
-        httpx.get("http://127.0.0.1:17860/")
+        httpx.get(address)
 
 
-def test_port_that_is_taken_is_named(alit, tiny_model, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        monkeypatch.setenv("GRADIO_SERVER_PORT", str(port))
-        result = alit("demo", "--model", tiny_model, "--device", "cpu")
+def test_port_that_is_taken_is_named(alit, tiny_model, taken_port):
+    port = taken_port.getsockname()[1]
+    result = alit("demo", "--model", tiny_model, "--device", "cpu")
     assert (result.code, result.out, len(result.errors)) == (2, "", 1)
     assert f"the demo cannot be served: Cannot find empty port in range: {port}-{port}" in result.err
 

@@ -50,7 +50,7 @@ def served_demo(tokenizer: DemoTokenizer) -> Iterator[str]:
             )
             yield url
         finally:
-            demo.close()
+            demo.close(verbose=False)
 
 
 @contextmanager

@@ -56,6 +56,7 @@ def push_space(repo_id: str, model: str | None) -> str:
         `LocalTokenNotFoundError`: without a login.
     """
     api = HfApi()
+    api.whoami()  # the other calls do not tell a missing login from a repository that may not be written
     url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", exist_ok=True)
     files = space_files(model)
     stale = set(api.list_repo_files(repo_id, repo_type="space")) - {".gitattributes", *files}
