@@ -6,14 +6,12 @@ With the checkpoint of the package, two CPU threads, over HTTP on this machine, 
 """
 
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from gradio_client import Client, handle_file
 from PIL import Image
+from timing import seconds, two_threads
 
 from alit_hf.cli.loading import load_model
 from alit_hf.demo.example_photos import example_photo
@@ -25,12 +23,6 @@ THRESHOLDS = (0.3, 0.2, 0.15, 0.1, 0.05)
 PHOTO_SIZE = (4000, 3000)
 MOST_FOR_A_PHOTO = 6.0
 MOST_FOR_THE_SLIDER = 0.5
-
-
-def seconds(function: Callable, *args: object, **kwargs: object) -> float:
-    start = time.perf_counter()
-    function(*args, **kwargs)
-    return time.perf_counter() - start
 
 
 def measure() -> dict[str, list[float]]:
@@ -58,17 +50,13 @@ def report(found: dict[str, list[float]]) -> str:
 @pytest.mark.benchmark
 @pytest.mark.timeout(3600)
 def test_demo_answers_at_once():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with two_threads():
         found = measure()
-    finally:
-        torch.set_num_threads(threads)
     print(f"\n{report(found)}")
     assert max(found["photo"]) < MOST_FOR_A_PHOTO
     assert max(found["slider"]) < MOST_FOR_THE_SLIDER
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
-    print(report(measure()))
+    with two_threads():
+        print(report(measure()))

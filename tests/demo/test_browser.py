@@ -152,5 +152,12 @@ def test_page_fits_and_is_in_the_colours_that_are_asked_for(open_page, tmp_path,
     page.check("#compare input")
     page.wait_for_selector("#second-file")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for part in page.locator("label, button, figure, img, h1").all():
+        box = part.bounding_box()
+        if box is not None:  # it is not hidden
+            assert (box["x"] >= 0, box["x"] + box["width"] <= width) == (True, True), part.evaluate("e => e.outerHTML")
+    assert page.locator("#first-examples img").first.bounding_box()["width"] > 40
+    tops = [figure.bounding_box()["y"] for figure in page.locator("#first-chosen figure").all()]
+    assert (len(set(tops)) == 1) == (width == 1280)
     brightness = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)"
     assert (sum(page.evaluate(brightness)) > 384) == (scheme == "light")

@@ -1,5 +1,6 @@
 """The demo as it is served: eight people at once, each with their own picture, and nothing left behind."""
 
+import gc
 import os
 import threading
 import time
@@ -10,9 +11,12 @@ import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
 from html_page import Page
 from noise_photo import noise_photo
 
+from alit_hf.demo import serving
+from alit_hf.demo.codes import EncodedPicture
 from alit_hf.demo.serving import served_demo
 from alit_hf.demo.uploads import MAX_UPLOAD_BYTES
 
@@ -34,12 +38,17 @@ def person(url):
     clients = []
 
     def make() -> Client:
-        clients.append(Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": 120}))
+        clients.append(new_client(url))
         return clients[-1]
 
     yield make
-    for client in clients:
-        client.close()
+    with ThreadPoolExecutor(PEOPLE) as pool:  # each takes a second
+        list(pool.map(Client.close, clients))
+
+
+def new_client(url: str) -> Client:
+    """A person with a session; patient, as a busy machine may let them wait."""
+    return Client(url, verbose=False, analytics_enabled=False, httpx_kwargs={"timeout": 120})
 
 
 def dropped(person: Client, path: str, threshold: float = SATISFIED) -> dict[str, str]:
@@ -138,8 +147,31 @@ def test_wrong_file_is_explained_and_the_picture_stays(person, drop):
     assert not files_of_people()
 
 
-def test_slider_without_a_picture_does_nothing(person):
-    assert not any(moved(person(), 0.1).values())
+def test_slider_without_a_picture_asks_for_one(person):
+    me = person()
+    with pytest.raises(AppError, match="There is no picture any more"):
+        moved(me, 0.1)
+    assert not any(named(("strip", "chosen", "tokens"), me.predict(0.1, api_name="/second_choose")).values())
+
+
+def test_unused_sessions_are_forgotten(tokenizer, drop, monkeypatch):
+    monkeypatch.setattr(serving, "SESSION_SECONDS", 0)
+    monkeypatch.setattr(serving, "_CHECK_SECONDS", 0.05)
+
+    def remembered() -> int:
+        gc.collect()
+        return sum(isinstance(thing, EncodedPicture) and thing.name == "secret.png" for thing in gc.get_objects())
+
+    with served_demo(tokenizer) as url:
+        me = new_client(url)
+        dropped(me, drop("secret.png", noise_photo(0)))
+        until = time.monotonic() + 30
+        while remembered() and time.monotonic() < until:
+            time.sleep(0.1)
+        assert remembered() == 0
+        with pytest.raises(AppError, match="There is no picture any more"):
+            moved(me, 0.1)
+        me.close()
 
 
 def test_large_file_is_refused(url, drop):

@@ -99,6 +99,7 @@ def test_pushed_again_it_holds_nothing_of_before(hub, model_folder, tmp_path):
     assert ".gitattributes" in files
 
 
+@pytest.mark.slow
 def test_pushed_package_runs_from_the_space_alone(hub, model_folder, tmp_path):
     assert push("--model", model_folder) == 0
     for name, content in hub.files(f"spaces/{SPACE}").items():

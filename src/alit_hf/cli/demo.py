@@ -2,11 +2,6 @@
 
 import argparse
 import threading
-from collections.abc import Callable
-
-from huggingface_hub import is_offline_mode
-from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils import validate_repo_id
 
 from .errors import FileError, UsageError, reason
 from .options import add_model_arguments
@@ -33,7 +28,6 @@ def run(arguments: argparse.Namespace) -> int:
         _check_space_name(arguments.push)
     try:
         from alit_hf.demo.serving import served_demo
-        from alit_hf.demo.space import push_space
         from alit_hf.demo.tokenizer import DemoTokenizer
     except ModuleNotFoundError as error:
         raise UsageError(f"alit demo needs {error.name}: `pip install 'alit-hf[demo]'`") from error
@@ -47,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(f"--model cannot be used: {reason(error)}") from error
     if arguments.push is not None:
-        return _push(push_space, arguments.push, arguments.model)
+        return _push(arguments.push, arguments.model)
     try:
         with served_demo(tokenizer) as url:
             print(f"{url} (Ctrl-C ends it)", flush=True)
@@ -59,6 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_space_name(name: str) -> None:
+    from huggingface_hub import is_offline_mode
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     try:
         validate_repo_id(name)
     except HFValidationError as error:
@@ -69,7 +67,11 @@ def _check_space_name(name: str) -> None:
         raise UsageError("--push needs the Hub, but HF_HUB_OFFLINE is set")
 
 
-def _push(push_space: Callable[[str, str | None], str], name: str, model: str | None) -> int:
+def _push(name: str, model: str | None) -> int:
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    from alit_hf.demo.space import push_space
+
     try:
         print(push_space(name, model))
     except LocalTokenNotFoundError as error:

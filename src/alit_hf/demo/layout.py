@@ -15,9 +15,6 @@ from .tokenizer import DemoTokenizer
 from .uploads import UploadError, process_upload
 
 
-SESSION_SECONDS = 3600
-"""How long a session's picture is remembered; Gradio has the same time for pages that were closed."""
-
 # Uploads are deleted when they are read. These were never asked for, or waited longer than anyone does.
 _FORGOTTEN_UPLOAD_SECONDS = 300
 
@@ -34,7 +31,7 @@ _LARGEST_THRESHOLD = 0.3
 
 _ABOUT = """# ALIT: as many tokens as a picture needs
 Each picture is encoded at every length, and the shortest code whose error is below the threshold is chosen.
-What you drop in is deleted as soon as it is read, and what you see is forgotten after an hour."""
+What you drop in is deleted as soon as it is read, and what you see is forgotten after an hour without you."""
 
 _CLICKS = """
 element.addEventListener('click', (event) => {
@@ -75,9 +72,9 @@ def build_demo(tokenizer: DemoTokenizer) -> gr.Blocks:
                 compare = gr.Checkbox(label="Compare with a second picture", elem_id="compare")
         with gr.Row():
             with gr.Column(min_width=_COLUMN_WIDTH):
-                first = _View("first")
+                first = _View("first", starts_empty=False)
             with gr.Column(min_width=_COLUMN_WIDTH, visible=False) as second_column:
-                second = _View("second")
+                second = _View("second", starts_empty=True)
         for view in (first, second):
             _connect(view, threshold, tokenizer, encode_example)
         compare.change(
@@ -96,10 +93,11 @@ def build_demo(tokenizer: DemoTokenizer) -> gr.Blocks:
 class _View:
     """One picture's part of the page, made where it is to stand. Its state belongs to the session."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, starts_empty: bool):
         self.name = name
-        self.kept = gr.State(time_to_live=SESSION_SECONDS)
-        self.token = gr.State(time_to_live=SESSION_SECONDS)
+        self.starts_empty = starts_empty
+        self.kept = gr.State()
+        self.token = gr.State()
         with gr.Row():
             with gr.Column(min_width=_PART_WIDTH):
                 self.file = gr.File(label="Drop in a picture or an .alit file", height=140, elem_id=f"{name}-file")
@@ -139,8 +137,15 @@ def _connect(
 
     def press_token(kept: Kept | None, level: float, event: gr.EventData) -> list:
         if kept is None:
-            raise gr.Error("The picture was forgotten, please drop it in again.", print_exception=False)
+            raise _forgotten()
         return _choice(kept, level, int(event.token))
+
+    def move(kept: Kept | None, level: float, token: int | None) -> list:
+        if kept is None:
+            if view.starts_empty:
+                return [gr.skip()] * 4
+            raise _forgotten()
+        return _choice(kept, level, token)
 
     view.file.upload(
         drop,
@@ -152,7 +157,7 @@ def _connect(
     )
     view.examples.click(pick_example, threshold, view.outputs, show_progress_on=view.chosen, **_ON_MODEL, **_PRIVATE)
     threshold.change(
-        _choice,
+        move,
         [view.kept, threshold, view.token],
         view.outputs_of_choice,
         trigger_mode="always_last",
@@ -169,19 +174,21 @@ def _connect(
     )
 
 
+def _forgotten() -> gr.Error:
+    return gr.Error("There is no picture any more, please drop it in again.", print_exception=False)
+
+
 def _shown(kept: Kept, threshold: float) -> list:
     """What a view's outputs become for a new picture."""
     message = gr.HTML("", visible=False)
     return [message, None, kept, *_choice(kept, threshold, None, value=strip_html(kept))]
 
 
-def _choice(kept: Kept | None, threshold: float, token: int | None, **strip: str) -> list:
+def _choice(kept: Kept, threshold: float, token: int | None, **strip: str) -> list:
     """
     What the outputs of a choice become for a threshold and a token; nothing is encoded or decoded. Without more about
     the `strip` only its frame moves.
     """
-    if kept is None:
-        return [gr.skip()] * 4
     chosen = kept.choose(threshold)
     if token is not None and not 0 <= token < chosen.num_tokens:
         token = None
@@ -194,4 +201,4 @@ def _choice(kept: Kept | None, threshold: float, token: int | None, **strip: str
     ]
 
 
-__all__ = ["SESSION_SECONDS", "build_demo"]
+__all__ = ["build_demo"]

@@ -1,7 +1,9 @@
 """Serves the demo to many people, who wait their turn and leave nothing behind."""
 
+import datetime
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,10 @@ from .upload_limits import UploadLimits
 from .uploads import MAX_UPLOAD_BYTES
 
 
+SESSION_SECONDS = 3600
+"""After which everything is forgotten of a session in which nothing happened."""
+
+_CHECK_SECONDS = 30
 _FOLDER_VARIABLE = "GRADIO_TEMP_DIR"
 _MOST_WAITING = 32
 _MOST_SESSIONS = 200
@@ -48,9 +54,36 @@ def served_demo(tokenizer: DemoTokenizer) -> Iterator[str]:
                 enable_monitoring=False,
                 ssr_mode=False,
             )
-            yield url
+            with _forgotten_sessions(demo):
+                yield url
         finally:
             demo.close(verbose=False)
+
+
+@contextmanager
+def _forgotten_sessions(demo: gr.Blocks) -> Iterator[None]:
+    """
+    Forgets sessions in which nothing happens any more. Gradio keeps a closed one's state for an hour, and what the
+    page showed until there are too many sessions.
+    """
+    is_over = threading.Event()
+
+    def forget() -> None:
+        sessions = demo.state_holder
+        while not is_over.wait(_CHECK_SECONDS):
+            oldest = datetime.datetime.now() - datetime.timedelta(seconds=SESSION_SECONDS)
+            for session, last_used in list(sessions.time_last_used.items()):
+                if last_used < oldest:
+                    sessions.session_data.pop(session, None)
+                    sessions.time_last_used.pop(session, None)
+
+    thread = threading.Thread(target=forget, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 @contextmanager
@@ -67,4 +100,4 @@ def _folder_of_uploads() -> Iterator[None]:
                 os.environ[_FOLDER_VARIABLE] = before
 
 
-__all__ = ["served_demo"]
+__all__ = ["SESSION_SECONDS", "served_demo"]
