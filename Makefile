@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format test-slow benchmark clean
+.PHONY: help venv demo test lint format test-slow benchmark docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -18,7 +18,7 @@ $(STAMP): setup.py constraints.txt
 	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "alit-hf needs Python 3.10 or newer")' && \
 	    $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,eval,demo,dev]' --constraint constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,eval,demo,docs,dev]' --constraint constraints.txt
 	@touch $@
 
 venv: $(STAMP) ## build .venv, or bring it up to date with setup.py and constraints.txt
@@ -43,6 +43,9 @@ test-slow: venv ## the tests marked slow
 benchmark: venv ## print timings, one process at a time
 	$(BIN)/python -m pytest -s -m benchmark tests/benchmarks
 
+docs: venv ## build the documentation: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean: ## remove .venv, caches and outputs
-	rm -rf $(VENV) outputs build .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) outputs build site .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests training examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -34,7 +34,7 @@ setup(
     ],
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"alit_hf": ["py.typed", "checkpoints/**", "demo/*.css"]},
+    package_data={"alit_hf": ["py.typed", "checkpoints/**", "demo/*.css", "evaluation/*.txt"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
@@ -43,6 +43,8 @@ setup(
         "diffusers>=0.41",
         "accelerate>=1.15",
         "datasets>=5.2",
+        "pyarrow>=25",
+        "fsspec>=2023.1",
         "huggingface-hub>=1.33",
         "safetensors>=0.8",
         "evaluate>=0.4.6",
@@ -53,14 +55,16 @@ setup(
         "matplotlib>=3.10",
     ],
     extras_require={
-        "train": ["tensorboard>=2.21", "pyarrow>=25"],
-        "eval": ["torchmetrics>=1.9", "scipy>=1.15"],
+        "train": ["tensorboard>=2.21"],
+        "eval": ["torchmetrics>=1.9", "scipy>=1.15", "pandas>=2.3"],
         "demo": ["scikit-image>=0.25", "gradio>=6.31", "packaging>=24"],
+        "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0.6"],
         "dev": [
             "pytest>=9.2",
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
             "hypothesis>=6.168",
+            "sybil>=9.3",
             "ruff>=0.17",
             # Drives the Chromium that the machine has, if it has one; its own need not be downloaded.
             "playwright>=1.60",

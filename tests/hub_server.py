@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub
 import pytest
@@ -22,9 +22,10 @@ from huggingface_hub.utils import close_session
 
 TOKEN = "hf_right"
 ORGANIZATION = "tester"
+LFS_UPLOAD = r"^/lfs/"
 
 # As the real one, which tells text from binary by content, these go through LFS at any size.
-_LFS_FILES = re.compile(r"\.safetensors$|tfevents")
+_LFS_FILES = re.compile(r"\.safetensors$|\.parquet$|tfevents")
 
 
 @dataclass(kw_only=True)
@@ -69,8 +70,8 @@ class _Repo:
 
 class HubServer:
     """
-    Repositories of models and Spaces, readable by anyone unless private, writable with `TOKEN` under `ORGANIZATION`
-    only. A repository's name in `repos` begins with `spaces/` for a Space.
+    Repositories of models, of data sets under names that begin with `datasets/` and of Spaces under `spaces/`.
+    Readable by anyone unless private, writable with `TOKEN` under `ORGANIZATION` only.
     """
 
     def __init__(self) -> None:
@@ -136,6 +137,26 @@ class HubServer:
                         self.faults.remove(fault)
                     return fault
         return None
+
+
+@contextlib.contextmanager
+def logged_in_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub with this process logged in to it."""
+    server = HubServer()
+    server.start()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+    url = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    # The client's pauses between repetitions of one request, shortened.
+    brief = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: time.sleep(0.05)})
+    monkeypatch.setattr("huggingface_hub.utils._http.time", brief)
+    close_session()
+    yield server
+    server.stop()
+    close_session()
 
 
 class _Listener(ThreadingHTTPServer):
@@ -251,8 +272,9 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted.get("type") == "space" and "sdk" not in wanted:
             self._send(400, {"error": "A Space needs an SDK"})
             return
+        folder = {"dataset": "datasets/", "space": "spaces/"}.get(wanted.get("type"), "")
         name = f"{wanted['organization']}/{wanted['name']}"
-        repo_id = f"spaces/{name}" if wanted.get("type") == "space" else name
+        repo_id = folder + name
         answer = {"url": f"{self.hub.url}/{repo_id}", "name": name}
         if repo_id in self.hub.repos:
             self._send(409, answer)
@@ -341,17 +363,30 @@ class _Handler(BaseHTTPRequestHandler):
     def tree(self, body: bytes, repo: str, revision: str, folder: str | None) -> None:
         if (commit := self._revision(repo, revision)) is None:
             return
-        entries = []
+        inside = f"{folder}/" if folder else ""
+        recursive = "recursive=true" in self.path.lower()
+        entries = {}
         for path, content in commit.files.items():
-            if not folder or path.startswith(folder + "/"):
-                entry = {"type": "file", "path": path, "oid": _git_hash(content), "size": len(content)}
-                if _LFS_FILES.search(path):
-                    entry["lfs"] = {"oid": _oid(path, content), "size": len(content), "pointerSize": 100}
-                entries.append(entry)
+            child = inside + path.removeprefix(inside).partition("/")[0]
+            if path.startswith(inside) and (recursive or path == child):
+                entries[path] = _file_entry(path, content)
+            elif path.startswith(inside):
+                entries[child] = _folder_entry(child)
         if folder and not entries:
             self._send(404, {}, {"X-Error-Code": "EntryNotFound"})
         else:
-            self._send(200, entries)
+            self._send(200, list(entries.values()))
+
+    def paths_info(self, body: bytes, repo: str, revision: str) -> None:
+        if (commit := self._revision(repo, revision)) is None:
+            return
+        entries = []
+        for wanted in parse_qs(body.decode())["paths"]:
+            if wanted in commit.files:
+                entries.append(_file_entry(wanted, commit.files[wanted]))
+            elif any(path.startswith(f"{wanted}/") for path in commit.files):
+                entries.append(_folder_entry(wanted))
+        self._send(200, entries)
 
     def resolve(self, body: bytes, repo: str, revision: str, file: str) -> None:
         if (commit := self._revision(repo, revision)) is None:
@@ -364,9 +399,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, content, {**headers, "ETag": f'"{_oid(file, content)}"'})
 
 
-_REPO = r"(?P<repo>(spaces/)?[^/]+/[^/]+)"
+_REPO = r"(?P<repo>((datasets|spaces)/)?[^/]+/[^/]+)"
 # In the API the kind of a repository is said of models, too.
-_API = r"/api/(models/|(?=spaces/))"
+_API = r"/api/(models/|(?=datasets/|spaces/))"
 _REVISION = r"(?P<revision>[^/]+)"
 _ROUTES = [
     ("GET", r"/api/whoami-v2", _Handler.whoami),
@@ -379,30 +414,20 @@ _ROUTES = [
     ("POST", rf"{_API}{_REPO}/commit/{_REVISION}", _Handler.commit),
     ("GET", rf"{_API}{_REPO}(/revision/{_REVISION})?", _Handler.info),
     ("GET", rf"{_API}{_REPO}/tree/{_REVISION}(/(?P<folder>.+))?", _Handler.tree),
+    ("POST", rf"{_API}{_REPO}/paths-info/{_REVISION}", _Handler.paths_info),
     ("GET|HEAD", rf"/{_REPO}/resolve/{_REVISION}/(?P<file>.+)", _Handler.resolve),
 ]
 
 
-@contextlib.contextmanager
-def connected_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A Hub that runs, with this process logged in to it."""
-    server = HubServer()
-    server.start()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
-    url = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    # The client's pauses between repetitions of one request, shortened.
-    brief = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: time.sleep(0.05)})
-    monkeypatch.setattr("huggingface_hub.utils._http.time", brief)
-    close_session()
-    try:
-        yield server
-    finally:
-        server.stop()
-        close_session()
+def _file_entry(path: str, content: bytes) -> dict:
+    entry = {"type": "file", "path": path, "oid": _git_hash(content), "size": len(content)}
+    if _LFS_FILES.search(path):
+        entry["lfs"] = {"oid": _oid(path, content), "size": len(content), "pointerSize": 100}
+    return entry
+
+
+def _folder_entry(path: str) -> dict:
+    return {"type": "directory", "path": path, "oid": _git_hash(path.encode())}
 
 
 def _oid(path: str, content: bytes) -> str:

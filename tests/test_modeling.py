@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from same_weights import assert_same_weights
 from tiny_config import VARIANT_NAMES, VARIANTS, tiny_config, tiny_images, tiny_model
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -16,13 +17,6 @@ from alit_hf import ALITConfig, ALITImageProcessor, ALITModel
 
 all_variants = pytest.mark.parametrize(("base", "quantize"), VARIANTS, ids=VARIANT_NAMES)
 both_bases = pytest.mark.parametrize("base", ["vqgan", "kl"])
-
-
-def assert_same_weights(first: torch.nn.Module, second: torch.nn.Module):
-    first, second = first.state_dict(), second.state_dict()
-    assert first.keys() == second.keys()
-    for name, weight in first.items():
-        assert torch.equal(weight, second[name]), name
 
 
 # Saving and loading

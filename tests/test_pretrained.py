@@ -5,7 +5,10 @@ import torch
 from PIL import Image
 from skimage import data
 
-from alit_hf import ALITImageProcessor, ALITModel, pretrained_path
+from alit_hf import ALITConfig, ALITImageProcessor, ALITModel, pretrained_path
+from alit_hf.evaluation.pixels import to_pixels
+from alit_hf.evaluation.yardsticks import thumbnail, thumbnail_size
+from alit_hf.rollout_pictures import payload_bytes
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +22,16 @@ def scores():
         rollouts = list(model.rollouts(pixel_values))
     errors = [(one.reconstruction - pixel_values).abs().flatten(1).mean(dim=1) for one in rollouts]
     return torch.stack(errors, dim=1), rollouts[-1].token_ids, pixel_values
+
+
+def test_thumbnails_of_as_many_bytes_are_worse(scores):
+    errors, _, pixel_values = scores
+    pictures = ALITImageProcessor.from_pretrained(pretrained_path()).postprocess(pixel_values)
+    config = ALITConfig.from_pretrained(pretrained_path())
+    for rollout, error in enumerate(errors.mean(dim=0), start=1):
+        size = thumbnail_size(*pictures[0].size, payload_bytes(config, rollout * config.tokens_per_rollout))
+        thumbnails = to_pixels([thumbnail(picture, size) for picture in pictures])
+        assert error < (thumbnails - pixel_values).abs().mean(), rollout
 
 
 def test_more_tokens_lower_the_error(scores):

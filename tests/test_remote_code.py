@@ -1,23 +1,20 @@
 """A saved folder carries its code: it loads with `trust_remote_code=True` where alit_hf is not installed."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from elsewhere import run_elsewhere
 from tiny_config import tiny_images, tiny_model
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from alit_hf import ALITConfig, ALITImageProcessor, ALITModel
 
 
-# Run in a process of its own: saves what `load` gave, loads that again, and writes down what it found.
+# Saves what it loads, loads that again, and writes down what it found.
 SCRIPT = """
 import json, sys
-{prelude}
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
@@ -39,34 +36,19 @@ again = AutoModel.from_pretrained(resaved, trust_remote_code=True)
 with torch.no_grad():
     assert torch.equal(again.encode(pixel_values, threshold=0.0).token_ids, code.token_ids)
 with open(results, "w") as file:
-    json.dump({{
+    json.dump({
         "classes": [type(part).__module__ for part in (config, processor, model)],
         "token_ids": code.token_ids.tolist(),
         "pixels": pixels.flatten().tolist(),
-    }}, file)
+    }, file)
 """
 
 
-def run_elsewhere(tmp_path: Path, folder: Path, picture: Path, *, installed: bool) -> dict:
-    """What `SCRIPT` found, in a fresh process and cache; where not `installed`, importing alit_hf fails there."""
-    prelude = "import alit_hf" if installed else "sys.modules['alit_hf'] = None"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {
-        "HF_HOME": str(tmp_path / "cache"),
-        "HF_MODULES_CACHE": str(tmp_path / "modules"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    arguments = [folder, tmp_path / "resaved", picture, tmp_path / "results.json"]
-    process = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(prelude=prelude), *map(str, arguments)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
-    return json.loads((tmp_path / "results.json").read_text())
+def run_script(tmp_path: Path, folder: Path, picture: Path, *, installed: bool) -> dict:
+    """What `SCRIPT` found."""
+    results = tmp_path / "results.json"
+    run_elsewhere(tmp_path, SCRIPT, folder, tmp_path / "resaved", picture, results, installed=installed)
+    return json.loads(results.read_text())
 
 
 @pytest.fixture
@@ -104,7 +86,7 @@ def test_the_folder_names_and_holds_its_code(folder):
 
 
 def test_loads_and_runs_without_alit_hf(tmp_path, folder, picture):
-    results = run_elsewhere(tmp_path, folder, picture, installed=False)
+    results = run_script(tmp_path, folder, picture, installed=False)
     assert all(module.startswith("transformers_modules.") for module in results["classes"])
     token_ids, pixels = expected_results(folder, picture)
     assert results["token_ids"] == token_ids.tolist()
@@ -118,7 +100,7 @@ def test_loads_and_runs_without_alit_hf(tmp_path, folder, picture):
 
 
 def test_loads_with_trusted_code_where_alit_hf_is_installed(tmp_path, folder, picture):
-    results = run_elsewhere(tmp_path, folder, picture, installed=True)
+    results = run_script(tmp_path, folder, picture, installed=True)
     assert results["token_ids"] == expected_results(folder, picture)[0].tolist()
 
 

@@ -16,42 +16,20 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-
     from alit_hf.cli import analyze
-    from alit_hf.cli.errors import FAILED, WRONG_USE, FileError, UsageError, print_error
+    from alit_hf.cli.errors import WRONG_USE, UsageError, print_error
+    from training.many_processes import run_shared
 
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     analyze.add_arguments(parser)
     parsed = parser.parse_args(arguments)
-
-    from accelerate import Accelerator
-    from accelerate.utils import gather_object
-
-    from alit_hf.evaluation.run import Processes
-
     try:
         analysis_class = analyze.load_class(parsed.name)
         options = analyze.parse_options(analysis_class, parsed.options)
     except UsageError as error:
         print_error(str(error))
         return WRONG_USE
-    accelerator = Accelerator(cpu=options.device == "cpu")
-    if options.device is None:
-        options.device = str(accelerator.device)
-    processes = Processes(accelerator.process_index, accelerator.num_processes, gather_object)
-    try:
-        code = analyze.analyze(analysis_class, options, processes)
-    except UsageError as error:
-        # The same on every process.
-        if accelerator.is_main_process:
-            print_error(str(error))
-        return WRONG_USE
-    except FileError as error:
-        print_error(str(error))
-        return FAILED
-    accelerator.free_memory()
-    accelerator.end_training()
-    return code
+    return run_shared(lambda processes: analyze.analyze(analysis_class, options, processes), options)
 
 
 if __name__ == "__main__":

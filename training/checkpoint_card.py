@@ -54,7 +54,7 @@ def checkpoint_card(results: dict, baselines: dict[str, dict], separation: dict)
 
     Args:
         results: of the checkpoint, what `alit evaluate` wrote.
-        baselines: the same of each baseline, by its name in `_BASELINES`.
+        baselines: the same of each baseline that was trained, by its name in `_BASELINES`.
         separation: what `check_separation.py` wrote.
     """
     lengths = list(results["lengths"])
@@ -92,6 +92,7 @@ def checkpoint_card(results: dict, baselines: dict[str, dict], separation: dict)
         adaptive_table=_adaptive_table(results),
         baseline_images=num_baseline_images,
         baselines_table=_baselines_table(baselines),
+        untrained=[label for name, label in _BASELINES.items() if name not in baselines],
         worst_table=_worst_table(results),
         separation=f"the nearest differs in {separation['least_bits']} of 64 bits of a perceptual hash",
     )
@@ -152,12 +153,18 @@ def _adaptive_table(results: dict) -> str:
 
 def _baselines_table(baselines: dict[str, dict]) -> str:
     rows = []
-    for name, label in _BASELINES.items():
-        lengths = baselines[name]["lengths"]
+    for name, numbers_of_baseline in baselines.items():
+        lengths = numbers_of_baseline["lengths"]
         shown = [length for length in ("32", "128", "256") if length in lengths]
         for length in shown:
             numbers = lengths[length]
-            rows.append([label, length, *(_cell(numbers, score) for score in ("l1", "lpips_alex", "codebook_usage"))])
+            rows.append(
+                [
+                    _BASELINES[name],
+                    length,
+                    *(_cell(numbers, score) for score in ("l1", "lpips_alex", "codebook_usage")),
+                ]
+            )
     return markdown_table(["", "tokens", "L1", "LPIPS alex", "codes in use"], rows)
 
 
@@ -177,7 +184,8 @@ def _read(path: Path) -> dict:
 
 def card_from_files() -> ModelCard:
     """The card of the results files in the repository."""
-    baselines = {name: _read(RESULTS / "baselines" / f"{name}.json") for name in _BASELINES}
+    files = {name: RESULTS / "baselines" / f"{name}.json" for name in _BASELINES}
+    baselines = {name: _read(path) for name, path in files.items() if path.exists()}
     return checkpoint_card(_read(RESULTS / "alit-mini.json"), baselines, _read(RESULTS / "separation.json"))
 
 

@@ -6,7 +6,6 @@ The options are those of `alit evaluate`, and so are the numbers, up to rounding
 not be decoded or the evaluation failed, 2 wrong use.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -15,38 +14,8 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    from alit_hf.cli import evaluate
-    from alit_hf.cli.errors import FAILED, WRONG_USE, FileError, UsageError, print_error
-
-    evaluate.add_arguments(parser)
-    parsed = parser.parse_args(arguments)
-
-    from accelerate import Accelerator
-    from accelerate.utils import gather_object
-
-    from alit_hf.evaluation.run import Processes
-
-    accelerator = Accelerator(cpu=parsed.device == "cpu")
-    if parsed.device is None:
-        parsed.device = str(accelerator.device)
-    processes = Processes(accelerator.process_index, accelerator.num_processes, gather_object)
-    try:
-        code = evaluate.run(parsed, processes)
-    except UsageError as error:
-        # The same on every process.
-        if accelerator.is_main_process:
-            print_error(str(error))
-        return WRONG_USE
-    except FileError as error:
-        print_error(str(error))
-        return FAILED
-    accelerator.free_memory()
-    accelerator.end_training()
-    return code
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from alit_hf.cli import evaluate
+    from training.many_processes import run_command
+
+    sys.exit(run_command(evaluate, __doc__, sys.argv[1:]))

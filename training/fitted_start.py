@@ -1,5 +1,6 @@
 """The part of a short run's start that is fitted to images, in closed form: what latents say and how it is read."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,6 +12,8 @@ from alit_hf.losses.codebook import sample_init
 
 
 _RIDGE = 1e-3
+# Of the copies of latents that fill up a codebook, as a share of the latents' own spread.
+_BLUR = 0.2
 # Inverse temperatures of the first predictions, as shares of what Gaussian errors would have.
 _CONFIDENCES = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0)
 
@@ -29,7 +32,8 @@ def fitted_start(model: ALITModel, pixel_values: torch.Tensor) -> None:
     if model.quantizer is not None:
         latents = _inputs_of(lambda: _run(model, pixel_values), model.quantizer)
         codebook = model.quantizer.codebook.weight
-        codebook.copy_(sample_init(torch.cat([one.flatten(0, 1) for one in latents]), len(codebook), cosine=True))
+        latents = _at_least(len(codebook), torch.cat([one.flatten(0, 1) for one in latents]))
+        codebook.copy_(sample_init(latents, len(codebook), cosine=True))
     fit_head(model, pixel_values)
 
 
@@ -84,6 +88,13 @@ def _logits_by_distance(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The linear layer whose outputs are, up to a sum, minus the squared distances of another's to codes `(C, E)`."""
     return 2 * codebook @ weight, 2 * codebook @ bias - codebook.square().sum(dim=1)
+
+
+def _at_least(count: int, latents: torch.Tensor) -> torch.Tensor:
+    """Latents `(M, D)`, if fewer than `count` with blurred copies: a small batch of short codes has few."""
+    copies = math.ceil(count / len(latents)) - 1
+    blurred = latents.repeat(copies, 1)
+    return torch.cat([latents, blurred + _BLUR * latents.std(dim=0) * torch.randn_like(blurred)])
 
 
 def _run(model: ALITModel, pixel_values: torch.Tensor) -> None:

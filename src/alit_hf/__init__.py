@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from .configuration_alit import ALITConfig
 from .image_processing_alit import ALITImageProcessor
 from .modeling_alit import ALITModel, ALITPreTrainedModel
+from .modeling_alit_classification import ALITForImageClassification
 from .selection import Criterion, register_criterion
 
 
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 
 AutoConfig.register("alit", ALITConfig)
 AutoModel.register(ALITConfig, ALITModel)
+AutoModelForImageClassification.register(ALITConfig, ALITForImageClassification)
 AutoImageProcessor.register(
     ALITConfig, image_processor_classes={"pil": ALITImageProcessor, "torchvision": ALITImageProcessor}
 )
@@ -34,4 +36,11 @@ def pretrained_path() -> str:
     return str(Path(__file__).parent / "checkpoints" / "alit-mini")
 
 
-__all__ = ["ALITConfig", "ALITImageProcessor", "ALITModel", "ALITPreTrainedModel", "pretrained_path"]
+__all__ = [
+    "ALITConfig",
+    "ALITForImageClassification",
+    "ALITImageProcessor",
+    "ALITModel",
+    "ALITPreTrainedModel",
+    "pretrained_path",
+]

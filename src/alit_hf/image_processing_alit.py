@@ -75,6 +75,8 @@ class ALITImageProcessor(PilBackend):
     Example:
 
     ```python
+    >>> from alit_hf import ALITConfig, ALITImageProcessor
+
     >>> processor = ALITImageProcessor.for_config(ALITConfig(image_size=[192, 256]))
     >>> processor("photo.jpg", return_tensors="pt").pixel_values.shape
     torch.Size([1, 3, 192, 256])

@@ -108,7 +108,7 @@ class ALITRolloutOutput(ModelOutput):
             Factorised latents, unit-norm codes with a straight-through gradient where quantised.
         quantizer_loss (`torch.FloatTensor`, a scalar):
             Codebook plus commitment loss; `None` where latents are continuous.
-        decoder_output (`torch.FloatTensor` of shape `(B, N, base_output_dim)`):
+        decoder_output (`torch.FloatTensor` of shape `(B, N, base_output_dim)`, unless `return_decoder_output` is off):
             Logits over base codes (VQGAN base) or base latents (KL base) at each grid position.
         reconstruction (`torch.FloatTensor` of shape `(B, 3, H, W)`, only with `return_reconstruction`):
             The picture at this length, nominally in [0, 1], not clamped.
@@ -622,6 +622,7 @@ class ALITModel(ALITPreTrainedModel):
         halting_threshold: float | None = None,
         generator: torch.Generator | None = None,
         base_latents: torch.Tensor | None = None,
+        return_decoder_output: bool = True,
     ) -> Iterator[ALITRolloutOutput]:
         """
         Runs rollout by rollout, each only when it is asked for (paper section 2): for looking at a picture at every
@@ -644,6 +645,8 @@ class ALITModel(ALITPreTrainedModel):
             base_latents (`torch.Tensor` of shape `(B, E, rows, columns)`, *optional*):
                 What `base_tokenizer.encode(pixel_values)` gives, where that is known already: the base's encoder then
                 does not run.
+            return_decoder_output (`bool`, *optional*, defaults to `True`):
+                Whether the distillation decoder runs where no reconstruction needs it; features do without.
 
         Yields:
             [`ALITRolloutOutput`]
@@ -660,7 +663,13 @@ class ALITModel(ALITPreTrainedModel):
         if base_latents is not None:
             self._check_base_latents(base_latents, pixel_values)
         return self._iterate_rollouts(
-            pixel_values, num_rollouts, return_reconstruction, halting_threshold, generator, base_latents
+            pixel_values,
+            num_rollouts,
+            return_reconstruction,
+            halting_threshold,
+            generator,
+            base_latents,
+            return_decoder_output,
         )
 
     def _iterate_rollouts(
@@ -671,11 +680,13 @@ class ALITModel(ALITPreTrainedModel):
         halting_threshold: float | None,
         generator: torch.Generator | None,
         base_latents: torch.Tensor | None,
+        return_decoder_output: bool,
     ) -> Iterator[ALITRolloutOutput]:
         recurrence = self._start(pixel_values, halting_threshold, generator, base_latents)
         for _ in range(num_rollouts):
             recurrence = self._next_rollout(recurrence)
-            yield ALITRolloutOutput(**self._rollout_fields(recurrence, return_reconstruction))
+            fields = self._rollout_fields(recurrence, return_reconstruction, return_decoder_output)
+            yield ALITRolloutOutput(**fields)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -686,6 +697,7 @@ class ALITModel(ALITPreTrainedModel):
         return_reconstruction: bool = True,
         interpolate_pos_encoding: bool = False,
         generator: torch.Generator | None = None,
+        return_decoder_output: bool = True,
         **kwargs,
     ) -> ALITOutput:
         """
@@ -704,6 +716,8 @@ class ALITModel(ALITPreTrainedModel):
                 Whether other sizes than the trained one are accepted.
             generator (`torch.Generator`, *optional*):
                 Source of randomness where the config turns dynamic halting on, as for `encode`.
+            return_decoder_output (`bool`, *optional*, defaults to `True`):
+                Whether the distillation decoder runs where no reconstruction needs it; features do without.
 
         Returns:
             [`ALITOutput`]
@@ -722,7 +736,8 @@ class ALITModel(ALITPreTrainedModel):
         recurrence = self._start(pixel_values, self.config.halting_threshold, generator)
         for _ in range(num_rollouts):
             recurrence = self._next_rollout(recurrence, **kwargs)
-        return ALITOutput(**self._rollout_fields(recurrence, return_reconstruction, **kwargs))
+        fields = self._rollout_fields(recurrence, return_reconstruction, return_decoder_output, **kwargs)
+        return ALITOutput(**fields)
 
     def _start(
         self,
@@ -812,9 +827,13 @@ class ALITModel(ALITPreTrainedModel):
         latents = self.base_tokenizer.expected_latents(recurrence.decoder_output, recurrence.grid_size)
         return self.base_tokenizer.decode(latents)
 
-    def _rollout_fields(self, recurrence: _Recurrence, return_reconstruction: bool, **kwargs) -> dict:
+    def _rollout_fields(
+        self, recurrence: _Recurrence, return_reconstruction: bool, return_decoder_output: bool, **kwargs
+    ) -> dict:
         """What `ALITRolloutOutput` says of a recurrence."""
-        self._decode_grid(recurrence, **kwargs)
+        self._quantize(recurrence)
+        if return_decoder_output or return_reconstruction:
+            self._decode_grid(recurrence, **kwargs)
         return {
             "last_hidden_state": recurrence.hidden_states,
             "num_tokens": recurrence.rollout * self.config.tokens_per_rollout,

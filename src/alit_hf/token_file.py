@@ -196,13 +196,7 @@ class TokenFile:
             model was trained on (where the model itself is given), or if `model` is bytes that are no fingerprint.
         """
         fingerprint = _checked_fingerprint(model if isinstance(model, bytes) else model_fingerprint(model))
-        same_signs = self.fingerprint[:_HALF_FINGERPRINT] == fingerprint[:_HALF_FINGERPRINT]
-        values = {self.fingerprint[_HALF_FINGERPRINT:], fingerprint[_HALF_FINGERPRINT:]}
-        if not same_signs or (len(values) > 1 and _VALUES_UNKNOWN not in values):
-            raise ValueError(
-                f"the tokens were made by another model: their fingerprint is {self.fingerprint.hex()}, this model's "
-                f"is {fingerprint.hex()}"
-            )
+        check_fingerprints(self.fingerprint, fingerprint)
         if not isinstance(model, bytes):
             self.check_grid(model)
 
@@ -257,6 +251,17 @@ def model_fingerprint(model: ALITModel) -> bytes:
     return signs.digest()[:_HALF_FINGERPRINT] + (
         values.digest()[:_HALF_FINGERPRINT] if values_known else _VALUES_UNKNOWN
     )
+
+
+def check_fingerprints(of_tokens: bytes, of_model: bytes) -> None:
+    """Raises `ValueError` where what [`model_fingerprint`] gave for the model that made tokens is another's."""
+    same_signs = of_tokens[:_HALF_FINGERPRINT] == of_model[:_HALF_FINGERPRINT]
+    values = {of_tokens[_HALF_FINGERPRINT:], of_model[_HALF_FINGERPRINT:]}
+    if not same_signs or (len(values) > 1 and _VALUES_UNKNOWN not in values):
+        raise ValueError(
+            f"the tokens were made by another model: their fingerprint is {of_tokens.hex()}, this model's is "
+            f"{of_model.hex()}"
+        )
 
 
 def _bits_per_token(codebook_size: int) -> int:

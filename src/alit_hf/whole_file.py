@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+_PREFIX = ".alit-"
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """
@@ -15,7 +18,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         `OSError`: if it cannot be replaced.
     """
-    unfinished = path.with_name(f".alit-{os.getpid()}-{path.name}")
+    # The end of the name alone, as a name can be as long as a file system allows.
+    unfinished = path.with_name(f"{_PREFIX}{os.getpid()}-{path.name[-50:]}")
     try:
         yield unfinished
         os.replace(unfinished, path)
@@ -23,4 +27,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-__all__ = ["whole_file"]
+def unfinished_files(folder: Path) -> list[Path]:
+    """What processes are writing in a folder, or have left there because they were killed while they wrote."""
+    return [path for path in folder.glob(f"{_PREFIX}*") if path.is_file()]
+
+
+__all__ = ["unfinished_files", "whole_file"]

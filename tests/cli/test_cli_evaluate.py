@@ -31,7 +31,7 @@ def test_results_table_and_figure(evaluate, photos, tmp_path, tiny_model):
     result = evaluate("--figure", tmp_path / "figures" / "f.png", "--thresholds", "0.2,0.5")
     assert (result.code, result.errors) == (0, [])
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["model"]["name"] == tiny_model
+    assert results["model"]["name"] == Path(tiny_model).name
     assert results["data"]["sources"] == [str(photos)]
     assert results["data"]["num_images"] == 5
     assert list(results["lengths"]) == list(results["thumbnail"]) == ["4", "8", "12"]

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny_model import save_tiny_model
 
 from alit_hf import cli, selection
-from alit_hf.cli.options import DEFAULT_THRESHOLD
 from alit_hf.image_io import open_image
+from alit_hf.option_types import DEFAULT_THRESHOLD
 from alit_hf.token_file import TokenFile
 
 
@@ -169,12 +169,12 @@ def test_file_from_another_dtype_can_be_decoded(alit, photos, tmp_path, tiny_mod
         (["-o", "OUT", "--threshold", "low"], "--threshold: it is 'low', it must be a finite number"),
         (["-o", "OUT", "--threshold", "nan"], "it must be a finite number"),
         (["-o", "OUT", "--num-tokens", "0"], "--num-tokens: it is '0', it must be a whole number from 1"),
-        (["-o", "OUT", "--num-tokens", "6"], "--num-tokens is 6, it must be a multiple of 4 between 4 and 12"),
-        (["-o", "OUT", "--num-tokens", "16"], "--num-tokens is 16, it must be a multiple of 4 between 4 and 12"),
+        (["-o", "OUT", "--num-tokens", "6"], "`num_tokens` is 6, it must be a multiple of 4 between 4 and 12"),
+        (["-o", "OUT", "--num-tokens", "16"], "`num_tokens` is 16, it must be a multiple of 4 between 4 and 12"),
         (["-o", "OUT", "--batch-size", "-1"], "--batch-size: it is '-1', it must be a whole number from 1"),
         (["-o", "OUT", "--criterion", "l1", "--num-tokens", "4"], "--criterion chooses lengths together with"),
         (["-o", "OUT", "--criterion", "psnr"], "--criterion psnr needs a --threshold"),
-        (["-o", "OUT", "--criterion", "beauty", "--threshold", "1"], "--criterion beauty cannot be used"),
+        (["-o", "OUT", "--criterion", "beauty", "--threshold", "1"], "`criterion` is 'beauty', it must be one of"),
         (["-o", "OUT", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
         (["-o", "OUT", "--device", "abacus"], "--device abacus cannot be used here"),
         (["-o", "OUT", "--model", "nobody/nothing"], "the model nobody/nothing is no folder, and from the Hub"),

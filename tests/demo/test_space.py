@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hub_server import connected_hub
+from hub_server import logged_in_hub
 from packaging.requirements import Requirement
 from tiny_model import save_tiny_model
 
@@ -21,7 +21,7 @@ SPACE = "tester/alit-demo"
 @pytest.fixture
 def hub(monkeypatch):
     """A Hub with this process logged in to it."""
-    with connected_hub(monkeypatch) as server:
+    with logged_in_hub(monkeypatch) as server:
         yield server
 
 

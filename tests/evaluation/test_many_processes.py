@@ -1,31 +1,22 @@
 """`training/evaluate.py` over two real processes gives the numbers of `alit evaluate`."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from many_processes import run_two
 from tiny_model import save_tiny_model
 
 from alit_hf.cli import main
 
 
-SCRIPT = Path(__file__).parents[2] / "training" / "evaluate.py"
-
-
-def run_two(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=False)
+SCRIPT = "evaluate.py"
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(tmp_path, photos):
     model = save_tiny_model(tmp_path / "model")
     arguments = ["--model", model, "--data", str(photos), "--lpips", "none", "--device", "cpu", "--batch-size", "2"]
-    done = run_two(*arguments, "--output", str(tmp_path / "two.json"))
+    done = run_two(SCRIPT, *arguments, "--output", str(tmp_path / "two.json"))
     assert done.returncode == 0, done.stderr
     assert main(["evaluate", *arguments, "--output", str(tmp_path / "one.json")]) == 0
     two, one = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("two", "one"))
@@ -45,6 +36,6 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, photos):
 
 @pytest.mark.slow
 def test_wrong_use_is_told_once(tmp_path):
-    done = run_two("--data", "missing", "--output", str(tmp_path / "r.json"), "--device", "cpu")
+    done = run_two(SCRIPT, "--data", "missing", "--output", str(tmp_path / "r.json"), "--device", "cpu")
     assert done.returncode != 0
     assert done.stderr.count("--data: missing does not exist") == 1

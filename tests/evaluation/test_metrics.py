@@ -70,7 +70,7 @@ def test_lpips(pairs):
 
 
 def test_frechet_distance(pairs, monkeypatch):
-    efficientnet_lite.download_efficientnet_weights()
+    efficientnet_lite.download_efficientnet_weights("efficientnet-lite0")
     with pytest.raises(ValueError, match="at least 256 images"):
         compute("frechet_distance", pairs)
     monkeypatch.setattr(frechet, "MIN_IMAGES", 2)

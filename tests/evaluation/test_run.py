@@ -14,9 +14,10 @@ from skimage import metrics
 
 from alit_hf.evaluation import frechet
 from alit_hf.evaluation.images import open_images
-from alit_hf.evaluation.run import Processes, evaluate_model
+from alit_hf.evaluation.run import evaluate_model
 from alit_hf.evaluation.settings import EvaluationSettings, SettingsError
 from alit_hf.losses.perceptual import LPIPS
+from alit_hf.processes import Processes
 
 
 SETTINGS = EvaluationSettings(thresholds=(0.1,), lpips_networks=(), batch_size=3)

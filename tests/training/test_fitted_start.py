@@ -9,8 +9,8 @@ from training.spatial_start import spatial_start
 
 @pytest.fixture
 def started():
-    def make(base: str = "vqgan", quantize: bool = True):
-        model = tiny_model(base, quantize, hidden_size=64, tokens_per_rollout=16, initializer_range=0.02)
+    def make(base: str = "vqgan", quantize: bool = True, **fields):
+        model = tiny_model(base, quantize, hidden_size=64, tokens_per_rollout=16, initializer_range=0.02, **fields)
         spatial_start(model)
         return model
 
@@ -78,3 +78,17 @@ def test_the_head_alone_is_fitted_by_fit_head(started):
     fit_head(model, tiny_images(16))
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"decoder.head.fc2.weight", "decoder.head.fc2.bias"}
+
+
+def test_a_codebook_larger_than_the_batchs_latents_is_filled_with_copies_of_them(started):
+    model = started(codebook_size=512)
+    seen = []
+    model.quantizer.register_forward_hook(lambda _, arguments, output: seen.append(arguments[0]))
+    fitted_start(model, tiny_images(2))
+    codes = F.normalize(model.quantizer.codebook.weight, dim=-1)
+    assert len(codes.unique(dim=0)) == 512
+    # The first pass is before the projection is fitted.
+    rollouts = model.config.max_rollouts
+    latents = F.normalize(torch.cat([one.flatten(0, 1) for one in seen[rollouts : 2 * rollouts]]), dim=-1)
+    assert len(latents) < 512
+    assert (codes @ latents.T).max(dim=1).values.min() > 0.7

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from diffusers import VQModel
-from hub_server import TOKEN, HubServer, connected_hub
+from hub_server import LFS_UPLOAD, TOKEN, HubServer, logged_in_hub
 from huggingface_hub import HfApi, ModelCard
 from tiny_model import save_tiny_model
 
@@ -28,16 +28,14 @@ from training.publishing import Publisher
 
 
 REPO = "tester/tiny-alit"
-LFS_UPLOAD = r"^/lfs/"
 COMMIT = "/commit/"
 
 
 @pytest.fixture
 def hub(monkeypatch):
     """A Hub with this process logged in to it."""
-    # The pauses between attempts, shortened.
     monkeypatch.setattr(publishing, "RETRY_DELAYS", (0.2, 0.2, 0.2, 0.2))
-    with connected_hub(monkeypatch) as server:
+    with logged_in_hub(monkeypatch) as server:
         yield server
 
 

@@ -77,6 +77,8 @@ class Analysis(ABC):
     columns: ClassVar[tuple[str, ...]] = ()
     data_options: ClassVar[dict[str, str]] = {"data": "the images"}
     """What each data set is, for the help, by its option: `data`, or a name that ends in `_data`."""
+    optional_data: ClassVar[tuple[str, ...]] = ()
+    """Those of `data_options` that need not be given; `Context.data` is without them then."""
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:

@@ -3,9 +3,9 @@
 import argparse
 from dataclasses import dataclass
 
-from alit_hf.cli.options import whole_number
 from alit_hf.configuration_alit import ALITConfig
 from alit_hf.evaluation.settings import SettingsError
+from alit_hf.option_types import whole_number
 
 from .analysis import Analysis, Context
 from .attention_maps import SIDES, AttentionSource, num_layers
@@ -14,6 +14,8 @@ from .attention_maps import SIDES, AttentionSource, num_layers
 @dataclass(kw_only=True)
 class AttentionAnalysis(Analysis):
     """
+    An analysis of one layer's attention. It switches the model to eager attention, the only kind that gives weights.
+
     Args:
         side (`str`): of `SIDES`.
         layer (`int`, *optional*): the layer's index, from 0. Defaults to the last one.

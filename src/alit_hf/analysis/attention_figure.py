@@ -51,8 +51,8 @@ def draw_attention(rows: Sequence[MapRow], lengths: Sequence[int], sparsity: dic
         ("top_decile_share", of_top_decile, "mass in top decile (0.1: uniform)"),
     ):
         for tokens, color, whose in (("all", "C3", "all tokens"), ("first", "C0", f"first {lengths[0]} tokens")):
-            draw_estimates(axes, list(sparsity[tokens][measure]["by_length"].values()), color, whose)
-        axes.set_xticks(range(len(lengths)), lengths)
+            draw_estimates(axes, sparsity[tokens][measure]["by_length"], whose, color)
+        axes.set_xticks(lengths)
         style(axes, "latent tokens", label)
     of_entropy.legend(fontsize=_FONT_SIZE, frameon=False)
     return figure

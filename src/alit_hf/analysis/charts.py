@@ -1,7 +1,5 @@
 """What the figures of analyses have in common."""
 
-from collections.abc import Sequence
-
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,17 +31,15 @@ def length_colors(count: int) -> list[tuple[float, float, float, float]]:
     return [colors(0.95 * position / max(count - 1, 1)) for position in range(count)]
 
 
-def draw_estimates(axes: Axes, estimates: Sequence[dict], color: str, label: str) -> None:
-    """
-    Draws estimates of `statistics.py` at the places 0, 1, …, with their intervals; those without a value leave a gap.
-    """
+def draw_estimates(axes: Axes, estimates: dict[str, dict], label: str, color: str) -> None:
+    """Draws estimates of `statistics.py` over lengths, with their intervals; those without a value leave a gap."""
     values, lows, highs = (
-        [np.nan if estimate[name] is None else estimate[name] for estimate in estimates]
+        [np.nan if estimate[name] is None else estimate[name] for estimate in estimates.values()]
         for name in ("value", "low", "high")
     )
-    places = range(len(estimates))
-    axes.plot(places, values, "o-", color=color, label=label, markersize=3)
-    axes.fill_between(places, lows, highs, color=color, alpha=0.2, linewidth=0)
+    lengths = [int(length) for length in estimates]
+    axes.plot(lengths, values, "o-", color=color, label=label, markersize=3)
+    axes.fill_between(lengths, lows, highs, color=color, alpha=0.2, linewidth=0)
 
 
 __all__ = ["draw_estimates", "length_colors", "new_figure", "style"]

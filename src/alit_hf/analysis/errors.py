@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from alit_hf.evaluation.lengths import smallest_satisfying
+from alit_hf.evaluation.rounding import rounded
 from alit_hf.modeling_alit import ALITModel
 from alit_hf.selection import Criterion, l1, score_images
 
@@ -43,4 +45,28 @@ def error_matrix(table: pd.DataFrame, column: str = "l1") -> np.ndarray:
     return np.array(table[column].tolist())
 
 
-__all__ = ["error_matrix", "errors_by_length"]
+def describe_errors(errors: np.ndarray, lengths: list[int], threshold: float) -> dict:
+    """
+    What images have in common.
+
+    Args:
+        errors (`np.ndarray` of shape `(N, K)`): of `errors_by_length`.
+        lengths (`list[int]`): tokens of the K codes.
+        threshold (`float`): below which an image has enough tokens.
+
+    Returns:
+        `num_images`, the mean `l1` at each length, `mean_tokens` of the lengths that the threshold chooses, and
+        `satisfied`, the share of images that are below it; of no images `None`.
+    """
+    if len(errors) == 0:
+        return {"num_images": 0, "l1": None, "mean_tokens": None, "satisfied": None}
+    chosen, satisfied = smallest_satisfying(errors, threshold)
+    return {
+        "num_images": len(errors),
+        "l1": {str(length): rounded(error) for length, error in zip(lengths, errors.mean(axis=0), strict=True)},
+        "mean_tokens": rounded(np.mean(np.array(lengths)[chosen])),
+        "satisfied": rounded(satisfied.mean()),
+    }
+
+
+__all__ = ["describe_errors", "error_matrix", "errors_by_length"]

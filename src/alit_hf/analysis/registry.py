@@ -9,9 +9,15 @@ if TYPE_CHECKING:
 
 
 ANALYSES = {
-    "thresholds": "how many images each length satisfies, over a sweep of L1 thresholds (Fig. 2)",
     "attention": "where latent tokens look, and whether at less and less over rollouts (Figs. 3, 11-13)",
+    "complexity": "whether complex images have larger errors and need more tokens (Figs. 4-5)",
+    "familiarity": "whether unfamiliar images can be told by their errors and lengths (A.2)",
+    "probe": "what a linear classifier can read from frozen features (A.4)",
     "segmentation": "how well attention maps cover the segments that people see (Tab. 2)",
+    "strength": "what reconstructions of every length cost weak and strong classifiers (Fig. 10)",
+    "tasks": "which token selection criterion serves which task of interest (A.2, Figs. 6-9)",
+    "thresholds": "how many images each length satisfies, over a sweep of L1 thresholds (Fig. 2)",
+    "unfamiliar": "what pictures of any kind look like at every length (Fig. 14)",
 }
 """What each analysis asks, by name. The name is that of the file, too."""
 

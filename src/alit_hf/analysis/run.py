@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -20,8 +21,8 @@ from alit_hf.evaluation.description import (
     describe_versions,
 )
 from alit_hf.evaluation.images import check_columns
-from alit_hf.evaluation.run import Processes
 from alit_hf.evaluation.settings import SettingsError
+from alit_hf.processes import Processes
 
 from .analysis import Analysis, Context, ImageBatch
 from .store import ImageStore
@@ -185,7 +186,7 @@ def _identity(analysis: Analysis, context: Context) -> dict:
 
 def _table(analysis: Analysis, context: Context, stored: pd.DataFrame, chosen: set[tuple[str, int]]) -> pd.DataFrame:
     is_chosen = [image in chosen for image in zip(stored["data"], stored["index"], strict=True)]
-    table = stored[is_chosen].reset_index(drop=True)
+    table = stored[np.array(is_chosen, dtype=bool)].reset_index(drop=True)
     places = list(zip(table["data"], table["index"], strict=True))
     table["image"] = [context.data[name].name(index) for name, index in places]
     for column in analysis.columns:

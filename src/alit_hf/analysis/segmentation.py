@@ -43,8 +43,8 @@ class Segmentation(AttentionAnalysis):
     grid's positions, the highest ones: 40, 60 or 80 %, or the share (in steps of 5 %) that is best for the image.
 
     The more maps there are to choose from, the better fits the best one. So each length is compared with as many
-    masks of the same area that know nothing of the image: of a model with random weights, discs at random places,
-    random positions; and with one disc in the centre.
+    masks of the same area that owe nothing to learning: those of a model with random weights, discs at random places
+    and random positions; and with one disc in the centre.
     """
 
     name = "segmentation"
@@ -147,12 +147,11 @@ class Segmentation(AttentionAnalysis):
         by_length, by_share = figure.subplots(1, 2)
         lengths = list(results["overlap"]["model"])
         for name, label in _MAPS.items():
-            draw_estimates(
-                by_length, [results["overlap"][name][length][_BEST] for length in lengths], _COLORS[name], label
-            )
+            estimates = {length: of_shares[_BEST] for length, of_shares in results["overlap"][name].items()}
+            draw_estimates(by_length, estimates, label, _COLORS[name])
             longest = _overlaps(table, name)[:, -1].mean(axis=0)
             by_share.plot([100 * share for share in SHARES], longest, color=_COLORS[name], label=label)
-        by_length.set_xticks(range(len(lengths)), lengths)
+        by_length.set_xticks([int(length) for length in lengths])
         style(by_length, "latent tokens", "mIoU with human segments", "best threshold for each image")
         style(by_share, "share of positions kept (%)", "", f"one threshold for all images, {lengths[-1]} tokens")
         by_share.legend(fontsize=8, frameon=False)

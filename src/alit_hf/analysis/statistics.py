@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
+from scipy.stats import DegenerateDataWarning, binomtest, bootstrap, rankdata
 
 from alit_hf.evaluation.rounding import rounded
 
@@ -70,8 +70,8 @@ def estimate(
                 "num_images": num_images,
                 "not_enough_data": None,
             }
-        problem = f"not enough data: the values of {num_images} images hardly differ"
-    return {"value": None, "low": None, "high": None, "num_images": num_images, "not_enough_data": problem}
+        problem = _too_alike(num_images)
+    return _without_value(num_images, problem)
 
 
 def spearman(x: np.ndarray, y: np.ndarray, *, seed: int) -> dict:
@@ -82,8 +82,11 @@ def spearman(x: np.ndarray, y: np.ndarray, *, seed: int) -> dict:
 def auroc(negatives: np.ndarray, positives: np.ndarray, *, seed: int) -> dict:
     """
     The probability that a positive image has a higher value than a negative one, ties counted half: the area under
-    the ROC curve; see `estimate`.
+    the ROC curve; see `estimate`. Where all values are equal there is nothing to tell images apart by.
     """
+    num_images = min(len(negatives), len(positives))
+    if num_images >= MIN_IMAGES and np.ptp(np.concatenate([negatives, positives])) == 0:
+        return _without_value(num_images, _too_alike(num_images))
     return estimate(_auroc, negatives, positives, seed=seed)
 
 
@@ -92,11 +95,37 @@ def mean(values: np.ndarray, *, seed: int) -> dict:
     return estimate(np.mean, values, seed=seed)
 
 
+def mean_difference(first: np.ndarray, second: np.ndarray, *, seed: int) -> dict:
+    """The mean of the second values minus that of the first, of different images; see `estimate`."""
+    return estimate(lambda a, b, axis: b.mean(axis=axis) - a.mean(axis=axis), first, second, seed=seed)
+
+
+def share(successes: np.ndarray) -> dict:
+    """
+    The share of ones among zeros and ones `(N,)`, as `estimate` describes it, with Wilson's interval: resampling would
+    make the share certain where all are alike.
+    """
+    problem = not_enough(len(successes))
+    value = low = high = None
+    if problem is None:
+        interval = binomtest(int(np.sum(successes)), len(successes)).proportion_ci(CONFIDENCE, method="wilson")
+        value, low, high = map(rounded, (np.mean(successes), interval.low, interval.high))
+    return {"value": value, "low": low, "high": high, "num_images": len(successes), "not_enough_data": problem}
+
+
 def in_words(estimated: dict) -> str:
     """Value and interval of an estimate, or why there is none."""
     if estimated["not_enough_data"] is not None:
         return f"({estimated['not_enough_data']})"
     return "{value:.3f} [{low:.3f}, {high:.3f}]".format(**estimated)
+
+
+def _too_alike(num_images: int) -> str:
+    return f"not enough data: the values of {num_images} images hardly differ"
+
+
+def _without_value(num_images: int, problem: str) -> dict:
+    return {"value": None, "low": None, "high": None, "num_images": num_images, "not_enough_data": problem}
 
 
 def _spearman(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
@@ -112,4 +141,15 @@ def _auroc(negatives: np.ndarray, positives: np.ndarray, axis: int) -> np.ndarra
     return (rank_sum - num_positives * (num_positives + 1) / 2) / (num_negatives * num_positives)
 
 
-__all__ = ["CONFIDENCE", "MIN_IMAGES", "auroc", "estimate", "in_words", "mean", "not_enough", "spearman"]
+__all__ = [
+    "CONFIDENCE",
+    "MIN_IMAGES",
+    "auroc",
+    "estimate",
+    "in_words",
+    "mean",
+    "mean_difference",
+    "not_enough",
+    "share",
+    "spearman",
+]

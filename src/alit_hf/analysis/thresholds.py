@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import entropy
 
-from alit_hf.cli.options import distinct_numbers
 from alit_hf.evaluation.lengths import code_lengths, smallest_satisfying
 from alit_hf.evaluation.rounding import rounded
+from alit_hf.option_types import distinct_numbers
 
 from .analysis import Analysis, Context, ImageBatch
 from .charts import length_colors, new_figure, style
@@ -77,14 +77,14 @@ class Thresholds(Analysis):
         if results["not_enough_data"] is not None:
             return results["not_enough_data"]
         numbers = max(results["sweep"], key=_spread)
-        total = results["num_images"]
-        shortest, *_, longest = numbers["images_by_length"]
-        with_few, with_all = numbers["images_by_length"][shortest], total - numbers["unsatisfied"]
-        few, many = results["sweep"][-1], results["sweep"][0]
+        total, counts = results["num_images"], list(numbers["images_by_length"].items())
+        (shortest, with_few), (longest, _) = counts[0], counts[-1]
+        low, high = results["sweep"][0], results["sweep"][-1]
         return (
-            f"an L1 below {numbers['threshold']:g}, where lengths differ most, is reached by "
-            f"{with_few} of {total} images with {shortest} tokens and by {with_all} with {longest} or fewer; from {many['threshold']:g} to {few['threshold']:g} the mean length goes from "
-            f"{many['mean_tokens']:.1f} to {few['mean_tokens']:.1f} tokens"
+            f"an L1 below {numbers['threshold']:g}, where lengths differ most, is reached by {with_few} of {total} "
+            f"images with {shortest} tokens and by {total - numbers['unsatisfied']} with {longest} or fewer; the mean "
+            f"length is {low['mean_tokens']:.1f} tokens at {low['threshold']:g} and {high['mean_tokens']:.1f} at "
+            f"{high['threshold']:g}"
         )
 
     def draw(self, context: Context, table: pd.DataFrame, results: dict) -> Figure:

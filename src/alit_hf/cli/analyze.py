@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alit_hf.analysis.registry import ANALYSES, load_analysis
+from alit_hf.error_reason import reason
 from alit_hf.evaluation.settings import SettingsError
+from alit_hf.option_types import positive_integer, whole_number
 from alit_hf.whole_file import whole_file
 
-from .errors import FAILED, FileError, UsageError, file_problem, print_error, reason
+from .errors import FAILED, FileError, UsageError, file_problem, print_error
 from .jobs import check_writable
-from .options import add_batch_size_argument, add_model_arguments, positive_integer, whole_number
+from .options import add_batch_size_argument, add_model_arguments
 from .parser import OneLineParser
 
 
 if TYPE_CHECKING:
     from alit_hf.analysis.analysis import Analysis
     from alit_hf.evaluation.images import EvaluationImages
-    from alit_hf.evaluation.run import Processes
+    from alit_hf.processes import Processes
 
 
 _DOTS_PER_INCH = 200
@@ -72,7 +74,7 @@ def parse_options(analysis_class: "type[Analysis]", options: list[str]) -> argpa
             _flag(option),
             metavar="DATA",
             nargs="+",
-            required=True,
+            required=option not in analysis_class.optional_data,
             help=f"{what}: pictures and folders of them, parquet files with a column `image`, or a Hub id of such a "
             "data set",
         )
@@ -123,7 +125,8 @@ def analyze(
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    data = {option: _open(option, options) for option in analysis_class.data_options}
+    given = [option for option in analysis_class.data_options if getattr(options, option) is not None]
+    data = {option: _open(option, options) for option in given}
     model, processor = load_model(options.model, options.device, options.dtype)
     settings = RunSettings(limit=options.limit, seed=options.seed, batch_size=options.batch_size)
     try:

@@ -5,9 +5,10 @@ import os
 import tempfile
 from pathlib import Path
 
+from alit_hf.option_types import positive_integer
+
 from .errors import FileError, UsageError, file_problem
 from .jobs import check_writable
-from .options import positive_integer
 
 
 def add_parser(commands) -> None:

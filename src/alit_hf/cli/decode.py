@@ -1,8 +1,9 @@
 """`alit decode`: `.alit` files to pictures."""
 
 import argparse
-import os
 from pathlib import Path
+
+from alit_hf.whole_file import whole_file
 
 from .batches import run_jobs
 from .errors import FAILED
@@ -35,9 +36,7 @@ def add_parser(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     jobs = plan_jobs(arguments.inputs, arguments.output, frozenset({".alit"}), OUTPUT_SUFFIXES)
 
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
+    from alit_hf.picture_codes import decode_pictures
     from alit_hf.token_file import TokenFile, model_fingerprint
 
     from .loading import load_model
@@ -52,18 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
         tokens.check_grid(model)
         return tokens
 
-    @torch.inference_mode()
     def decode(files: list[TokenFile]) -> list:
-        pictures = [None] * len(files)
-        for grid_size in {tokens.grid_size for tokens in files}:
-            rows = [row for row, tokens in enumerate(files) if tokens.grid_size == grid_size]
-            token_ids = pad_sequence(
-                [torch.tensor(files[row].token_ids) for row in rows], batch_first=True, padding_value=-1
-            )
-            pixel_values = model.decode(token_ids=token_ids.to(model.device), grid_size=grid_size).pixel_values
-            for row, picture in zip(rows, processor.postprocess(pixel_values), strict=True):
-                pictures[row] = picture
-        return pictures
+        return decode_pictures(model, processor, files)
 
     done, num_failed = run_jobs(jobs, read, decode, _save_picture, arguments.batch_size, "decoding")
     if len(done) == 1:
@@ -75,12 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _save_picture(picture, path: Path) -> str:
     """Writes the picture whole or not at all; returns its size in words."""
-    unfinished = path.with_name(f".alit-{os.getpid()}{path.suffix}")
-    try:
+    with whole_file(path) as unfinished:
         picture.save(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return f"{picture.width}x{picture.height}"
 
 

@@ -3,7 +3,9 @@
 import argparse
 import threading
 
-from .errors import FileError, UsageError, reason
+from alit_hf.error_reason import reason
+
+from .errors import FileError, UsageError
 from .options import add_model_arguments
 
 

@@ -4,9 +4,11 @@ import argparse
 import os
 from pathlib import Path
 
+from alit_hf.option_types import add_threshold_argument
+
 from .errors import FileError, UsageError, file_problem
 from .jobs import check_writable
-from .options import DEFAULT_THRESHOLD, add_model_arguments, finite_number
+from .options import add_model_arguments
 
 
 FIGURE_SUFFIXES = (".png", ".jpg", ".webp", ".pdf", ".svg")
@@ -28,13 +30,7 @@ def add_parser(commands) -> None:
         required=True,
         help=f"the figure, ending in {', '.join(FIGURE_SUFFIXES)}; an existing file is replaced",
     )
-    parser.add_argument(
-        "--threshold",
-        metavar="T",
-        type=finite_number,
-        default=DEFAULT_THRESHOLD,
-        help="L1 below which a picture has enough tokens (default: %(default)s)",
-    )
+    add_threshold_argument(parser)
     add_model_arguments(parser)
     parser.set_defaults(run=run)
 

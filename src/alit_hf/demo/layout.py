@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from alit_hf.cli.options import DEFAULT_THRESHOLD
+from alit_hf.option_types import DEFAULT_THRESHOLD
 
 from .codes import EncodedPicture, Kept
 from .example_photos import EXAMPLE_NAMES, example_photo

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from alit_hf.cli.errors import reason
+from alit_hf.error_reason import reason
 from alit_hf.image_io import open_image
 from alit_hf.token_file import MAGIC, TokenFile
 

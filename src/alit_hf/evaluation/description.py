@@ -8,6 +8,7 @@ import torch
 from alit_hf import __version__
 from alit_hf.image_processing_alit import ALITImageProcessor
 from alit_hf.modeling_alit import ALITModel
+from alit_hf.public_names import public_name
 from alit_hf.token_file import model_fingerprint
 
 from .settings import SettingsError
@@ -17,7 +18,7 @@ def describe_model(model: ALITModel) -> dict:
     """Name, fingerprint of the weights, and sizes."""
     config = model.config
     return {
-        "name": config.name_or_path,
+        "name": public_name(config.name_or_path),
         "fingerprint": model_fingerprint(model).hex(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "image_size": list(config.image_height_width),

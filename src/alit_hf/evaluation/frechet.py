@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from .efficientnet_lite import EfficientNetLite0
+from .efficientnet_lite import EfficientNetLite
 
 
 MIN_IMAGES = 256
@@ -52,7 +52,7 @@ class InceptionV3(nn.Module):
 
 
 FEATURE_NETWORKS: dict[str, Callable[[], FeatureNetwork]] = {
-    EfficientNetLite0.name: EfficientNetLite0,
+    "efficientnet-lite0": EfficientNetLite,
     InceptionV3.name: InceptionV3,
 }
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import datasets
 from PIL import Image
 
+from alit_hf.data_sources import SplitError, choose_split, find_files, is_hub_id
 from alit_hf.image_io import open_image
-from alit_hf.picture_files import PICTURE_SUFFIXES
 
 
 class EvaluationImages(Protocol):
@@ -120,11 +120,11 @@ def open_images(sources: Sequence[str], split: str | None = None) -> EvaluationI
             that is missing, does not exist or is given for files, and a data set without the column `image`.
     """
     sources = list(sources)
-    if len(sources) == 1 and not os.path.lexists(sources[0]) and _is_hub_id(sources[0]):
+    if len(sources) == 1 and not os.path.lexists(sources[0]) and is_hub_id(sources[0]):
         return _open_hub_dataset(sources[0], split)
     if split is not None:
         raise ValueError(f"the split {split!r} is given, but only data sets on the Hub have splits, files have none")
-    files = [file for source in sources for file in _find(source)]
+    files = [file for source in sources for file in find_files(source)]
     is_parquet = {file.suffix.lower() == ".parquet" for file in files}
     if is_parquet == {False, True}:
         raise ValueError(f"{', '.join(sources)} holds both parquet files and pictures, it must be one of them")
@@ -148,40 +148,14 @@ def check_columns(images: EvaluationImages, names: Sequence[str]) -> None:
         raise ValueError(f"{', '.join(images.sources)} lacks the columns {', '.join(missing)}; it has {has}")
 
 
-def _is_hub_id(source: str) -> bool:
-    return source.count("/") == 1 and all(source.split("/")) and not source.startswith((".", "~"))
-
-
 def _open_hub_dataset(name: str, split: str | None) -> EvaluationImages:
     try:
-        splits = datasets.get_dataset_split_names(name)
-        if split is None and len(splits) == 1:
-            split = splits[0]
-        if split in splits:
-            return _Rows([name], split, datasets.load_dataset(name, split=split))
+        split = choose_split(name, datasets.get_dataset_split_names(name), split)
+        return _Rows([name], split, datasets.load_dataset(name, split=split))
+    except SplitError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} is no file or folder, and from the Hub it cannot be loaded: {error}") from error
-    given = "no split is given" if split is None else f"the split {split!r} does not exist"
-    raise ValueError(f"{given}, the data set {name} has {', '.join(splits)}")
-
-
-def _find(source: str) -> list[Path]:
-    path = Path(source)
-    if not os.path.lexists(path):
-        raise ValueError(f"{source} does not exist")
-    if not path.is_dir():
-        return [path]
-    found = []
-    for folder, subfolders, names in os.walk(path):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        found += [
-            Path(folder, name)
-            for name in sorted(names)
-            if not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES | {".parquet"}
-        ]
-    if not found:
-        raise ValueError(f"the folder {source} holds no pictures and no parquet files")
-    return found
 
 
 __all__ = ["EvaluationImages", "check_columns", "open_images"]

@@ -2,8 +2,6 @@
 
 import hashlib
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -11,6 +9,7 @@ from tqdm import tqdm
 
 from alit_hf.image_processing_alit import ALITImageProcessor
 from alit_hf.modeling_alit import ALITModel
+from alit_hf.processes import Processes
 from alit_hf.rollout_pictures import payload_bytes
 from alit_hf.selection import l1, score_images
 
@@ -26,23 +25,6 @@ from .settings import EvaluationSettings, SettingsError
 from .speed import measure_speed
 from .tally import CodeCounts, FrechetDistances, ImageRecord
 from .yardsticks import smallest_jpeg, smallest_webp, thumbnail, thumbnail_size
-
-
-@dataclass(frozen=True)
-class Processes:
-    """
-    Which of several processes this one is.
-
-    Args:
-        rank (`int`): its number, from 0.
-        count (`int`): how many there are.
-        gather (`Callable[[list], list]`): puts the lists of all processes one behind the other, in order of rank, on
-            each of them.
-    """
-
-    rank: int = 0
-    count: int = 1
-    gather: Callable[[list], list] = list
 
 
 def evaluate_model(

@@ -45,6 +45,8 @@ class ImageScorer:
 
     def __init__(self, lpips_networks: Sequence[str], device: torch.device):
         self._lpips = {f"lpips_{net}": LPIPS(net, normalize=True).to(device) for net in lpips_networks}
+        self._original: torch.Tensor | None = None
+        self._original_features: dict[str, list[torch.Tensor]] = {}
 
     @property
     def min_size(self) -> int:
@@ -55,7 +57,8 @@ class ImageScorer:
         """
         Args:
             picture (`torch.Tensor` of shape `(B, 3, H, W)`): clamped here; of any floating dtype.
-            original (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1].
+            original (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1], not to be changed in place between
+                calls: what the networks make of them is kept until another tensor comes.
 
         Returns:
             float32 `(B,)` for each of `l1`, `psnr`, `ssim` and `lpips_` with the name of each network.
@@ -68,7 +71,13 @@ class ImageScorer:
             raise ValueError("the model's pictures have NaN or infinite values")
         picture = picture.clamp(0, 1)
         scores = {"l1": l1(picture, original), "psnr": psnr(picture, original), "ssim": ssim(picture, original)}
-        return scores | {name: network(picture, original) for name, network in self._lpips.items()}
+        if original is not self._original:
+            self._original = original
+            self._original_features = {name: net.unit_features(original) for name, net in self._lpips.items()}
+        return scores | {
+            name: net.distance(net.unit_features(picture), self._original_features[name])
+            for name, net in self._lpips.items()
+        }
 
 
 __all__ = ["MAX_PSNR", "ImageScorer", "psnr", "ssim"]

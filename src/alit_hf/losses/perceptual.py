@@ -15,17 +15,18 @@ import sys
 import tarfile
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub import constants
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from alit_hf.cache import cache_folder
 
 
 class _Backbone(NamedTuple):
@@ -136,18 +137,24 @@ class LPIPS(nn.Module):
                 f"`reconstruction` has shape {tuple(reconstruction.shape)} and `original` {tuple(original.shape)}; "
                 "they must be equal."
             )
-        distance = 0
         # Two passes and not one over the concatenated batch: the original's keeps no activations for the backward.
-        pairs = zip(self._unit_features(reconstruction), self._unit_features(original), strict=True)
-        for head, (a, b) in zip(self.heads, pairs, strict=True):
+        return self.distance(self.unit_features(reconstruction), self.unit_features(original))
+
+    def distance(self, one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What `forward` gives for the images of these `unit_features`, `(B,)`."""
+        distance = 0
+        for head, a, b in zip(self.heads, one, other, strict=True):
             # Under autocast the convolutions may run in half precision; a difference of unit vectors would suffer.
             with torch.autocast(a.device.type, enabled=False):
                 weighted = F.conv2d((a - b).square(), head.weight.float())
                 distance = distance + weighted.mean(dim=(1, 2, 3))
         return distance
 
-    def _unit_features(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """Float32 activations of the five tapped layers, of unit norm over the channels of a position."""
+    def unit_features(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """
+        Float32 activations `(B, C, rows, columns)` of the five tapped layers, of unit norm over the channels of a
+        position: to compare one image with many, as `forward` sees it. Shape and dtype are not checked.
+        """
         if self.normalize:
             pixels = pixels * 2 - 1
         hidden = ((pixels - self.shift) / self.scale).to(self.features[0].weight.dtype)
@@ -197,8 +204,7 @@ _PICKLES = {
 
 def lpips_cache_path(net: str) -> Path:
     """Where converted weights of `net` are cached: under `$ALIT_HF_CACHE`, by default `alit_hf` in `$HF_HOME`."""
-    cache = os.environ.get("ALIT_HF_CACHE") or os.path.join(constants.HF_HOME, "alit_hf")
-    return Path(cache).expanduser() / "lpips" / f"{net}-v0.1.safetensors"
+    return cache_folder() / "lpips" / f"{net}-v0.1.safetensors"
 
 
 def load_lpips_weights(net: str) -> dict[str, torch.Tensor]:

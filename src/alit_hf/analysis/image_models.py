@@ -1,0 +1,154 @@
+"""Models of a task of interest by name: classifiers and depth models (paper appendix A.2)."""
+
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoImageProcessor, AutoModelForDepthEstimation, AutoModelForImageClassification
+
+from alit_hf.evaluation.efficientnet_lite import EFFICIENTNET_NAMES, EfficientNetLite, imagenet_classes
+from alit_hf.evaluation.settings import SettingsError
+
+
+class Classifier(Protocol):
+    """A frozen classifier; `class_names` are in the order of its logits."""
+
+    name: str
+    class_names: list[str]
+
+    def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Float32 `(B, classes)` of pictures `(B, 3, H, W)`, which are clamped to [0, 1]."""
+        ...
+
+
+class _EfficientNetClassifier:
+    """One of `EFFICIENTNET_NAMES`."""
+
+    def __init__(self, name: str, device: torch.device):
+        self.name = name
+        self.class_names = imagenet_classes()
+        self._network = EfficientNetLite(name).to(device)
+
+    def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self._network.classify(self._network(pixel_values.float().clamp(0, 1)))
+
+
+class _AutoModel:
+    """A model of the Hub or a folder with the image processor that belongs to it."""
+
+    def __init__(self, auto_class: Any, name: str, device: torch.device):
+        self.name = name
+        self._processor = AutoImageProcessor.from_pretrained(name)
+        model, report = auto_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        if report["missing_keys"]:
+            # They would have been drawn at random.
+            raise ValueError(f"it lacks {', '.join(sorted(report['missing_keys'])[:5])}")
+        self._model = model.eval().to(device)
+
+    @property
+    def config(self) -> Any:
+        return self._model.config
+
+    def __call__(self, pixel_values: torch.Tensor) -> Any:
+        # With 8 bits, as a processor expects pictures; so it resizes and normalises as the model was trained.
+        levels = (pixel_values.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        inputs = self._processor(list(levels), input_data_format="channels_first", return_tensors="pt")
+        return self._model(**inputs.to(self._model.device))
+
+
+class _AutoClassifier:
+    """A classifier of transformers."""
+
+    def __init__(self, name: str, device: torch.device):
+        self.name = name
+        self._model = _AutoModel(AutoModelForImageClassification, name, device)
+        labels = self._model.config.id2label
+        # ImageNet's names are lists of synonyms, of which data sets give the first.
+        self.class_names = [labels[number].split(", ")[0] for number in range(len(labels))]
+
+    def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self._model(pixel_values).logits
+
+
+class DepthModel:
+    """
+    A frozen monocular depth model of transformers.
+
+    Args:
+        name (`str`): a Hub id or a folder.
+        device (`torch.device`): where it runs.
+    """
+
+    def __init__(self, name: str, device: torch.device):
+        self.name = name
+        self._model = _AutoModel(AutoModelForDepthEstimation, name, device)
+
+    def depth(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Depth or disparity, as the model predicts it, `(B, h, w)` of pictures `(B, 3, H, W)`, clamped to [0, 1]."""
+        return self._model(pixel_values).predicted_depth.float()
+
+
+def relative_depth_error(depth: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+    """
+    The mean absolute difference of two predictions `(B, h, w)`, as a share of the original's mean absolute value
+    `(B,)`.
+
+    Raises:
+        `ValueError`: where the original's is 0 everywhere, or a prediction has NaN or infinite values.
+    """
+    error = (depth - original).abs().flatten(1).mean(dim=1) / original.abs().flatten(1).mean(dim=1)
+    if not torch.isfinite(error).all():
+        raise ValueError("the depth model predicts NaN, infinite values, or 0 everywhere")
+    return error
+
+
+def finite_logits(classifier: Classifier, pixel_values: torch.Tensor) -> torch.Tensor:
+    """
+    What `classifier.logits` gives.
+
+    Raises:
+        `ValueError`: where that is not finite.
+    """
+    logits = classifier.logits(pixel_values)
+    if not torch.isfinite(logits).all():
+        raise ValueError(f"the logits of {classifier.name} have NaN or infinite values")
+    return logits
+
+
+def load_classifier(name: str, device: torch.device) -> Classifier:
+    """
+    Args:
+        name (`str`): one of `EFFICIENTNET_NAMES`, or a Hub id or folder for `AutoModelForImageClassification`.
+
+    Raises:
+        `SettingsError`: if it cannot be loaded.
+    """
+    classifier_class = _EfficientNetClassifier if name in EFFICIENTNET_NAMES else _AutoClassifier
+    return _load(classifier_class, "classifier", name, device)
+
+
+def load_depth_model(name: str, device: torch.device) -> DepthModel:
+    """
+    Args:
+        name (`str`): a Hub id or a folder for `AutoModelForDepthEstimation`.
+
+    Raises:
+        `SettingsError`: if it cannot be loaded.
+    """
+    return _load(DepthModel, "depth model", name, device)
+
+
+def _load(model_class: Any, what: str, name: str, device: torch.device) -> Any:
+    try:
+        return model_class(name, device)
+    except Exception as error:  # the libraries raise their own and each other's, KeyError and SafetensorError included
+        raise SettingsError(f"the {what} {name} cannot be loaded: {error}") from error
+
+
+__all__ = [
+    "Classifier",
+    "DepthModel",
+    "finite_logits",
+    "load_classifier",
+    "load_depth_model",
+    "relative_depth_error",
+]

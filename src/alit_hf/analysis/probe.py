@@ -1,0 +1,240 @@
+"""What a linear classifier can read from frozen features (paper appendix A.4)."""
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from alit_hf.evaluation.images import EvaluationImages
+from alit_hf.evaluation.lengths import code_lengths
+from alit_hf.evaluation.rounding import rounded
+from alit_hf.evaluation.settings import SettingsError
+
+from .analysis import Analysis, Context, ImageBatch, RunSettings
+from .charts import draw_estimates, new_figure, style
+from .linear_probe import choose_probe, stratified_split
+from .statistics import in_words, mean, share
+
+
+_TEST_SHARE = 0.25
+
+MIN_CLASS_IMAGES = 8
+"""Images below which a class is left out: it is split into training, validation and test."""
+
+_KINDS = {
+    "tokens_and_latents": "image tokens and latents after each rollout",
+    "latents": "first latents after all rollouts",
+}
+
+
+@dataclass(kw_only=True)
+class Probe(Analysis):
+    """
+    Fits linear classifiers to the features of one part of the images and tests them on the other.
+
+    Args:
+        label_column (`str`): has the class of each image; images without one are left out.
+    """
+
+    name = "probe"
+    default_limit = 600
+    data_options: ClassVar = {"data": "labelled images", "test_data": "labelled images to test on"}
+    optional_data = ("test_data",)
+
+    label_column: str = "label"
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--label-column",
+            metavar="COLUMN",
+            default=cls.label_column,
+            help="has the class of each image, or nothing (default: %(default)s)",
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.label_column,)
+
+    def choose(self, images: EvaluationImages, settings: RunSettings) -> list[int]:
+        """A random sample of the images that have a class."""
+        labels = images.column(self.label_column)
+        order = np.random.default_rng(settings.seed).permutation(len(images)).tolist()
+        return sorted([index for index in order if labels[index] is not None][: settings.limit])
+
+    def check(self, context: Context) -> None:
+        """
+        Raises:
+            `SettingsError`: for labels that are no names or integers, or fewer than two classes to tell apart.
+        """
+        images = context.data["data"]
+        labels = images.column(self.label_column)
+        chosen = [labels[index] for index in self.choose(images, context.settings)]
+        strange = next((label for label in chosen if not isinstance(label, (str, int))), None)
+        if strange is not None:
+            raise SettingsError(
+                f"the column `{self.label_column}` has {strange!r}, it must have names or integers, or nothing"
+            )
+        enough = [label for label, count in Counter(chosen).items() if count >= MIN_CLASS_IMAGES]
+        if len(enough) < 2:
+            raise SettingsError(
+                f"not enough data: of {len(chosen)} images with a `{self.label_column}`, {len(enough)} classes have "
+                f"{MIN_CLASS_IMAGES} or more, at least 2 are needed"
+            )
+
+    def measure(self, context: Context, batch: ImageBatch) -> list[dict[str, Any]]:
+        """
+        Of each image float32 vectors: `base_latents`, the mean over the grid of the base tokenizer's latents `(E,)`;
+        `tokens_and_latents`, the mean of processed image tokens and latent tokens after each rollout `(K, W)`;
+        `latents`, the mean of the first L, 2L, … of all latent tokens `(K, W)`.
+        """
+        config = context.model.config
+        base_latents = context.model.base_tokenizer.encode(batch.pixel_values.to(context.model.dtype))
+        tokens_and_latents = []
+        for rollout in context.model.rollouts(
+            batch.pixel_values,
+            return_reconstruction=False,
+            return_decoder_output=False,
+            generator=torch.Generator(context.model.device).manual_seed(0),
+            base_latents=base_latents,
+        ):
+            tokens = rollout.last_hidden_state.float()
+            # All but the class token.
+            tokens_and_latents.append(tokens[:, 1:].mean(dim=1))
+        latents = tokens[:, 1 + config.num_positions :]
+        features = {
+            "base_latents": base_latents.float().mean(dim=(2, 3)),
+            "tokens_and_latents": torch.stack(tokens_and_latents, dim=1),
+            "latents": torch.stack([latents[:, :length].mean(dim=1) for length in code_lengths(config)], dim=1),
+        }
+        if not all(torch.isfinite(values).all() for values in features.values()):
+            raise ValueError("the model's features have NaN or infinite values")
+        return [
+            {name: values[row].cpu().numpy().tobytes() for name, values in features.items()}
+            for row in range(len(batch.indices))
+        ]
+
+    def summarize(self, context: Context, table: pd.DataFrame) -> dict:
+        """
+        Returns:
+            - `classes`: for each the images to `train` and to `test` on; `left_out`: for each class with too few
+              images their number.
+            - `chance` (one over the number of classes) and `majority`, the accuracy of always saying the class that
+              is most frequent in training.
+            - `base_latents`, and by length `tokens_and_latents` and `latents` (see `measure`): `accuracy` and
+              `balanced_accuracy` (the mean over classes) on the test images, and the `weight_decay` that was chosen.
+            - `differences`: of accuracy, paired by image: `last_minus_first_rollout`, `all_minus_first_latents` and
+              `last_rollout_minus_base_latents`.
+        """
+        labels, is_test, classes, left_out = self._split(context, table)
+        table = table[labels >= 0]
+        is_test, labels = is_test[labels >= 0], labels[labels >= 0]
+        config, seed = context.model.config, context.settings.seed
+        lengths = [str(length) for length in code_lengths(config)]
+        correct = {}
+
+        def probe(features: np.ndarray, key: tuple[str, ...]) -> dict:
+            fitted = choose_probe(features[~is_test], labels[~is_test], seed)
+            hits = (fitted.predict(features[is_test]) == labels[is_test]).astype(float)
+            correct[key] = hits
+            recalls = [hits[labels[is_test] == label].mean() for label in np.unique(labels[is_test])]
+            return {
+                "accuracy": share(hits),
+                "balanced_accuracy": rounded(np.mean(recalls)),
+                "weight_decay": fitted.weight_decay,
+            }
+
+        results = {"base_latents": probe(_features(table["base_latents"], 1)[:, 0], ("base_latents",))}
+        for kind in _KINDS:
+            features = _features(table[kind], len(lengths))
+            results[kind] = {length: probe(features[:, place], (kind, length)) for place, length in enumerate(lengths)}
+        majority = np.bincount(labels[~is_test]).argmax()
+        first, last = lengths[0], lengths[-1]
+        pairs = {
+            "last_minus_first_rollout": (("tokens_and_latents", last), ("tokens_and_latents", first)),
+            "all_minus_first_latents": (("latents", last), ("latents", first)),
+            "last_rollout_minus_base_latents": (("tokens_and_latents", last), ("base_latents",)),
+        }
+        return {
+            "classes": {
+                str(name): {
+                    "train": int((labels[~is_test] == number).sum()),
+                    "test": int((labels[is_test] == number).sum()),
+                }
+                for number, name in enumerate(classes)
+            },
+            "left_out": left_out,
+            "chance": rounded(1 / len(classes)),
+            "majority": rounded((labels[is_test] == majority).mean()),
+            **results,
+            "differences": {
+                name: mean(correct[more] - correct[less], seed=seed) for name, (more, less) in pairs.items()
+            },
+        }
+
+    def _split(self, context: Context, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list, dict[str, int]]:
+        """The class of each row, −1 without one; whether it is to test on; the classes; and those left out."""
+        names = table[self.label_column].tolist()
+        in_test_data = (table["data"] == "test_data").to_numpy()
+        counts = Counter(name for name, apart in zip(names, in_test_data, strict=True) if not apart)
+        classes = sorted(name for name, count in counts.items() if count >= MIN_CLASS_IMAGES)
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = np.array([numbers.get(name, -1) for name in names])
+        left_out = {str(name): count for name, count in sorted(Counter(names).items()) if name not in numbers}
+        if "test_data" in context.data:
+            return labels, in_test_data, classes, left_out
+        is_test = np.zeros(len(labels), dtype=bool)
+        is_test[labels >= 0] = stratified_split(labels[labels >= 0], _TEST_SHARE, context.settings.seed)
+        return labels, is_test, classes, left_out
+
+    def finding(self, results: dict) -> str:
+        first, *_, last = results["tokens_and_latents"]
+        difference = in_words(results["differences"]["last_minus_first_rollout"])
+        base = in_words(results["base_latents"]["accuracy"])
+
+        def accuracy(kind: str, length: str) -> str:
+            return in_words(results[kind][length]["accuracy"])
+
+        return (
+            f"a linear probe of {len(results['classes'])} classes is right for "
+            f"{accuracy('tokens_and_latents', first)} of test images after one rollout and "
+            f"{accuracy('tokens_and_latents', last)} after all (difference {difference}), from the first {first} "
+            f"latents for {accuracy('latents', first)}, from all {last} for {accuracy('latents', last)}, from the "
+            f"base tokenizer's latents for {base}; chance {results['chance']:.3f}, the most frequent class "
+            f"{results['majority']:.3f}"
+        )
+
+    def draw(self, context: Context, table: pd.DataFrame, results: dict) -> Figure:
+        figure = new_figure(5.4, 3.6)
+        axes = figure.add_subplot()
+        for number, (kind, label) in enumerate(_KINDS.items()):
+            accuracies = {length: numbers["accuracy"] for length, numbers in results[kind].items()}
+            draw_estimates(axes, accuracies, label, f"C{number}")
+        base = results["base_latents"]["accuracy"]["value"]
+        if base is not None:
+            _draw_level(axes, base, "base tokenizer's latents", "-.")
+        _draw_level(axes, results["majority"], "most frequent class", "--")
+        _draw_level(axes, results["chance"], "chance", ":")
+        axes.set_ylim(0, 1)
+        style(axes, "latent tokens", "accuracy on test images")
+        axes.legend(fontsize=8, frameon=False)
+        return figure
+
+
+def _draw_level(axes: Axes, value: float, label: str, linestyle: str) -> None:
+    axes.axhline(value, color="0.4", linestyle=linestyle, linewidth=1, label=label)
+
+
+def _features(stored: Sequence[bytes], count: int) -> np.ndarray:
+    """The vectors of N images, `count` of each, float32 `(N, count, W)`."""
+    return np.stack([np.frombuffer(vectors, dtype=np.float32) for vectors in stored]).reshape(len(stored), count, -1)
+
+
+ANALYSIS = Probe

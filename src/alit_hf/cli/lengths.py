@@ -1,0 +1,68 @@
+"""`--threshold`, `--num-tokens` and `--criterion`: what decides how many tokens a picture gets."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from alit_hf.error_reason import reason
+from alit_hf.length_choice import LengthChoice
+from alit_hf.option_types import DEFAULT_THRESHOLD, finite_number, positive_integer
+
+from .errors import UsageError
+
+
+if TYPE_CHECKING:
+    from alit_hf import ALITModel
+    from alit_hf.picture_codes import PictureEncoder
+
+
+def add_length_arguments(parser: argparse.ArgumentParser) -> None:
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--threshold",
+        metavar="T",
+        type=finite_number,
+        help="use the fewest tokens whose criterion is below this, and all where none is "
+        f"(default: {DEFAULT_THRESHOLD}, for the criterion l1)",
+    )
+    length.add_argument("--num-tokens", metavar="N", type=positive_integer, help="use N tokens for every picture")
+    parser.add_argument(
+        "--criterion",
+        metavar="C",
+        help="l1 (mean absolute error of pixels in [0, 1]), l2 (mean squared error), psnr (minus dB: --threshold -25 "
+        "for more than 25 dB) or lpips (default: l1)",
+    )
+
+
+def length_choice(arguments: argparse.Namespace) -> LengthChoice:
+    """
+    What the options say.
+
+    Raises:
+        `UsageError`: for a criterion that has nothing to compare with.
+    """
+    if arguments.num_tokens is not None:
+        if arguments.criterion is not None:
+            raise UsageError("--criterion chooses lengths together with --threshold, not with --num-tokens")
+        return LengthChoice(num_tokens=arguments.num_tokens)
+    criterion = arguments.criterion or "l1"
+    if arguments.threshold is None:
+        if criterion != "l1":
+            raise UsageError(f"--criterion {criterion} needs a --threshold in its own units")
+        return LengthChoice(threshold=DEFAULT_THRESHOLD)
+    return LengthChoice(threshold=arguments.threshold, criterion=criterion)
+
+
+def make_encoder(model: "ALITModel", choice: LengthChoice) -> "PictureEncoder":
+    """
+    Raises:
+        `UsageError`: if the model cannot give such codes, or there is no such criterion.
+    """
+    from alit_hf.picture_codes import PictureEncoder
+
+    try:
+        return PictureEncoder(model, choice)
+    except (ValueError, OSError) as error:
+        raise UsageError(reason(error)) from error
+
+
+__all__ = ["add_length_arguments", "length_choice", "make_encoder"]

@@ -1,0 +1,135 @@
+"""`alit tokenize`: a data set of pictures to one of tokens."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alit_hf.cache import cache_folder
+from alit_hf.data_sources import is_hub_id
+from alit_hf.error_reason import reason
+from alit_hf.option_types import positive_integer
+
+from .errors import FAILED, FileError, UsageError, print_error
+from .jobs import check_writable
+from .lengths import add_length_arguments, length_choice, make_encoder
+from .options import add_batch_size_argument, add_model_arguments
+
+
+if TYPE_CHECKING:
+    from alit_hf.processes import Processes
+    from alit_hf.token_datasets.tokenizing import TokenDatasetSummary
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "tokenize",
+        help="a data set of pictures to one of tokens, in parquet or on the Hub",
+        description="Replaces the pictures of a data set by tokens and keeps its other columns. What "
+        "`datasets.load_dataset` reads comes out. Ended at any moment, the same command goes on where it was.",
+    )
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, also for `training/tokenize_dataset.py`."""
+    parser.add_argument(
+        "dataset",
+        metavar="DATASET",
+        nargs="+",
+        help="a Hub id; or pictures and folders of them; or parquet files with a column `image` and folders of them",
+    )
+    parser.add_argument("--split", metavar="S", help="of the data set; needed on the Hub where it has several")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        required=True,
+        help="a folder, which is made; or ORGANIZATION/NAME on the Hub, where there is no folder ORGANIZATION (write "
+        "./ORGANIZATION/NAME for a folder): the data set is pushed at the end, public where the repository is new",
+    )
+    add_length_arguments(parser)
+    parser.add_argument(
+        "--rows-per-shard",
+        metavar="R",
+        type=positive_integer,
+        default=1000,
+        help="rows of the data that become one parquet file, and that an interruption costs at most (default: "
+        "%(default)s)",
+    )
+    add_model_arguments(parser)
+    add_batch_size_argument(parser)
+
+
+def run(arguments: argparse.Namespace, processes: "Processes | None" = None) -> int:
+    """Tokenizes; of several processes the first one prints and pushes."""
+    choice = length_choice(arguments)
+    repo_id = arguments.output if _is_on_the_hub(arguments.output) else None
+    folder = Path(arguments.output) if repo_id is None else _folder_before_push(repo_id)
+    for source in arguments.dataset:
+        if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
+            raise UsageError(f"the output {folder} lies in the data {source}, it must be elsewhere")
+    check_writable(folder)
+
+    import datasets
+
+    from alit_hf.token_datasets.hub import check_repository, push
+    from alit_hf.token_datasets.image_rows import open_rows
+    from alit_hf.token_datasets.info import TokenDatasetInfo
+    from alit_hf.token_datasets.tokenizing import OutputError, tokenize_rows
+
+    from .loading import load_model
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        rows = open_rows(arguments.dataset, arguments.split)
+    except ValueError as error:
+        raise UsageError(f"DATASET: {reason(error)}") from error
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    encoder = make_encoder(model, choice)
+    info = TokenDatasetInfo.describe(rows, encoder, processor, arguments.rows_per_shard)
+    try:
+        if repo_id is not None:
+            check_repository(repo_id, info)
+        summary = tokenize_rows(rows, encoder, processor, info, folder, arguments.batch_size, processes)
+    except OutputError as error:
+        raise UsageError(reason(error)) from error
+    except Exception as error:  # the libraries that read the data raise their own
+        raise FileError(
+            f"tokenizing failed: {reason(error)} (what is in {folder} stays, the same command goes on from there)"
+        ) from error
+    if summary is None:
+        return 0
+    if summary.num_images == 0:
+        raise FileError(f"none of {summary.num_undecodable} images can be decoded, see {folder}")
+    if repo_id is not None:
+        try:
+            print(push(folder, repo_id))
+        except Exception as error:
+            raise FileError(f"{repo_id} was not pushed: {reason(error)} (the same command pushes {folder})") from error
+    if summary.num_undecodable:
+        print_error(f"{summary.num_undecodable} images could not be decoded, {folder} lists them in undecodable.jsonl")
+    print(_summary(folder, summary))
+    return FAILED if summary.num_undecodable else 0
+
+
+def _is_on_the_hub(output: str) -> bool:
+    return is_hub_id(output) and not any(os.path.lexists(path) for path in (output, output.split("/")[0]))
+
+
+def _folder_before_push(repo_id: str) -> Path:
+    return cache_folder() / "tokenized" / repo_id.replace("/", "--")
+
+
+def _summary(folder: Path, summary: "TokenDatasetSummary") -> str:
+    shortest, longest = min(summary.lengths), max(summary.lengths)
+    text = (
+        f"{folder}: {summary.num_images} images, {shortest} to {longest} tokens, "
+        f"{summary.num_tokens / summary.num_images:.1f} on average"
+    )
+    return text + (f"; {summary.num_unsatisfied} not below the threshold" if summary.num_unsatisfied else "")
+
+
+__all__ = ["add_arguments", "add_parser", "run"]

@@ -1,0 +1,67 @@
+"""`README.md` of a data set of tokens: what `load_dataset` and the Hub read, and what a person does."""
+
+from typing import TYPE_CHECKING
+
+import yaml
+
+from .info import INFO_FILE, TokenDatasetInfo
+from .shards import Shards
+
+
+if TYPE_CHECKING:
+    from .tokenizing import TokenDatasetSummary
+
+
+CARD_FILE = "README.md"
+UNDECODABLE_FILE = "undecodable.jsonl"
+
+
+def card(info: TokenDatasetInfo, shards: Shards, summary: "TokenDatasetSummary") -> str:
+    """The card's text, with its metadata in front."""
+    metadata = {
+        "tags": ["alit", "image-tokenization"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": shards.split, "path": shards.pattern}],
+            }
+        ],
+    }
+    lengths = (
+        f"{info.num_tokens} tokens each"
+        if info.threshold is None
+        else f"each in the fewest that bring `{info.criterion}` below {info.threshold:g}, or in all"
+    )
+    data = ", ".join(f"`{source}`" for source in info.sources) + (f", split `{info.split}`" if info.split else "")
+    counts = "\n".join(f"| {length} | {count} |" for length, count in summary.lengths.items())
+    return f"""---
+{yaml.safe_dump(metadata, sort_keys=False).strip()}
+---
+# Tokens of {data}
+The pictures of {data} in tokens of the [ALIT](https://arxiv.org/abs/2411.02393) model `{info.model}`, {lengths}.
+
+{summary.num_images} images have {summary.num_tokens} tokens. {summary.num_undecodable} could not be decoded and have
+no row, see `{UNDECODABLE_FILE}`.
+
+| tokens | images |
+|---|---|
+{counts}
+
+- `token_ids` mean something only together with `num_tokens`: a code is no prefix of a longer one.
+- `score` is what the threshold was compared with, `original_size` width and height in pixels.
+- `file_name` is that of the picture, where it had one. The other columns are those of the data, whose terms apply.
+- `{INFO_FILE}` says how the tokens were made.
+
+```python
+import datasets
+from alit_hf import ALITImageProcessor, ALITModel
+from alit_hf.token_datasets import TokenDecoder
+
+codes = datasets.load_dataset(NAME, split="{shards.split}")  # this folder, or its id on the Hub
+model, processor = ALITModel.from_pretrained(MODEL).eval(), ALITImageProcessor.from_pretrained(MODEL)
+pictures = TokenDecoder(NAME, model, processor).decode(codes[:8])
+```
+"""
+
+
+__all__ = ["CARD_FILE", "UNDECODABLE_FILE", "card"]

@@ -1,0 +1,67 @@
+"""Rows of a data set of tokens back to pictures."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+from PIL import Image
+
+from alit_hf.image_processing_alit import ALITImageProcessor
+from alit_hf.modeling_alit import ALITModel
+from alit_hf.picture_codes import decode_pictures
+from alit_hf.token_file import check_fingerprints, model_fingerprint
+
+from .info import TokenDatasetInfo
+
+
+class TokenDecoder:
+    """
+    Decodes rows of a data set of tokens with the model that made them.
+
+    Args:
+        dataset (`str`, `Path` or [`TokenDatasetInfo`]): what `load_dataset` was given, a folder or a Hub id; or the
+            information that is stored there.
+        model ([`ALITModel`]): in evaluation mode, of any dtype and on any device.
+        processor ([`ALITImageProcessor`]): makes pictures of pixels.
+
+    Raises:
+        `ValueError`: if another model made the tokens.
+        `OSError`: if the data set is not there.
+
+    Example:
+
+    ```python
+    >>> import datasets
+    >>> from alit_hf import ALITImageProcessor, ALITModel, pretrained_path
+    >>> from alit_hf.token_datasets import TokenDecoder
+
+    >>> model = ALITModel.from_pretrained(pretrained_path()).eval()
+    >>> processor = ALITImageProcessor.from_pretrained(pretrained_path())
+    >>> codes = datasets.load_dataset("codes/", split="train")
+    >>> decoder = TokenDecoder("codes/", model, processor)
+    >>> pictures = decoder.decode(codes[:8])
+    ```
+    """
+
+    def __init__(self, dataset: str | os.PathLike | TokenDatasetInfo, model: ALITModel, processor: ALITImageProcessor):
+        self.info = dataset if isinstance(dataset, TokenDatasetInfo) else TokenDatasetInfo.load(dataset)
+        self.model = model
+        self.processor = processor
+        check_fingerprints(bytes.fromhex(self.info.fingerprint), model_fingerprint(model))
+
+    def decode(self, rows: Mapping[str, Sequence]) -> list[Image.Image]:
+        """
+        Args:
+            rows (`Mapping[str, Sequence]`): columns `token_ids`, `num_tokens` and `original_size` of some rows, as
+                slices of a data set give them. They are one batch for the model.
+
+        Returns:
+            `list[PIL.Image.Image]`: the picture of each row in the model's size, as `alit decode` gives it.
+
+        Raises:
+            `ValueError`: for ids that the model cannot have made, or not in that number.
+        """
+        values = zip(rows["token_ids"], rows["num_tokens"], rows["original_size"], strict=True)
+        return decode_pictures(self.model, self.processor, [self.info.token_file(*row) for row in values])
+
+
+__all__ = ["TokenDecoder"]

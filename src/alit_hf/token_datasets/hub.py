@@ -1,0 +1,69 @@
+"""Data sets of tokens on the Hub: whether one may be pushed, before the work, and pushing it, after."""
+
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi, is_offline_mode
+from huggingface_hub.errors import LocalTokenNotFoundError
+from huggingface_hub.utils import disable_progress_bars
+
+from .card import CARD_FILE, UNDECODABLE_FILE
+from .info import INFO_FILE, TokenDatasetInfo
+from .shards import Shards
+from .tokenizing import OutputError
+
+
+_OF_EVERY_REPOSITORY = {".gitattributes", CARD_FILE}
+
+
+def check_repository(repo_id: str, info: TokenDatasetInfo) -> None:
+    """
+    Makes the repository if there is none.
+
+    Args:
+        repo_id (`str`): of a data set, `ORGANIZATION/NAME`.
+        info ([`TokenDatasetInfo`]): of the tokens that are to be pushed.
+
+    Raises:
+        [`OutputError`]: without a login, if the Hub refuses or cannot be reached, or if the repository holds something
+            else than such tokens.
+    """
+    if is_offline_mode():
+        raise OutputError(f"{repo_id} is on the Hub, which is not asked while HF_HUB_OFFLINE is set")
+    api = HfApi()
+    try:
+        api.whoami()
+        api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
+        files = set(api.list_repo_files(repo_id, repo_type="dataset"))
+        differences = info.differences(TokenDatasetInfo.load(repo_id)) if INFO_FILE in files else []
+    except LocalTokenNotFoundError as error:
+        raise OutputError(f"pushing to {repo_id} needs a login: run `hf auth login`, or set HF_TOKEN") from error
+    except Exception as error:  # the Hub's client raises its own and those of the connection
+        raise OutputError(f"the data set {repo_id} on the Hub cannot be used: {error}") from error
+    if differences:
+        raise OutputError(f"the data set {repo_id} holds tokens of another run, {'; '.join(differences)}")
+    others = sorted(files - _OF_EVERY_REPOSITORY)
+    if others and INFO_FILE not in files:
+        raise OutputError(f"the data set {repo_id} holds something else already, {others[0]}")
+
+
+def push(folder: Path, repo_id: str) -> str:
+    """
+    Pushes a finished data set of tokens in one commit.
+
+    Returns:
+        the commit's address.
+
+    Raises:
+        `OSError`: if the Hub refuses or cannot be reached.
+    """
+    disable_progress_bars()
+    shards = Shards(folder, TokenDatasetInfo.load(folder).output_split)
+    paths = [*shards.paths(), *(folder / name for name in (INFO_FILE, UNDECODABLE_FILE, CARD_FILE))]
+    operations = [
+        CommitOperationAdd(path_in_repo=path.relative_to(folder).as_posix(), path_or_fileobj=path) for path in paths
+    ]
+    commit = HfApi().create_commit(repo_id, operations, repo_type="dataset", commit_message="Tokens by alit tokenize")
+    return commit.commit_url
+
+
+__all__ = ["check_repository", "push"]

@@ -1,0 +1,144 @@
+"""What is the same for all rows of a data set of tokens: `tokenization.json`, beside its shards."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+
+from alit_hf.image_processing_alit import ALITImageProcessor
+from alit_hf.picture_codes import PictureEncoder
+from alit_hf.public_names import public_name
+from alit_hf.token_file import TokenFile
+
+from .image_rows import ImageRows
+
+
+INFO_FILE = "tokenization.json"
+
+# Their names may change where the rows do not.
+_NAMES = ("model", "sources")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenDatasetInfo:
+    """
+    What decides the rows of a data set of tokens, and what decoding them needs.
+
+    Args:
+        model (`str`): a Hub id, or the last part of a path.
+        fingerprint (`str`): of the model's weights, see [`~token_file.model_fingerprint`]; 16 hexadecimal digits.
+        dtype (`str`): what the model computed in, such as `"float32"`.
+        image_processor (`dict`): fields of the image processor.
+        grid_size (`list[int]`): rows and columns of the base tokenizer's grid.
+        codebook_size (`int`): entries of the latent codebook.
+        threshold (`float`, *optional*), num_tokens (`int`, *optional*), criterion (`str`): the [`LengthChoice`].
+        sources (`list[str]`): Hub ids, or last parts of paths, of the data.
+        split (`str`, *optional*): of the data.
+        data_fingerprint (`str`): see [`~image_rows.ImageRows`].
+        image_column (`str`): the column that the tokens replace.
+        rows_per_shard (`int`): rows of the data that a shard is made of, fewer at the end of a part.
+    """
+
+    model: str
+    fingerprint: str
+    dtype: str
+    image_processor: dict
+    grid_size: list[int]
+    codebook_size: int
+    threshold: float | None
+    num_tokens: int | None
+    criterion: str
+    sources: list[str]
+    split: str | None
+    data_fingerprint: str
+    image_column: str
+    rows_per_shard: int
+
+    @classmethod
+    def describe(
+        cls, rows: ImageRows, encoder: PictureEncoder, processor: ALITImageProcessor, rows_per_shard: int
+    ) -> "TokenDatasetInfo":
+        """Of what these make together."""
+        model = encoder.model
+        return cls(
+            model=public_name(model.name_or_path),
+            fingerprint=encoder.fingerprint.hex(),
+            dtype=str(model.dtype).removeprefix("torch."),
+            image_processor=json.loads(processor.to_json_string()),
+            grid_size=list(model.config.grid_size),
+            codebook_size=model.config.codebook_size,
+            **dataclasses.asdict(encoder.choice),
+            sources=[public_name(source) for source in rows.sources],
+            split=rows.split,
+            data_fingerprint=rows.fingerprint,
+            image_column=rows.image_column,
+            rows_per_shard=rows_per_shard,
+        )
+
+    @property
+    def output_split(self) -> str:
+        """The split that `load_dataset` finds the rows in."""
+        return self.split or "train"
+
+    def differences(self, other: "TokenDatasetInfo") -> list[str]:
+        """In words, what would make other rows."""
+        return [
+            f"{name} was {before!r} and is now {now!r}"
+            for name, before, now in (
+                (field.name, getattr(other, field.name), getattr(self, field.name))
+                for field in dataclasses.fields(self)
+            )
+            if name not in _NAMES and before != now
+        ]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "TokenDatasetInfo":
+        """
+        Raises:
+            `ValueError`: if the text is not what `to_json` gives.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{INFO_FILE} was not written by `alit tokenize`: {error}") from error
+
+    @classmethod
+    def load(cls, dataset: str | os.PathLike) -> "TokenDatasetInfo":
+        """
+        Args:
+            dataset (`str` or `Path`): a folder that `alit tokenize` wrote, or a Hub id.
+
+        Raises:
+            `ValueError`: if the file in it was not written by `alit tokenize`.
+            `OSError`: if there is none, or it cannot be read.
+        """
+        path = Path(dataset, INFO_FILE)
+        if not Path(dataset).is_dir():
+            path = Path(huggingface_hub.hf_hub_download(str(dataset), INFO_FILE, repo_type="dataset"))
+        return cls.from_json(path.read_text(encoding="utf-8"))
+
+    def token_file(self, token_ids: list[int], num_tokens: int, original_size: list[int]) -> TokenFile:
+        """
+        A row as what an `.alit` file holds.
+
+        Raises:
+            `ValueError`: if the values cannot be those of one row.
+        """
+        if len(token_ids) != num_tokens:
+            raise ValueError(f"`token_ids` has {len(token_ids)} ids, `num_tokens` is {num_tokens}: they must agree")
+        return TokenFile(
+            token_ids=token_ids,
+            original_size=tuple(original_size),
+            grid_size=tuple(self.grid_size),
+            codebook_size=self.codebook_size,
+            fingerprint=bytes.fromhex(self.fingerprint),
+        )
+
+
+__all__ = ["INFO_FILE", "TokenDatasetInfo"]

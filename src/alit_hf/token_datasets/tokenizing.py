@@ -1,0 +1,331 @@
+"""Turns the pictures of a data set into tokens, shard by shard, and goes on where an earlier run was ended."""
+
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from alit_hf.image_processing_alit import ALITImageProcessor
+from alit_hf.picture_codes import PictureCode, PictureEncoder, to_picture
+from alit_hf.processes import Processes
+from alit_hf.whole_file import unfinished_files, whole_file
+
+from .card import CARD_FILE, UNDECODABLE_FILE, card
+from .image_rows import FILE_NAME, ImageRows, fetch, read_picture
+from .info import INFO_FILE, TokenDatasetInfo
+from .shards import ShardRecord, Shards, first_missing_block
+
+
+TOKEN_FEATURES = datasets.Features(
+    {
+        "token_ids": datasets.List(datasets.Value("uint16")),
+        "num_tokens": datasets.Value("int32"),
+        "score": datasets.Value("float32"),
+        "original_size": datasets.List(datasets.Value("uint32"), length=2),
+    }
+)
+"""The columns that take the picture's place. `score` is null where all lengths are the same, `original_size` is width
+and height in pixels."""
+
+
+class OutputError(ValueError):
+    """The output cannot take these tokens. Raised before any work."""
+
+
+@dataclass(frozen=True)
+class TokenDatasetSummary:
+    """
+    What a finished data set of tokens holds.
+
+    Args:
+        num_images (`int`): rows.
+        num_undecodable (`int`): pictures that could not be decoded and have no row.
+        lengths (`dict[int, int]`): number of rows with each number of tokens, the shortest first.
+        num_unsatisfied (`int`): rows whose score is not below the threshold at full length.
+    """
+
+    num_images: int
+    num_undecodable: int
+    lengths: dict[int, int]
+    num_unsatisfied: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all rows."""
+        return sum(length * count for length, count in self.lengths.items())
+
+
+def tokenize_rows(
+    rows: ImageRows,
+    encoder: PictureEncoder,
+    processor: ALITImageProcessor,
+    info: TokenDatasetInfo,
+    folder: Path,
+    batch_size: int,
+    processes: Processes | None = None,
+) -> TokenDatasetSummary | None:
+    """
+    Writes a data set of tokens.
+
+    The folder gets `data/*.parquet`, whose rows are those of the data in their order, without the picture and with
+    `TOKEN_FEATURES`; `tokenization.json`, see [`TokenDatasetInfo`]; and at the end `undecodable.jsonl`, the pictures
+    without a row, and `README.md`. Which rows a shard holds follows from the data and `info.rows_per_shard` alone, and
+    a shard is there as a whole or not at all. So a run that was ended at any moment goes on with the same call, with
+    another number of processes too.
+
+    Args:
+        rows ([`ImageRows`]): from `open_rows`.
+        encoder ([`PictureEncoder`])
+        processor ([`ALITImageProcessor`]): brings pictures to the model's size.
+        info ([`TokenDatasetInfo`]): that `TokenDatasetInfo.describe` gives for these.
+        folder (`Path`): new, empty, or of an earlier call with the same arguments. All processes see it.
+        batch_size (`int`): pictures at a time.
+        processes ([`Processes`], *optional*): where several share the rows. Defaults to this one alone.
+
+    Returns:
+        what the data set holds, on the first process; `None` on the others.
+
+    Raises:
+        [`OutputError`]: on all processes and before any work, if the folder holds something else, or the tokens of
+            other data or of another model or length; and if the data have columns that the tokens' would replace.
+        `ValueError`: if a shard that is there has been altered.
+        whatever reading the data raises, but for single pictures.
+    """
+    processes = processes or Processes()
+    taken = sorted(set(rows.features) & set(TOKEN_FEATURES))
+    if taken:
+        raise OutputError(f"the data have the columns {', '.join(taken)}, which the tokens need: rename them")
+    shards = Shards(folder, info.output_split)
+    problem = None
+    if processes.rank == 0:
+        try:
+            _prepare(folder, info)
+            shards.prepare()
+        except (OutputError, OSError) as error:
+            problem = str(error)
+    # The others wait here for the first.
+    if problem := processes.gather([problem])[0]:
+        raise OutputError(problem)
+    done = _records_by_part(shards)
+    _Run(rows, encoder, processor, shards, info.rows_per_shard, batch_size, processes).work(done)
+    processes.gather([])
+    return _finish(folder, rows, info, shards) if processes.rank == 0 else None
+
+
+def _prepare(folder: Path, info: TokenDatasetInfo) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / INFO_FILE
+    left = unfinished_files(folder)
+    if not path.is_file():
+        others = sorted(other.name for other in folder.iterdir() if other not in left)
+        if others:
+            raise OutputError(f"the output {folder} is not empty and holds no {INFO_FILE}, but {others[0]}")
+        _write(path, info.to_json())
+    try:
+        differences = info.differences(TokenDatasetInfo.load(folder))
+    except ValueError as error:
+        raise OutputError(f"the output {folder}: {error}") from error
+    if differences:
+        raise OutputError(
+            f"the output {folder} holds tokens of another run, {'; '.join(differences)}: choose another output, or "
+            "delete it"
+        )
+    for file in left:
+        file.unlink()
+
+
+class _Piece(NamedTuple):
+    """Rows of one shard, and whether they are the last of it and of the part."""
+
+    table: pa.Table | None
+    ends_shard: bool
+    ends_part: bool
+
+
+def _pieces(tables: Iterable[pa.Table], rows_per_shard: int, batch_size: int) -> Iterator[_Piece]:
+    """
+    Cuts tables to batches that begin where a shard does, so that a batch holds the same rows wherever a run began. A
+    part without rows is one piece without a table.
+    """
+    waiting, rest, filled = None, None, 0
+    for table in tables:
+        rest = pa.concat_tables([rest, table]) if rest is not None and rest.num_rows else table
+        while rest.num_rows >= (size := min(batch_size, rows_per_shard - filled)):
+            if waiting is not None:
+                yield waiting
+            filled = (filled + size) % rows_per_shard
+            waiting, rest = _Piece(rest.slice(0, size), filled == 0, False), rest.slice(size)
+    if rest is not None and rest.num_rows:
+        if waiting is not None:
+            yield waiting
+        waiting = _Piece(rest, True, True)
+    yield _Piece(None if waiting is None else waiting.table, True, True)
+
+
+class _Run:
+    """What one process does."""
+
+    def __init__(
+        self,
+        rows: ImageRows,
+        encoder: PictureEncoder,
+        processor: ALITImageProcessor,
+        shards: Shards,
+        rows_per_shard: int,
+        batch_size: int,
+        processes: Processes,
+    ):
+        self.rows = rows
+        self.encoder = encoder
+        self.processor = processor
+        self.shards = shards
+        self.rows_per_shard = rows_per_shard
+        self.batch_size = batch_size
+        self.processes = processes
+        self.schema = datasets.Features({**rows.features, **TOKEN_FEATURES}).arrow_schema
+
+    def work(self, done: dict[int, dict[int, ShardRecord]]) -> None:
+        """Makes this process's shards that are not among those that are there."""
+        count = self.processes.count
+        alone = count == 1
+        with tqdm(
+            total=self.rows.num_rows if alone else None,
+            initial=sum(record.num_rows for part in done.values() for record in part.values()) if alone else 0,
+            desc="tokenizing" if alone else f"tokenizing, process 0 of {count}",
+            unit="image",
+            file=sys.stderr,
+            disable=self.processes.rank > 0,
+        ) as progress:
+            for part in range(self.rows.num_parts):
+                if self._shares_part(part) and (block := first_missing_block(done[part])) is not None:
+                    self._tokenize_part(part, block, done[part], progress)
+
+    def _shares_part(self, part: int) -> bool:
+        """Parts are read by one process where there are enough of them, by all otherwise."""
+        rank, count = self.processes.rank, self.processes.count
+        return self.rows.num_parts < count or part % count == rank
+
+    def _is_mine(self, block: int) -> bool:
+        rank, count = self.processes.rank, self.processes.count
+        return self.rows.num_parts >= count or block % count == rank
+
+    def _tokenize_part(self, part: int, block: int, done: dict[int, ShardRecord], progress: tqdm) -> None:
+        row = block * self.rows_per_shard
+        draft = None
+        tables = self.rows.tables(part, row, self.batch_size)
+        for piece in _pieces(tables, self.rows_per_shard, self.batch_size):
+            if self._is_mine(block) and block not in done:
+                draft = draft or _Draft(part, block, row)
+                if piece.table is not None:
+                    self._tokenize(piece.table, draft)
+                    progress.update(piece.table.num_rows)
+                if piece.ends_shard:
+                    table = pa.concat_tables([self.schema.empty_table(), *draft.tables])
+                    self.shards.write(table, draft.record(piece.ends_part))
+                    draft = None
+            row += 0 if piece.table is None else piece.table.num_rows
+            block += piece.ends_shard
+
+    def _tokenize(self, table: pa.Table, draft: "_Draft") -> None:
+        cells, columns = self.rows.pictures_and_columns(table)
+        pictures, kept = [], []
+        for number, cell in enumerate(cells):
+            cell = fetch(cell)
+            try:
+                pictures.append(to_picture(read_picture(cell), self.processor))
+                kept.append(number)
+            except Exception as error:
+                # Whatever is wrong with one picture stops nothing.
+                draft.add_undecodable(number, cell, columns[FILE_NAME][number].as_py(), error)
+        codes = self.encoder.encode(pictures) if pictures else []
+        kept_columns = columns.take(pa.array(kept, pa.int64())).columns
+        draft.add(table.num_rows, pa.Table.from_arrays([*kept_columns, *_columns(codes)], schema=self.schema))
+
+
+class _Draft:
+    """A shard that is not complete yet."""
+
+    def __init__(self, part: int, block: int, first_row: int):
+        self.part = part
+        self.block = block
+        self.first_row = first_row
+        self.num_rows = 0
+        self.tables: list[pa.Table] = []
+        self.undecodable: list[dict] = []
+
+    def add(self, num_rows: int, table: pa.Table) -> None:
+        """Takes what became of so many rows."""
+        self.num_rows += num_rows
+        self.tables.append(table)
+
+    def add_undecodable(self, number: int, cell: dict | None, file_name: str | None, error: Exception) -> None:
+        """Takes note of a picture in the rows that are added next."""
+        row = self.first_row + self.num_rows + number
+        reason = " ".join(str(error).split())
+        if cell is not None and cell["path"]:
+            # Data sets are given to others, who need not know the folders of this machine.
+            reason = reason.replace(cell["path"], file_name or os.path.basename(cell["path"]))
+        self.undecodable.append({"part": self.part, "row": row, "file_name": file_name, "reason": reason})
+
+    def record(self, is_last: bool) -> ShardRecord:
+        return ShardRecord(self.part, self.block, self.num_rows, is_last, self.undecodable)
+
+
+def _columns(codes: list[PictureCode]) -> list[pa.Array]:
+    """The values of `TOKEN_FEATURES`."""
+    values = {
+        "token_ids": [code.tokens.token_ids.astype(np.uint16) for code in codes],
+        "num_tokens": [code.tokens.num_tokens for code in codes],
+        "score": [code.score for code in codes],
+        "original_size": [code.tokens.original_size for code in codes],
+    }
+    return [pa.array(values[field.name], field.type) for field in TOKEN_FEATURES.arrow_schema]
+
+
+def _records_by_part(shards: Shards) -> dict[int, dict[int, ShardRecord]]:
+    records = defaultdict(dict)
+    for record in shards.records():
+        records[record.part][record.block] = record
+    return records
+
+
+def _finish(folder: Path, rows: ImageRows, info: TokenDatasetInfo, shards: Shards) -> TokenDatasetSummary:
+    records = _records_by_part(shards)
+    for part in range(rows.num_parts):
+        if (block := first_missing_block(records[part])) is not None:
+            raise ValueError(f"{shards.path(part, block)} is not there, though all processes are done")
+    undecodable = [image for record in shards.records() for image in record.undecodable]
+    _write(folder / UNDECODABLE_FILE, "".join(json.dumps(image) + "\n" for image in undecodable))
+    summary = _summarize(shards, info, len(undecodable))
+    _write(folder / CARD_FILE, card(info, shards, summary))
+    return summary
+
+
+def _summarize(shards: Shards, info: TokenDatasetInfo, num_undecodable: int) -> TokenDatasetSummary:
+    lengths: dict[int, int] = defaultdict(int)
+    num_unsatisfied = 0
+    for path in shards.paths():
+        columns = pq.read_table(path, columns=["num_tokens", "score"]).to_pydict()
+        for length in columns["num_tokens"]:
+            lengths[length] += 1
+        if info.threshold is not None:
+            num_unsatisfied += sum(not score < info.threshold for score in columns["score"])
+    return TokenDatasetSummary(sum(lengths.values()), num_undecodable, dict(sorted(lengths.items())), num_unsatisfied)
+
+
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+__all__ = ["TOKEN_FEATURES", "OutputError", "TokenDatasetSummary", "tokenize_rows"]

@@ -1,0 +1,146 @@
+"""What linear probes of frozen features are given, and what is said of them."""
+
+import pytest
+import torch
+from labelled_images import save_images, shaded_images, shaded_pictures
+from lively_model import lively_model
+
+from alit_hf import ALITImageProcessor
+from alit_hf.analysis import linear_probe
+from alit_hf.analysis.analysis import Context, ImageBatch, RunSettings
+from alit_hf.analysis.probe import Probe, _features
+from alit_hf.analysis.run import run_analysis
+from alit_hf.cli import main
+from alit_hf.evaluation.images import open_images
+from alit_hf.evaluation.settings import SettingsError
+
+
+COUNTS = {"base_latents": 1, "tokens_and_latents": 3, "latents": 3}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return lively_model()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return ALITImageProcessor(size=32, crop_size=32)
+
+
+@pytest.fixture(autouse=True)
+def few_weight_decays(monkeypatch):
+    monkeypatch.setattr(linear_probe, "WEIGHT_DECAYS", (1e-3, 1e-1))
+
+
+def test_features_are_means_without_the_class_token(model, processor):
+    pixel_values = torch.rand(2, 3, 32, 32)
+    context = Context(model, processor, {}, RunSettings(limit=2))
+    with torch.inference_mode():
+        measured = Probe(label_column="label").measure(context, ImageBatch("data", [0, 1], pixel_values, {}))
+        columns = {name: _features([row[name] for row in measured], count) for name, count in COUNTS.items()}
+        for place, length in enumerate((4, 8, 12)):
+            tokens = model(pixel_values, num_tokens=length).last_hidden_state
+            means = tokens[:, 1:].sum(dim=1) / (64 + length)
+            torch.testing.assert_close(torch.tensor(columns["tokens_and_latents"][:, place]), means)
+            # Of the last rollout, whose tokens the loop ends with.
+            latents = model(pixel_values).last_hidden_state[:, 65 : 65 + length].mean(dim=1)
+            torch.testing.assert_close(torch.tensor(columns["latents"][:, place]), latents)
+        base = model.base_tokenizer.encode(pixel_values).flatten(2).mean(dim=2)
+        torch.testing.assert_close(torch.tensor(columns["base_latents"][:, 0]), base)
+
+
+def test_no_decoder_runs(model, processor, monkeypatch):
+    monkeypatch.setattr(model.decoder, "forward", lambda *args, **kwargs: pytest.fail("the decoder ran"))
+    context = Context(model, processor, {}, RunSettings(limit=1))
+    with torch.inference_mode():
+        Probe(label_column="label").measure(context, ImageBatch("data", [0], torch.rand(1, 3, 32, 32), {}))
+
+
+def test_run(model, processor, tmp_path):
+    brightness = {"dark": 0.2, "bright": 0.8, "rare": 0.5, None: 0.5}
+    labels = ["dark"] * 24 + ["bright"] * 16 + ["rare"] * 3 + [None] * 5
+    images = shaded_images(tmp_path / "images.parquet", labels, brightness)
+    context = Context(model, processor, {"data": images}, RunSettings(limit=100))
+    results, figure = run_analysis(Probe(label_column="label"), context, tmp_path / "out")
+    assert results["data"]["data"]["num_images"] == 43
+    numbers = results["results"]
+    assert numbers["classes"] == {"bright": {"train": 12, "test": 4}, "dark": {"train": 18, "test": 6}}
+    assert numbers["left_out"] == {"rare": 3}
+    assert (numbers["chance"], numbers["majority"]) == (0.5, 0.6)
+    for kind in ("tokens_and_latents", "latents"):
+        assert list(numbers[kind]) == ["4", "8", "12"]
+    for probe in numbers["tokens_and_latents"].values():
+        assert probe["accuracy"]["num_images"] == 10
+        assert probe["accuracy"]["value"] == probe["balanced_accuracy"] == 1
+        assert probe["weight_decay"] in (1e-3, 1e-1)
+    # 3 of 4 and 5 of 6 right: the base tokenizer is random and tells brightness less well.
+    base = numbers["base_latents"]
+    assert (base["accuracy"]["value"], base["balanced_accuracy"]) == (0.8, 0.791667)
+    assert numbers["differences"]["last_minus_first_rollout"]["value"] == 0
+    assert "of 2 classes is right for 1.000" in results["finding"]
+    assert "chance 0.500, the most frequent class 0.600" in results["finding"]
+    lines = {line.get_label() for line in figure.axes[0].lines}
+    assert {"chance", "most frequent class", "base tokenizer's latents"} <= lines
+
+
+def test_labels_that_pictures_do_not_tell_are_not_found(model, processor, tmp_path):
+    labels = ["a", "b"] * 20
+    images = shaded_images(tmp_path / "images.parquet", labels, {"a": 0.5, "b": 0.5})
+    context = Context(model, processor, {"data": images}, RunSettings(limit=40))
+    results, _ = run_analysis(Probe(label_column="label"), context, tmp_path / "out")
+    accuracies = [probe["accuracy"]["value"] for probe in results["results"]["tokens_and_latents"].values()]
+    assert max(accuracies) < 0.85
+
+
+def test_test_data_are_tested_on_and_nothing_else(model, processor, tmp_path):
+    brightness = {0: 0.2, 1: 0.8, 2: 0.5}
+    images = shaded_images(tmp_path / "train.parquet", [0, 1] * 10, brightness)
+    # Upside down, so that a probe that saw them would be right; and a class that training lacks.
+    pictures = shaded_pictures([0.8, 0.2] * 6 + [0.5])
+    test_images = open_images([str(save_images(tmp_path / "test.parquet", pictures, {"label": [0, 1] * 6 + [2]}))])
+    context = Context(model, processor, {"data": images, "test_data": test_images}, RunSettings(limit=20))
+    results, _ = run_analysis(Probe(label_column="label"), context, tmp_path / "out")
+    numbers = results["results"]
+    assert numbers["classes"] == {"0": {"train": 10, "test": 6}, "1": {"train": 10, "test": 6}}
+    assert numbers["left_out"] == {"2": 1}
+    assert numbers["tokens_and_latents"]["12"]["accuracy"]["value"] == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a"] * 12, "of 12 images with a `label`, 1 classes have 8 or more"),
+        (["a"] * 7 + ["b"] * 7, "0 classes have 8 or more"),
+        ([None] * 12, "of 0 images with a `label`"),
+        ([0.5, 1.5] * 10, "the column `label` has 0.5, it must have names or integers"),
+    ],
+)
+def test_labels_that_cannot_be_told_apart_are_wrong_use(model, processor, tmp_path, labels, message):
+    path = save_images(tmp_path / "images.parquet", shaded_pictures([0.5] * len(labels)), {"label": labels})
+    context = Context(model, processor, {"data": open_images([str(path)])}, RunSettings(limit=100))
+    with pytest.raises(SettingsError, match=message):
+        run_analysis(Probe(label_column="label"), context, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_smaller_limit_has_images_of_a_larger_one_with_a_label(tmp_path):
+    images = shaded_images(tmp_path / "images.parquet", ["a", None, "b", "a"] * 5, {"a": 0.2, "b": 0.8, None: 0.5})
+    probe = Probe(label_column="label")
+    few, many = (probe.choose(images, RunSettings(limit=limit)) for limit in (6, 12))
+    assert len(few) == 6
+    assert set(few) < set(many)
+    assert not any(index % 4 == 1 for index in many)
+
+
+def test_command_line(model, processor, tmp_path, capfd):
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    pictures = shaded_pictures([0.2, 0.8] * 10)
+    data = save_images(tmp_path / "images.parquet", pictures, {"kind": ["dark", "bright"] * 10})
+    arguments = ["analyze", "probe", "--data", data, "--model", tmp_path / "model", "--output", tmp_path / "out"]
+    assert main([*map(str, arguments), "--label-column", "kind", "--test-data", str(data)]) == 0
+    assert "probe: a linear probe of 2 classes is right for 1.000" in capfd.readouterr().out
+    assert (tmp_path / "out" / "figure.png").exists()
+    assert main([*map(str, arguments)]) == 2
+    assert "lacks the columns `label`; it has kind" in capfd.readouterr().err

@@ -1,0 +1,317 @@
+"""Every picture gets the row that it gets alone, whatever ends the run on the way and however many share it."""
+
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import pytest
+from lively_model import lively_model
+from token_data import BROKEN, FEATURES, NUM_ROWS, contents, png, row, undecoded, write_parquet
+
+from alit_hf import whole_file
+from alit_hf.length_choice import LengthChoice
+from alit_hf.picture_codes import PictureEncoder
+from alit_hf.processes import Processes
+from alit_hf.token_datasets import shards as shards_module
+from alit_hf.token_datasets import tokenizing
+from alit_hf.token_datasets.image_rows import open_rows
+from alit_hf.token_datasets.tokenizing import TOKEN_FEATURES, OutputError
+
+
+NUMBERS = [number for number in range(sum(NUM_ROWS)) if number != BROKEN]
+
+
+def load(folder, split="train") -> datasets.Dataset:
+    return datasets.load_dataset(str(folder), split=split, cache_dir=str(folder.parent / "cache"))
+
+
+def test_rows_are_those_of_the_data_with_the_code_that_each_picture_gets_alone(
+    tokenize, tmp_path, model, choice, pictures
+):
+    summary = tokenize(tmp_path / "out")
+    loaded = load(tmp_path / "out")
+    others = {name: feature for name, feature in FEATURES.items() if name != "image"}
+    assert loaded.features == {"file_name": datasets.Value("string"), **others, **TOKEN_FEATURES}
+    encoder = PictureEncoder(model, choice)
+    for number, got in zip(NUMBERS, undecoded(loaded), strict=True):
+        code = encoder.encode([pictures[number]])[0]
+        expected = row(number)
+        del expected["image"]
+        assert got == {
+            "file_name": f"{number}.png",
+            **expected,
+            "token_ids": code.tokens.token_ids.tolist(),
+            "num_tokens": code.tokens.num_tokens,
+            "score": pytest.approx(code.score, abs=1e-6),
+            "original_size": list(code.tokens.original_size),
+        }
+    assert summary.lengths == {length: loaded["num_tokens"][:].count(length) for length in summary.lengths}
+    assert len(summary.lengths) > 1
+    assert (summary.num_images, summary.num_undecodable) == (len(NUMBERS), 1)
+    assert summary.num_tokens == sum(loaded["num_tokens"])
+    assert summary.num_unsatisfied == sum(not score < choice.threshold for score in loaded["score"]) > 0
+
+
+def test_undecodable_pictures_are_listed(tokenize, tmp_path):
+    tokenize(tmp_path / "out")
+    lines = (tmp_path / "out" / "undecodable.jsonl").read_text().splitlines()
+    reason = "<10 bytes> is not a picture in a format that can be read"
+    assert [json.loads(line) for line in lines] == [
+        {"part": 0, "row": BROKEN, "file_name": f"{BROKEN}.png", "reason": reason}
+    ]
+
+
+def test_a_fixed_length_has_no_score(tokenize, tmp_path):
+    summary = tokenize(tmp_path / "out", choice=LengthChoice(num_tokens=8))
+    loaded = load(tmp_path / "out")
+    assert set(loaded["num_tokens"]) == {8}
+    assert set(loaded["score"]) == {None}
+    assert (summary.lengths, summary.num_unsatisfied) == ({8: len(NUMBERS)}, 0)
+
+
+@pytest.mark.parametrize(
+    ("rows_per_shard", "blocks"), [(1, [7, 4]), (2, [4, 2]), (4, [2, 1]), (7, [1, 1]), (100, [1, 1])]
+)
+def test_shards_have_so_many_rows_and_none_is_empty(tokenize, tmp_path, rows_per_shard, blocks):
+    tokenize(tmp_path / "out", rows_per_shard=rows_per_shard, batch_size=3)
+    names = [f"train-{part:05d}-{block:05d}.parquet" for part in (0, 1) for block in range(blocks[part])]
+    assert sorted(path.name for path in (tmp_path / "out" / "data").iterdir()) == names
+    assert [int(name.split(".")[0]) for name in load(tmp_path / "out")["file_name"]] == NUMBERS
+
+
+def test_shards_of_broken_pictures_only_and_parts_without_rows(tokenize, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, numbers in (("0", [0]), ("1", []), ("2", [BROKEN, BROKEN])):
+        write_parquet(data / f"{name}.parquet", numbers)
+    summary = tokenize(tmp_path / "out", rows=open_rows([str(data)]))
+    assert (summary.num_images, summary.num_undecodable) == (1, 2)
+    assert load(tmp_path / "out")["file_name"][:] == ["0.png"]
+    before = contents(tmp_path / "out")
+    tokenize(tmp_path / "out", rows=open_rows([str(data)]))
+    assert contents(tmp_path / "out") == before
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+def kill_at(monkeypatch, number: int, after: bool) -> None:
+    """Ends the run at its `number`th file, before or after the file gets its name."""
+    count = 0
+
+    def replace(source, target):
+        nonlocal count
+        count += 1
+        if count == number:
+            if after:
+                os.replace(source, target)
+            else:
+                # A killed process removes nothing, and the next one has another number.
+                os.truncate(source, os.path.getsize(source) // 2)
+                shutil.copy(source, Path(source).with_name(Path(source).name.replace(str(os.getpid()), "1")))
+            raise Killed
+        os.replace(source, target)
+
+    killing = SimpleNamespace(**{**vars(os), "replace": replace})
+    monkeypatch.setattr(whole_file, "os", killing)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_at_any_file_nothing_is_lost_or_doubled(tokenize, tmp_path, monkeypatch, after):
+    tokenize(tmp_path / "whole")
+    whole = contents(tmp_path / "whole")
+    for number in range(1, len(whole) + 1):
+        out = tmp_path / str(number)
+        with monkeypatch.context() as patched:
+            kill_at(patched, number, after)
+            with pytest.raises(Killed):
+                tokenize(out)
+        tokenize(out)
+        assert contents(out) == whole
+
+
+def test_killed_again_and_again(tokenize, tmp_path, monkeypatch):
+    tokenize(tmp_path / "whole")
+    for number in (1, 2, 1, 3, 2, 2):
+        with monkeypatch.context() as patched:
+            kill_at(patched, number, after=False)
+            with pytest.raises(Killed):
+                tokenize(tmp_path / "out")
+    tokenize(tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_what_is_there_is_not_made_again(tokenize, tmp_path, monkeypatch):
+    tokenize(tmp_path / "out")
+    whole = contents(tmp_path / "out")
+    # A gap, as several processes leave it.
+    (tmp_path / "out" / "data" / "train-00000-00001.parquet").unlink()
+    encoded = []
+    encode = PictureEncoder.encode
+
+    def count(self, pictures):
+        encoded.append(len(pictures))
+        return encode(self, pictures)
+
+    monkeypatch.setattr(PictureEncoder, "encode", count)
+    tokenize(tmp_path / "out")
+    # Rows 3, 4 and the broken 5.
+    assert sum(encoded) == 2
+    assert contents(tmp_path / "out") == whole
+
+
+def in_processes(count: int, work) -> None:
+    """Calls `work(processes)` as each of `count` processes does, in threads."""
+    lists = [None] * count
+    barrier = threading.Barrier(count, timeout=60)
+    problems = []
+
+    def run(rank: int) -> None:
+        def gather(values: list) -> list:
+            barrier.wait()
+            lists[rank] = values
+            barrier.wait()
+            return [value for values in lists for value in values]
+
+        try:
+            work(Processes(rank, count, gather))
+        except BaseException as error:
+            problems.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if problems:
+        raise problems[0]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_make_together_what_one_makes(tokenize, tmp_path, count):
+    tokenize(tmp_path / "one")
+    summaries = {}
+
+    def work(processes: Processes) -> None:
+        summaries[processes.rank] = tokenize(tmp_path / "out", processes=processes)
+
+    in_processes(count, work)
+    assert contents(tmp_path / "out") == contents(tmp_path / "one")
+    assert [summaries[rank] is None for rank in range(count)] == [False] + [True] * (count - 1)
+
+
+@pytest.mark.parametrize(("count", "parts"), [(2, 2), (3, 2), (2, 1)])
+def test_no_shard_is_made_twice_and_none_by_one_process_alone(tokenize, tmp_path, monkeypatch, count, parts):
+    written, ranks = [], {}
+    write = shards_module.Shards.write
+
+    def note(self, table, record):
+        written.append((record.part, record.block))
+        ranks.setdefault(threading.get_ident(), []).append(record.block)
+        write(self, table, record)
+
+    monkeypatch.setattr(shards_module.Shards, "write", note)
+    sources = [str(path) for path in sorted(tokenize.data.iterdir())[:parts]]
+    in_processes(count, lambda processes: tokenize(tmp_path / "out", rows=open_rows(sources), processes=processes))
+    assert len(written) == len(set(written)) == {2: 5, 1: 3}[parts]
+    assert len(ranks) == count
+
+
+def test_another_number_of_processes_goes_on(tokenize, tmp_path):
+    tokenize(tmp_path / "whole")
+    tokenize(tmp_path / "out")
+    for name in ("00000-00000", "00000-00002", "00001-00001"):
+        (tmp_path / "out" / "data" / f"train-{name}.parquet").unlink()
+    in_processes(3, lambda processes: tokenize(tmp_path / "out", processes=processes))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_all_processes_hear_of_an_output_that_cannot_be_used(tokenize, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    heard = []
+
+    def work(processes: Processes) -> None:
+        with pytest.raises(OutputError, match=r"not empty and holds no tokenization\.json, but notes\.txt"):
+            tokenize(tmp_path, processes=processes)
+        heard.append(processes.rank)
+
+    in_processes(2, work)
+    assert sorted(heard) == [0, 1]
+    assert set(contents(tmp_path)) == {"notes.txt"}
+
+
+class TestRefusals:
+    @pytest.fixture
+    def out(self, tokenize, tmp_path):
+        tokenize(tmp_path / "out")
+        return tmp_path / "out"
+
+    def refused(self, tokenize, out, match, **arguments):
+        before = contents(out)
+        with pytest.raises(OutputError, match=match):
+            tokenize(out, **arguments)
+        assert contents(out) == before
+
+    def test_another_threshold(self, tokenize, out):
+        self.refused(tokenize, out, r"threshold was 0\.\d+ and is now 0\.5: ", choice=LengthChoice(threshold=0.5))
+
+    def test_another_model(self, tokenize, out, model):
+        other = lively_model()
+        other.decoder.head.fc2.bias.data += 0.1
+        self.refused(tokenize, out, r"fingerprint was '\w{16}' and is now '\w{16}'", model=other)
+
+    def test_another_size_of_shards(self, tokenize, out):
+        self.refused(tokenize, out, "rows_per_shard was 3 and is now 4", rows_per_shard=4)
+
+    def test_other_data(self, tokenize, out):
+        only = open_rows([str(tokenize.data / "0.parquet")])
+        self.refused(tokenize, out, "data_fingerprint was", rows=only)
+
+    def test_data_that_changed(self, tokenize, tmp_path):
+        (tmp_path / "photos").mkdir()
+        (tmp_path / "photos" / "a.png").write_bytes(png(1))
+        tokenize(tmp_path / "out", rows=open_rows([str(tmp_path / "photos")]))
+        (tmp_path / "photos" / "a.png").write_bytes(png(2))
+        rows = open_rows([str(tmp_path / "photos")])
+        self.refused(tokenize, tmp_path / "out", "data_fingerprint was", rows=rows)
+
+    def test_an_information_that_is_none(self, tokenize, out):
+        (out / "tokenization.json").write_text('{"model": "m"}')
+        self.refused(tokenize, out, r"tokenization\.json was not written by `alit tokenize`")
+
+    def test_columns_that_the_tokens_need(self, tokenize, tmp_path):
+        datasets.Dataset.from_dict({"image": [png(1)], "score": [1.0]}).to_parquet(tmp_path / "a.parquet")
+        with pytest.raises(OutputError, match="the data have the columns score, which the tokens need"):
+            tokenize(tmp_path / "out", rows=open_rows([str(tmp_path / "a.parquet")]))
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("damage", [lambda path: os.truncate(path, 50), lambda path: path.write_bytes(b"")])
+    def test_a_shard_that_was_altered(self, tokenize, out, damage):
+        path = out / "data" / "train-00000-00001.parquet"
+        damage(path)
+        with pytest.raises(ValueError, match=r"train-00000-00001\.parquet is no shard"):
+            tokenize(out)
+
+    def test_shards_that_changed_places(self, tokenize, out):
+        data = out / "data"
+        os.replace(data / "train-00000-00000.parquet", data / "train-00000-00001.parquet")
+        with pytest.raises(ValueError, match=r"00001\.parquet holds the rows of train-00000-00000\.parquet"):
+            tokenize(out)
+
+
+def test_a_connection_that_fails_ends_the_run_and_is_no_undecodable_picture(tokenize, tmp_path, monkeypatch):
+    def fail(cell):
+        raise ConnectionError("no route to host")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tokenizing, "fetch", fail)
+        with pytest.raises(ConnectionError):
+            tokenize(tmp_path / "out")
+    summary = tokenize(tmp_path / "out")
+    assert (summary.num_images, summary.num_undecodable) == (len(NUMBERS), 1)

@@ -1,0 +1,82 @@
+"""The card of the packaged checkpoint says what the results files say, and they are of this checkpoint."""
+
+import copy
+import json
+
+import pytest
+
+from alit_hf import ALITModel, pretrained_path
+from alit_hf.token_file import model_fingerprint
+from training.checkpoint_card import CARD, RESULTS, card_from_files, checkpoint_card
+
+
+@pytest.fixture(scope="module")
+def files():
+    baselines = {path.stem: json.loads(path.read_text()) for path in (RESULTS / "baselines").glob("*.json")}
+    results, separation = (json.loads((RESULTS / name).read_text()) for name in ("alit-mini.json", "separation.json"))
+    return results, baselines, separation
+
+
+def test_the_card_in_the_repository_is_the_generated_one():
+    assert card_from_files().content == CARD.read_text(encoding="utf-8")
+
+
+def test_the_results_are_of_the_packaged_weights(files):
+    results, _, separation = files
+    model = ALITModel.from_pretrained(pretrained_path())
+    assert results["model"]["fingerprint"] == model_fingerprint(model).hex()
+    assert results["model"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert results["settings"]["limit"] is None
+    assert separation["evaluation"]["num_images"] == results["data"]["num_images"]
+    assert separation["same_pixels"] == []
+
+
+def rows(card) -> dict[str, list[str]]:
+    """Cells of the tables' lines by the first one."""
+    lines = [line.strip("| ").split(" | ") for line in card.content.splitlines() if line.startswith("|")]
+    return {cells[0]: cells[1:] for cells in lines}
+
+
+def test_numbers_come_from_the_files(files):
+    results, baselines, separation = copy.deepcopy(files)
+    results["lengths"]["64"] |= {"l1": 0.98765, "lpips_vgg": 0.4321}
+    results["worst"][0] |= {"image": "row 777", "lpips_alex": 0.999}
+    results["adaptive"][0] |= {"threshold": 0.011, "mean_tokens": 70.0, "satisfied": 0.75}
+    results["adaptive"][0]["satisfied_by_length"] |= {"96": 0.25, "256": 0.5}
+    baselines["fixed-32"]["lengths"]["32"] |= {"l1": 0.8765, "codebook_usage": 0.5}
+    separation["least_bits"] = 63
+    card = checkpoint_card(results, baselines, separation)
+    found = rows(card)
+    assert found["64 tokens"][:2] == ["96", "0.9877"]
+    assert "0.432" in found["64 tokens"]
+    assert found["row 777"][1] == "0.999"
+    # The shares that are not satisfied; 96 is the next length to a mean of 70.
+    assert found["0.011"] == ["70.0", "25.0%", "75.0% (96 tokens)", "50.0% (256 tokens)"]
+    assert found["fixed, 32 tokens"][:2] == ["32", "0.8765"]
+    assert "50.0%" in found["fixed, 32 tokens"]
+    assert "63 of 64 bits" in card.content
+
+
+def test_it_says_where_a_thumbnail_is_better(files):
+    results, baselines, separation = copy.deepcopy(files)
+    for length, numbers in results["lengths"].items():
+        numbers["l1"] = results["thumbnail"][length]["l1"] + (0.01 if length in ("32", "64", "96") else -0.01)
+    content = checkpoint_card(results, baselines, separation).content
+    assert "is better in L1 at 3 of 8 lengths" in content
+
+
+def test_baselines_that_were_not_trained_are_named(files):
+    results, baselines, separation = copy.deepcopy(files)
+    del baselines["fixed-32"]
+    content = checkpoint_card(results, baselines, separation).content
+    assert "| fixed, 32 tokens" not in content
+    (line,) = [line for line in content.splitlines() if line.startswith("Configured but not trained")]
+    assert "fixed, 32 tokens" in line
+    assert "fixed, 128 tokens" not in line
+
+
+def test_baselines_of_different_images_are_refused(files):
+    results, baselines, separation = copy.deepcopy(files)
+    baselines["alit"]["data"]["num_images"] += 1
+    with pytest.raises(ValueError, match="too many values"):
+        checkpoint_card(results, baselines, separation)
