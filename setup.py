@@ -34,7 +34,7 @@ setup(
     ],
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"alit_hf": ["py.typed", "checkpoints/**", "evaluation/*.txt"]},
+    package_data={"alit_hf": ["py.typed", "checkpoints/**", "demo/*.css", "evaluation/*.txt"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
@@ -57,7 +57,7 @@ setup(
     extras_require={
         "train": ["tensorboard>=2.21"],
         "eval": ["torchmetrics>=1.9", "scipy>=1.15", "pandas>=2.3"],
-        "demo": ["scikit-image>=0.25"],
+        "demo": ["scikit-image>=0.25", "gradio>=6.31", "packaging>=24"],
         "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0.6"],
         "dev": [
             "pytest>=9.2",
@@ -66,6 +66,8 @@ setup(
             "hypothesis>=6.168",
             "sybil>=9.3",
             "ruff>=0.17",
+            # Drives the Chromium that the machine has, if it has one; its own need not be downloaded.
+            "playwright>=1.60",
         ],
     },
     entry_points={"console_scripts": ["alit = alit_hf.cli:main"]},

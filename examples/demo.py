@@ -17,6 +17,7 @@ import transformers
 from PIL import Image
 
 from alit_hf import ALITImageProcessor, ALITModel, pretrained_path
+from alit_hf.demo.example_photos import example_photo
 from alit_hf.figure import draw_panels, frame_caption, rollout_panels, save_figure
 from alit_hf.image_io import open_image
 from alit_hf.option_types import DEFAULT_THRESHOLD
@@ -24,11 +25,7 @@ from alit_hf.rollout_pictures import pick_rollout, rollout_pictures
 from alit_hf.token_file import TokenFile, model_fingerprint
 
 
-def scikit_image_photos() -> dict[str, Image.Image]:
-    """Three photos that scikit-image's wheel carries (public domain or CC0)."""
-    from skimage import data
-
-    return {name: Image.fromarray(getattr(data, name)()) for name in ("astronaut", "cat", "coffee")}
+PHOTOS = ("astronaut", "cat", "coffee")
 
 
 def decode_file(path: Path, model: ALITModel, processor: ALITImageProcessor) -> Image.Image:
@@ -48,7 +45,9 @@ def main():
     arguments = parser.parse_args()
 
     try:
-        photos = {path.name: open_image(path) for path in arguments.photos} or scikit_image_photos()
+        photos = {path.name: open_image(path) for path in arguments.photos} or {
+            name: example_photo(name) for name in PHOTOS
+        }
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if arguments.photos and len(photos) < len(arguments.photos):

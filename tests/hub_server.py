@@ -70,8 +70,8 @@ class _Repo:
 
 class HubServer:
     """
-    Repositories of models, and of data sets under names that begin with `datasets/`. Readable by anyone unless
-    private, writable with `TOKEN` under `ORGANIZATION` only.
+    Repositories of models, of data sets under names that begin with `datasets/` and of Spaces under `spaces/`.
+    Readable by anyone unless private, writable with `TOKEN` under `ORGANIZATION` only.
     """
 
     def __init__(self) -> None:
@@ -192,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
     def _answer(self) -> None:
-        path = unquote(urlsplit(self.path).path).replace("/api/datasets/", "/api/models/datasets/")
+        path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
         fault = self.hub.due_fault(self.command, path)
         if fault is not None:
@@ -269,9 +269,13 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted["organization"] != ORGANIZATION:
             self._send(403, {"error": f"You don't have the rights to create a model under {wanted['organization']}"})
             return
-        folder = "datasets/" if wanted.get("type") == "dataset" else ""
-        repo_id = f"{folder}{wanted['organization']}/{wanted['name']}"
-        answer = {"url": f"{self.hub.url}/{repo_id}", "name": repo_id}
+        if wanted.get("type") == "space" and "sdk" not in wanted:
+            self._send(400, {"error": "A Space needs an SDK"})
+            return
+        folder = {"dataset": "datasets/", "space": "spaces/"}.get(wanted.get("type"), "")
+        name = f"{wanted['organization']}/{wanted['name']}"
+        repo_id = folder + name
+        answer = {"url": f"{self.hub.url}/{repo_id}", "name": name}
         if repo_id in self.hub.repos:
             self._send(409, answer)
             return
@@ -395,20 +399,22 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, content, {**headers, "ETag": f'"{_oid(file, content)}"'})
 
 
-_REPO = r"(?P<repo>(datasets/)?[^/]+/[^/]+)"
+_REPO = r"(?P<repo>((datasets|spaces)/)?[^/]+/[^/]+)"
+# In the API the kind of a repository is said of models, too.
+_API = r"/api/(models/|(?=datasets/|spaces/))"
 _REVISION = r"(?P<revision>[^/]+)"
 _ROUTES = [
     ("GET", r"/api/whoami-v2", _Handler.whoami),
     ("POST", r"/api/repos/create", _Handler.create),
     ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
-    ("POST", rf"/api/models/{_REPO}/preupload/{_REVISION}", _Handler.preupload),
+    ("POST", rf"{_API}{_REPO}/preupload/{_REVISION}", _Handler.preupload),
     ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", _Handler.lfs_upload),
     ("POST", r"/lfs-verify", _Handler.lfs_verify),
-    ("POST", rf"/api/models/{_REPO}/commit/{_REVISION}", _Handler.commit),
-    ("GET", rf"/api/models/{_REPO}(/revision/{_REVISION})?", _Handler.info),
-    ("GET", rf"/api/models/{_REPO}/tree/{_REVISION}(/(?P<folder>.+))?", _Handler.tree),
-    ("POST", rf"/api/models/{_REPO}/paths-info/{_REVISION}", _Handler.paths_info),
+    ("POST", rf"{_API}{_REPO}/commit/{_REVISION}", _Handler.commit),
+    ("GET", rf"{_API}{_REPO}(/revision/{_REVISION})?", _Handler.info),
+    ("GET", rf"{_API}{_REPO}/tree/{_REVISION}(/(?P<folder>.+))?", _Handler.tree),
+    ("POST", rf"{_API}{_REPO}/paths-info/{_REVISION}", _Handler.paths_info),
     ("GET|HEAD", rf"/{_REPO}/resolve/{_REVISION}/(?P<file>.+)", _Handler.resolve),
 ]
 

@@ -5,11 +5,11 @@
 At the paper's `small` size with random weights, float32, one image, two CPU threads.
 """
 
-import time
 from collections.abc import Callable
 
 import pytest
 import torch
+from timing import seconds, two_threads
 
 from alit_hf import ALITConfig, ALITModel
 from alit_hf.selection import l1
@@ -18,12 +18,6 @@ from alit_hf.selection import l1
 ROLLOUTS = (1, 2, 4)
 REPETITIONS = 3
 MOST = 1.15
-
-
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def encode_until(model: ALITModel, pixel_values: torch.Tensor, rollout: int) -> None:
@@ -106,12 +100,8 @@ def report(found: dict[str, dict[int, float]], passes: int) -> str:
 @pytest.mark.benchmark
 @pytest.mark.timeout(3600)
 def test_encoding_to_the_smallest_length_costs_its_parts():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with two_threads():
         found, passes = measure(), decoder_passes_of_a_fixed_length()
-    finally:
-        torch.set_num_threads(threads)
     print(f"\n{report(found, passes)}")
     assert passes == 0
     for rollout in ROLLOUTS:
@@ -120,5 +110,5 @@ def test_encoding_to_the_smallest_length_costs_its_parts():
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
-    print(report(measure(), decoder_passes_of_a_fixed_length()))
+    with two_threads():
+        print(report(measure(), decoder_passes_of_a_fixed_length()))

@@ -115,19 +115,30 @@ def rollout_maps(
     rollouts = model.rollouts(pixel_values.to(model.device), return_reconstruction=False, generator=generator)
     # Not by `forward(output_decoder_attentions=True)`, which decodes after its last rollout only.
     with ExitStack() as recording:
-        maps = {source: recording.enter_context(_recorded_maps(model, source)) for source in sources}
+        maps = {source: recording.enter_context(recorded_maps(model, source)) for source in sources}
         for _ in rollouts:
             pass
     return maps
 
 
 @contextmanager
-def _recorded_maps(model: ALITModel, source: AttentionSource) -> Iterator[list[torch.Tensor]]:
-    """A list to which every run of a layer, one a rollout, appends its maps."""
+def recorded_maps(
+    model: ALITModel, source: AttentionSource, grid_size: tuple[int, int] | None = None
+) -> Iterator[list[torch.Tensor]]:
+    """
+    Gives a list to which every run of a layer, one a rollout, appends its maps.
+
+    Args:
+        model ([`ALITModel`]): with eager attention.
+        source (`AttentionSource`): the layer.
+        grid_size (`tuple[int, int]`, *optional*): rows and columns of the grid that is worked on. Defaults to the
+            trained one.
+    """
+    grid_size = grid_size or model.config.grid_size
     maps = []
 
     def record(module: nn.Module, inputs: tuple, output: tuple[torch.Tensor, torch.Tensor]) -> None:
-        maps.append(maps_of_weights(output[1], model.config.grid_size, source.side))
+        maps.append(maps_of_weights(output[1], grid_size, source.side))
 
     handle = source.attention(model).register_forward_hook(record)
     try:
@@ -136,4 +147,4 @@ def _recorded_maps(model: ALITModel, source: AttentionSource) -> Iterator[list[t
         handle.remove()
 
 
-__all__ = ["SIDES", "AttentionSource", "maps_of_weights", "num_layers", "rollout_maps"]
+__all__ = ["SIDES", "AttentionSource", "maps_of_weights", "num_layers", "recorded_maps", "rollout_maps"]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from alit_hf import __version__
 
-from . import analyze, convert, decode, encode, evaluate, explore, info, tokenize
+from . import analyze, convert, decode, demo, encode, evaluate, explore, info, tokenize
 from .errors import FAILED, INTERRUPTED, NO_READER, WRONG_USE, FileError, UsageError, print_error
 from .parser import OneLineParser
 
@@ -25,7 +25,7 @@ def _parser() -> OneLineParser:
     )
     parser.add_argument("--version", action="version", version=f"alit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (encode, decode, explore, info, convert, evaluate, analyze, tokenize):
+    for command in (encode, decode, explore, info, convert, evaluate, analyze, tokenize, demo):
         command.add_parser(commands)
     return parser
 

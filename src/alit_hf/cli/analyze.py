@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alit_hf.analysis.registry import ANALYSES, load_analysis
+from alit_hf.error_reason import reason
 from alit_hf.evaluation.settings import SettingsError
 from alit_hf.option_types import positive_integer, whole_number
 from alit_hf.whole_file import whole_file
 
-from .errors import FAILED, FileError, UsageError, file_problem, print_error, reason
+from .errors import FAILED, FileError, UsageError, file_problem, print_error
 from .jobs import check_writable
 from .options import add_batch_size_argument, add_model_arguments
 from .parser import OneLineParser

@@ -3,6 +3,8 @@
 import os
 import sys
 
+from alit_hf.error_reason import reason
+
 
 FAILED = 1
 WRONG_USE = 2
@@ -17,12 +19,6 @@ class UsageError(Exception):
 
 class FileError(Exception):
     """The one file that a command is about could not be read, used or written."""
-
-
-def reason(error: Exception) -> str:
-    """What went wrong, in one line."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__
 
 
 def file_problem(path: str | os.PathLike, error: Exception) -> str:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from alit_hf.error_reason import reason
 from alit_hf.evaluation.settings import (
     DEFAULT_THRESHOLDS,
     FEATURE_NETWORK_NAMES,
@@ -15,7 +16,7 @@ from alit_hf.evaluation.settings import (
 from alit_hf.option_types import distinct_numbers, positive_integer
 from alit_hf.whole_file import whole_file
 
-from .errors import FAILED, FileError, UsageError, file_problem, print_error, reason
+from .errors import FAILED, FileError, UsageError, file_problem, print_error
 from .explore import FIGURE_SUFFIXES
 from .jobs import check_writable
 from .options import add_batch_size_argument, add_model_arguments

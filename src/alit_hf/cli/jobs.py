@@ -6,7 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import UsageError, reason
+from alit_hf.error_reason import reason
+
+from .errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from alit_hf.error_reason import reason
 from alit_hf.length_choice import LengthChoice
 from alit_hf.option_types import DEFAULT_THRESHOLD, finite_number, positive_integer
 
-from .errors import UsageError, reason
+from .errors import UsageError
 
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ import transformers
 from transformers import PreTrainedConfig
 
 from alit_hf import ALITImageProcessor, ALITModel, pretrained_path
+from alit_hf.error_reason import reason
 
-from .errors import UsageError, reason
+from .errors import UsageError
 
 
 def quiet_libraries() -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from alit_hf.cache import cache_folder
 from alit_hf.data_sources import is_hub_id
+from alit_hf.error_reason import reason
 from alit_hf.option_types import positive_integer
 
-from .errors import FAILED, FileError, UsageError, print_error, reason
+from .errors import FAILED, FileError, UsageError, print_error
 from .jobs import check_writable
 from .lengths import add_length_arguments, length_choice, make_encoder
 from .options import add_batch_size_argument, add_model_arguments

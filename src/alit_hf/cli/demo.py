@@ -1,0 +1,86 @@
+"""`alit demo`: a page in the browser that encodes what is dropped in, here or as a Space on the Hub."""
+
+import argparse
+import threading
+
+from alit_hf.error_reason import reason
+
+from .errors import FileError, UsageError
+from .options import add_model_arguments
+
+
+def add_parser(commands) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="a page in the browser that encodes what is dropped in",
+        description="Serves a page on this machine: drop in pictures, look at them at every length, choose a "
+        "threshold, click tokens, download .alit files and drop them back in. Ends with Ctrl-C.",
+    )
+    parser.add_argument(
+        "--push",
+        metavar="ORG/NAME",
+        help="do not serve it here but make a Space of that name on the Hub, or bring it up to date; needs a login",
+    )
+    add_model_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.push is not None:
+        _check_space_name(arguments.push)
+    try:
+        from alit_hf.demo.serving import served_demo
+        from alit_hf.demo.tokenizer import DemoTokenizer
+    except ModuleNotFoundError as error:
+        raise UsageError(f"alit demo needs {error.name}: `pip install 'alit-hf[demo]'`") from error
+
+    from .loading import load_model
+
+    # Also for a Space, which would show nobody that the model cannot be loaded.
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    try:
+        tokenizer = DemoTokenizer(model, processor)
+    except ValueError as error:
+        raise UsageError(f"--model cannot be used: {reason(error)}") from error
+    if arguments.push is not None:
+        return _push(arguments.push, arguments.model)
+    try:
+        with served_demo(tokenizer) as url:
+            print(f"{url} (Ctrl-C ends it)", flush=True)
+            threading.Event().wait()
+    except OSError as error:
+        raise UsageError(f"the demo cannot be served: {reason(error)}") from error
+    except KeyboardInterrupt:
+        return 0
+
+
+def _check_space_name(name: str) -> None:
+    from huggingface_hub import is_offline_mode
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UsageError(f"--push is {name!r}: {reason(error)}") from error
+    if "/" not in name:
+        raise UsageError(f"--push is {name!r}, it must be ORG/NAME")
+    if is_offline_mode():
+        raise UsageError("--push needs the Hub, but HF_HUB_OFFLINE is set")
+
+
+def _push(name: str, model: str | None) -> int:
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    from alit_hf.demo.space import push_space
+
+    try:
+        print(push_space(name, model))
+    except LocalTokenNotFoundError as error:
+        raise UsageError("--push needs a login: run `hf auth login`, or set HF_TOKEN") from error
+    except Exception as error:  # the Hub's client raises its own, and those of the libraries below it
+        raise FileError(f"{name} was not pushed: {reason(error)}") from error
+    return 0
+
+
+__all__ = ["add_parser", "run"]

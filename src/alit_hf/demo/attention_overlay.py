@@ -1,0 +1,27 @@
+"""A latent token's attention, drawn over the picture."""
+
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image
+
+
+_COLOR_MAP = "inferno"
+_OPACITY = 0.65
+
+
+def attention_overlay(picture: Image.Image, attention_map: np.ndarray) -> Image.Image:
+    """
+    Args:
+        picture (`PIL.Image.Image`): drawn in grey.
+        attention_map (`np.ndarray` of shape `(rows, columns)`): not negative; its largest value is drawn brightest.
+
+    Returns:
+        `PIL.Image.Image`: of the picture's size.
+    """
+    brightness = Image.fromarray((attention_map / attention_map.max()).astype(np.float32))
+    smooth = np.asarray(brightness.resize(picture.size, Image.Resampling.BILINEAR))
+    colors = Image.fromarray(colormaps[_COLOR_MAP](smooth, bytes=True)[..., :3])
+    return Image.blend(picture.convert("L").convert("RGB"), colors, _OPACITY)
+
+
+__all__ = ["attention_overlay"]

@@ -1,0 +1,129 @@
+"""The demo as a Space on the Hub: an app file, its requirements, a page that says what it is, and this package."""
+
+import importlib.metadata
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceCardData
+from packaging.requirements import Requirement
+
+import alit_hf
+
+
+_PACKAGE = Path(alit_hf.__file__).parent
+_DISTRIBUTION = "alit-hf"
+_MODEL_FOLDER = "model"
+_APP_FILE = "app.py"
+
+_APP = '''"""The demo of alit_hf, as `alit demo` serves it."""
+
+from alit_hf.cli import main
+
+
+main({arguments})
+'''
+
+_README = """---
+{metadata}
+---
+
+# Adaptive length image tokenization
+
+Drop in a picture and see it in 32 to 256 tokens, with the error and the bytes of every length, and what each token
+stands for. Pictures are worked on in memory, and nothing that is dropped in is kept.
+
+Made with `alit demo --push` of alit_hf {version}; the folder `alit_hf` is that package. The method is that of
+[Adaptive Length Image Tokenization via Recurrent Allocation](https://arxiv.org/abs/2411.02393).
+"""
+
+
+def push_space(repo_id: str, model: str | None) -> str:
+    """
+    Makes the Space, or brings it up to date, in one commit.
+
+    Args:
+        repo_id (`str`): `ORG/NAME`.
+        model (`str`, *optional*): a folder, which is pushed along, or a Hub id. Defaults to the checkpoint that comes
+            with the package.
+
+    Returns:
+        the Space's address.
+
+    Raises:
+        `HfHubHTTPError`: if the Hub refuses it.
+        `LocalTokenNotFoundError`: without a login.
+    """
+    api = HfApi()
+    api.whoami()  # the other calls do not tell a missing login from a repository that may not be written
+    url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", exist_ok=True)
+    files = space_files(model)
+    stale = set(api.list_repo_files(repo_id, repo_type="space")) - {".gitattributes", *files}
+    operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
+    operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(stale)]
+    api.create_commit(repo_id, operations, repo_type="space", commit_message=f"Demo of alit_hf {alit_hf.__version__}")
+    return str(url)
+
+
+def space_files(model: str | None) -> dict[str, bytes | Path]:
+    """
+    The Space's files by their names in it: their contents, or where they lie.
+
+    Args:
+        model (`str`, *optional*): as for `push_space`.
+    """
+    arguments, models, model_files = ["demo"], None, {}
+    if model is not None and Path(model).is_dir():
+        arguments += ["--model", _MODEL_FOLDER]
+        model_files = dict(_files(Path(model), _MODEL_FOLDER))
+    elif model is not None:
+        arguments += ["--model", model]
+        models = [model]
+    package_files = {
+        name: path
+        for name, path in _files(_PACKAGE, _PACKAGE.name)
+        if model is None or not name.startswith(f"{_PACKAGE.name}/checkpoints/")
+    }
+    return {
+        "README.md": _readme(models).encode(),
+        "requirements.txt": "".join(f"{requirement}\n" for requirement in space_requirements()).encode(),
+        _APP_FILE: _APP.format(arguments=arguments).encode(),
+        **package_files,
+        **model_files,
+    }
+
+
+def space_requirements() -> list[str]:
+    """What the package needs for the demo, without Gradio itself, whose version the Space's README names."""
+    requirements = map(Requirement, importlib.metadata.requires(_DISTRIBUTION))
+    needed = (one for one in requirements if one.marker is None or one.marker.evaluate({"extra": "demo"}))
+    return sorted(f"{one.name}{one.specifier}" for one in needed if one.name != "gradio")
+
+
+def _readme(models: list[str] | None) -> str:
+    major, minor, _ = platform.python_version_tuple()
+    metadata = SpaceCardData(
+        title="Adaptive length image tokenization",
+        sdk="gradio",
+        sdk_version=gradio.__version__,
+        python_version=f"{major}.{minor}",
+        app_file=_APP_FILE,
+        license="apache-2.0",
+        models=models,
+        emoji="🎞️",
+        colorFrom="indigo",
+        colorTo="yellow",
+        short_description="Every picture in as many tokens as it needs",
+    )
+    return _README.format(metadata=metadata.to_yaml(), version=alit_hf.__version__)
+
+
+def _files(folder: Path, name: str) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.is_file() and not any(part == "__pycache__" or part.startswith(".") for part in inside.parts):
+            yield f"{name}/{inside.as_posix()}", path
+
+
+__all__ = ["push_space", "space_files", "space_requirements"]

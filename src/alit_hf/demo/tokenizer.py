@@ -1,0 +1,96 @@
+"""The model as the demo uses it: a picture to everything that can be shown of it, an `.alit` file to its picture."""
+
+import threading
+
+import torch
+from PIL import Image
+
+from alit_hf.analysis.attention_maps import AttentionSource, recorded_maps
+from alit_hf.image_processing_alit import ALITImageProcessor
+from alit_hf.modeling_alit import ALITModel
+from alit_hf.rollout_pictures import payload_bytes, rollout_pictures
+from alit_hf.token_file import TokenFile, model_fingerprint
+
+from .codes import DecodedFile, EncodedPicture
+
+
+class DemoTokenizer:
+    """
+    Args:
+        model ([`ALITModel`]): in evaluation mode; from here on with eager attention, which has weights to show.
+        processor ([`ALITImageProcessor`]): the model's.
+
+    Raises:
+        `ValueError`: for a model whose grid has one position, over which there is nothing to show.
+    """
+
+    def __init__(self, model: ALITModel, processor: ALITImageProcessor):
+        # Of the decoder, as its attention says what a token is for; of the last layer, as it is next to the picture.
+        self._source = AttentionSource("decoder", model.config.num_decoder_layers - 1)
+        self._source.check(model.config)
+        model.set_attn_implementation("eager")
+        self.model = model
+        self.processor = processor
+        self._fingerprint = model_fingerprint(model)
+        # What is recorded is whatever runs through the layer: two pictures at a time would mix.
+        self._lock = threading.Lock()
+
+    def encode(self, name: str, image: Image.Image) -> EncodedPicture:
+        """
+        Runs all rollouts of a picture once.
+
+        Args:
+            name (`str`): of its file.
+            image (`PIL.Image.Image`): of any size and mode.
+        """
+        pixel_values = self.processor(image, return_tensors="pt").pixel_values
+        with self._lock, recorded_maps(self.model, self._source) as maps:
+            rollouts = rollout_pictures(self.model, self.processor, pixel_values)
+        return EncodedPicture(
+            name=name,
+            original=self.processor.postprocess(pixel_values)[0],
+            rollouts=rollouts,
+            maps=[after_rollout[0].cpu().numpy() for after_rollout in maps],
+            token_files=[self._token_file(rollout.token_ids, image.size) for rollout in rollouts],
+        )
+
+    @torch.inference_mode()
+    def decode(self, name: str, token_file: TokenFile) -> DecodedFile:
+        """
+        Args:
+            name (`str`): of the file.
+            token_file (`TokenFile`): its contents.
+
+        Raises:
+            `ValueError`: unless the model made the file, and for a grid or a number of tokens that it does not decode.
+        """
+        if not self.model.config.quantize:
+            raise ValueError("this model's latent tokens are continuous, it reads no .alit files")
+        token_file.check_model(self._fingerprint)
+        token_file.check_grid(self.model)
+        token_ids = torch.tensor(token_file.token_ids).unsqueeze(0).to(self.model.device)
+        grid_size = token_file.grid_size
+        with self._lock, recorded_maps(self.model, self._source, grid_size) as maps:
+            pixel_values = self.model.decode(token_ids=token_ids, grid_size=grid_size).pixel_values
+        return DecodedFile(
+            name=name,
+            picture=self.processor.postprocess(pixel_values)[0],
+            maps=maps[0][0].cpu().numpy(),
+            payload_bytes=payload_bytes(self.model.config, token_file.num_tokens),
+            token_file=token_file,
+        )
+
+    def _token_file(self, token_ids: torch.LongTensor | None, original_size: tuple[int, int]) -> TokenFile | None:
+        if token_ids is None:
+            return None
+        config = self.model.config
+        return TokenFile(
+            token_ids=token_ids,
+            original_size=original_size,
+            grid_size=config.grid_size,
+            codebook_size=config.codebook_size,
+            fingerprint=self._fingerprint,
+        )
+
+
+__all__ = ["DemoTokenizer"]

@@ -1,0 +1,72 @@
+"""What people drop in: pictures, `.alit` files, and what is neither. Read once, and deleted."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from alit_hf.error_reason import reason
+from alit_hf.image_io import open_image
+from alit_hf.token_file import MAGIC, TokenFile
+
+from .codes import Kept
+from .tokenizer import DemoTokenizer
+
+
+MAX_UPLOAD_BYTES = 20 * 2**20
+"""Size of a file above which it is refused; photos of 12 megapixels have 3 to 8 MB."""
+
+
+class UploadError(Exception):
+    """What was dropped in cannot be shown; the message is for the person who did it."""
+
+
+def process_upload(tokenizer: DemoTokenizer, path: str) -> Kept:
+    """
+    Encodes the picture or decodes the `.alit` file at a path, which is deleted first, also if it is neither.
+
+    Args:
+        tokenizer (`DemoTokenizer`)
+        path (`str`): a copy of what was dropped in, under the name that it had.
+
+    Raises:
+        `UploadError`: if it is neither, broken, from another model, or gone.
+    """
+    name = Path(path).name
+    content = take_upload(path)
+    try:
+        if isinstance(content, TokenFile):
+            return tokenizer.decode(name, content)
+        return tokenizer.encode(name, content)
+    except (ValueError, RuntimeError) as error:
+        raise UploadError(f"{name} cannot be shown: {reason(error)}.") from error
+
+
+def take_upload(path: str) -> Image.Image | TokenFile:
+    """
+    Reads a file and deletes it, also where it cannot be read. A token file is told from a picture by its suffix or by
+    how it begins.
+
+    Raises:
+        `UploadError`: if it is neither, broken or gone.
+    """
+    file = Path(path)
+    try:
+        if file.suffix.lower() == ".alit" or _begins_as_token_file(file):
+            return TokenFile.load(file)
+        return open_image(file)
+    except FileNotFoundError as error:
+        raise UploadError(f"{file.name} has waited too long and was deleted. Please drop it in again.") from error
+    except (OSError, ValueError) as error:
+        # The folder is nobody's business.
+        why = reason(error).replace(str(file), file.name)
+        raise UploadError(f"{why}. Please drop in a picture (JPEG, PNG, WebP, …) or an .alit file.") from error
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _begins_as_token_file(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(MAGIC)) == MAGIC
+
+
+__all__ = ["MAX_UPLOAD_BYTES", "UploadError", "process_upload", "take_upload"]
