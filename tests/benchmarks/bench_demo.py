@@ -1,6 +1,6 @@
 """How long the demo takes to answer: a photo of 12 megapixels, and a moved slider.
 
-    python tests/benchmarks/bench_demo.py
+    python -m pytest -s -m benchmark tests/benchmarks/bench_demo.py
 
 With the checkpoint of the package, two CPU threads, over HTTP on this machine, upload included.
 """
@@ -55,8 +55,3 @@ def test_demo_answers_at_once():
     print(f"\n{report(found)}")
     assert max(found["photo"]) < MOST_FOR_A_PHOTO
     assert max(found["slider"]) < MOST_FOR_THE_SLIDER
-
-
-if __name__ == "__main__":
-    with two_threads():
-        print(report(measure()))

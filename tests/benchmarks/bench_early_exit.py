@@ -1,6 +1,6 @@
 """What encoding to the smallest sufficient length costs, next to the sum of its parts.
 
-    python tests/benchmarks/bench_early_exit.py
+    python -m pytest -s -m benchmark tests/benchmarks/bench_early_exit.py
 
 At the paper's `small` size with random weights, float32, one image, two CPU threads.
 """
@@ -107,8 +107,3 @@ def test_encoding_to_the_smallest_length_costs_its_parts():
     for rollout in ROLLOUTS:
         assert found["smallest length"][rollout] <= MOST * found["sum of these"][rollout]
         assert found["fixed length"][rollout] < found["smallest length"][rollout]
-
-
-if __name__ == "__main__":
-    with two_threads():
-        print(report(measure(), decoder_passes_of_a_fixed_length()))
