@@ -10,6 +10,7 @@ import pytest
 from labelled_images import save_images
 from matplotlib.figure import Figure
 from small_run import context_of, tiny_photo, tiny_photos
+from thread_processes import in_processes
 
 from alit_hf.analysis.analysis import Analysis
 from alit_hf.analysis.run import run_analysis
@@ -140,9 +141,36 @@ def test_processes_share_the_images(photos, tmp_path):
     assert summary(outcome) == summary(run_analysis(Brightness(), context, tmp_path / "one"))
 
 
+def test_processes_that_do_not_share_the_folder_are_found_out(photos, tmp_path):
+    context = context_of(photos)
+    run_analysis(Brightness(), context, tmp_path / "theirs", Processes(1, 2))
+    with pytest.raises(ValueError, match=r"12 images were measured, but .*ours has 6 of them"):
+        run_analysis(Brightness(), context, tmp_path / "ours", Processes(0, 2))
+
+
+def test_batches_of_another_run_are_not_replaced(photos, tmp_path, monkeypatch):
+    context = context_of(photos)
+    for process in (1, 2):
+        monkeypatch.setattr("os.getpid", lambda process=process: process)
+        with pytest.raises(KeyboardInterrupt):
+            run_analysis(Brightness(fails_after=1), context, tmp_path / f"{process}")
+    files = [{file.name for file in (tmp_path / name).iterdir()} for name in ("1", "2")]
+    assert not files[0] & files[1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_goes_wrong_on_any_process_is_told_by_the_first(photos, tmp_path, rank):
+    context = context_of(photos)
+    run_analysis(Brightness(), context, tmp_path / "out")
+    tiny_photo(99).save(f"{photos[0]}/0{rank}.png")
+    with pytest.raises(SettingsError, match=rf"0{rank}\.png has changed"):
+        in_processes(2, lambda processes: run_analysis(Brightness(), context, tmp_path / "out", processes))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"model": {"halting_threshold": 0.5}}, "halting_threshold None instead of 0.5"),
         ({"analysis": Brightness(scale=2.0)}, r"settings \{'scale': 1.0\} instead of \{'scale': 2.0\}"),
         ({"model": {"codebook_size": 32}}, "another run.* model '[0-9a-f]{16}' instead of"),
         ({"count": 1}, "data .* instead of"),

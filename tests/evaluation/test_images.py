@@ -3,6 +3,8 @@
 import io
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -24,6 +26,11 @@ def parquet(path, column="image", count=3):
         rows.append({"bytes": stream.getvalue(), "path": f"folder/{number}.webp"})
     datasets.Dataset.from_dict({column: rows, "label": ["x"] * count}).to_parquet(path)
     return str(path)
+
+
+def numbers(path, count):
+    table = pa.table({"image": pa.array(range(count), pa.int64())})
+    pq.write_table(table, path)
 
 
 def test_folders_and_files_in_order_without_hidden_ones(tmp_path):
@@ -55,6 +62,33 @@ def test_a_row_without_image_fails_alone(tmp_path):
     assert images.read(1).size == (5, 5)
 
 
+def test_a_cell_without_bytes_and_path_is_no_image(tmp_path):
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": None}]})
+    cell = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
+    rows.cast(cell).to_parquet(tmp_path / "a.parquet")
+    images = open_images([str(tmp_path / "a.parquet")])
+    with pytest.raises(ValueError, match="row 0 has no image"):
+        images.read(0)
+
+
+class TestClassLabels:
+    def save(self, path, names, labels):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        pictures = [Image.new("RGB", (5, 5)) for _ in labels]
+        datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=features).to_parquet(path)
+        return str(path)
+
+    def test_are_read_as_names(self, tmp_path):
+        path = self.save(tmp_path / "a.parquet", ["cat", "dog"], [1, 0, -1, None])
+        assert list(open_images([path]).column("label")) == ["dog", "cat", None, None]
+
+    def test_files_of_other_names_are_refused(self, tmp_path):
+        names = [["cat", "dog"], ["dog", "cat"]]
+        paths = [self.save(tmp_path / f"{n}.parquet", names[n], [0, 1]) for n in (0, 1)]
+        with pytest.raises(ValueError, match=r"`label` are \['cat', 'dog'\] in .*0\.parquet, but \['dog', 'cat'\]"):
+            open_images(paths)
+
+
 @pytest.mark.parametrize(
     ("make", "sources", "message"),
     [
@@ -64,6 +98,8 @@ def test_a_row_without_image_fails_alone(tmp_path):
         (lambda folder: (save(folder, "b.png"), parquet(folder / "a.parquet")), ["."], "both parquet files and"),
         (lambda folder: (folder / "a.parquet").write_bytes(b"x"), ["a.parquet"], "no images can be read: Parquet"),
         (lambda folder: parquet(folder / "a.parquet", count=0), ["a.parquet"], "a.parquet: no images can be read"),
+        (lambda folder: numbers(folder / "a.parquet", 2), ["a.parquet"], "its column `image` has no pictures, but"),
+        (lambda folder: numbers(folder / "a.parquet", 0), ["a.parquet"], "a.parquet"),
     ],
 )
 def test_what_cannot_be_used_is_named(tmp_path, monkeypatch, make, sources, message):

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import json
-import threading
 
 import numpy as np
 import pytest
@@ -11,13 +10,14 @@ import torch
 from lively_model import lively_model
 from PIL import Image
 from skimage import metrics
+from thread_processes import in_processes
 
 from alit_hf.evaluation import frechet
+from alit_hf.evaluation.description import describe_crop
 from alit_hf.evaluation.images import open_images
 from alit_hf.evaluation.run import evaluate_model
 from alit_hf.evaluation.settings import EvaluationSettings, SettingsError
 from alit_hf.losses.perceptual import LPIPS
-from alit_hf.processes import Processes
 
 
 SETTINGS = EvaluationSettings(thresholds=(0.1,), lpips_networks=(), batch_size=3)
@@ -174,27 +174,12 @@ def test_lpips_of_both_networks(model, processor, images, pixel_values):
 
 
 def test_several_processes_give_the_numbers_of_one(results, model, processor, images, thresholds):
-    """Threads stand for processes; 7 images and 3 of them, so that their shares differ."""
-    barrier, lists, made = threading.Barrier(3), {}, {}
-
-    def work(rank):
-        def gather(values):
-            barrier.wait()
-            lists[rank] = values
-            barrier.wait()
-            return [value for other in range(3) for value in lists[other]]
-
-        settings = dataclasses.replace(SETTINGS, thresholds=thresholds)
-        made[rank] = evaluate_model(model, processor, images, settings, Processes(rank, 3, gather))
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    """7 images and 3 processes, so that their shares differ."""
+    settings = dataclasses.replace(SETTINGS, thresholds=thresholds)
+    made = in_processes(3, lambda processes: evaluate_model(model, processor, images, settings, processes))
     expected = without_speed(results)
-    for rank in range(3):
-        got = without_speed(made[rank])
+    for one in made:
+        got = without_speed(one)
         assert got["settings"].pop("processes") == 3
         assert got == {**expected, "settings": {k: v for k, v in expected["settings"].items() if k != "processes"}}
 
@@ -246,6 +231,30 @@ def test_a_processor_of_another_size_is_refused_at_once(model, processor, images
     other.crop_size = {"height": 32, "width": 64}
     with pytest.raises(SettingsError, match="crops to 64 x 32 pixels, the model needs 32 x 32"):
         evaluate_model(model, other, images, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("do_resize", False),
+        ("do_center_crop", False),
+        ("do_rescale", False),
+        ("rescale_factor", 0.5),
+        ("do_normalize", True),
+    ],
+)
+def test_a_processor_that_changes_pixels_is_refused_at_once(model, processor, images, name, value):
+    other = copy.deepcopy(processor)
+    setattr(other, name, value)
+    with pytest.raises(SettingsError, match=f"the image processor has {name}={value}, it must be"):
+        evaluate_model(model, other, images, SETTINGS)
+
+
+def test_the_filter_of_a_processor_is_named(model, processor):
+    assert "(bicubic)" in describe_crop(model, processor)
+    other = copy.deepcopy(processor)
+    other.resample = Image.Resampling.LANCZOS
+    assert "(lanczos)" in describe_crop(model, other)
 
 
 def test_too_small_for_lpips_is_refused_at_once(processor, images):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import datasets
 import pytest
 from lively_model import lively_model
+from thread_processes import in_processes
 from token_data import BROKEN, FEATURES, NUM_ROWS, contents, png, row, undecoded, write_parquet
 
 from alit_hf import whole_file
@@ -165,45 +166,12 @@ def test_what_is_there_is_not_made_again(tokenize, tmp_path, monkeypatch):
     assert contents(tmp_path / "out") == whole
 
 
-def in_processes(count: int, work) -> None:
-    """Calls `work(processes)` as each of `count` processes does, in threads."""
-    lists = [None] * count
-    barrier = threading.Barrier(count, timeout=60)
-    problems = []
-
-    def run(rank: int) -> None:
-        def gather(values: list) -> list:
-            barrier.wait()
-            lists[rank] = values
-            barrier.wait()
-            return [value for values in lists for value in values]
-
-        try:
-            work(Processes(rank, count, gather))
-        except BaseException as error:
-            problems.append(error)
-            barrier.abort()
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if problems:
-        raise problems[0]
-
-
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_make_together_what_one_makes(tokenize, tmp_path, count):
     tokenize(tmp_path / "one")
-    summaries = {}
-
-    def work(processes: Processes) -> None:
-        summaries[processes.rank] = tokenize(tmp_path / "out", processes=processes)
-
-    in_processes(count, work)
+    summaries = in_processes(count, lambda processes: tokenize(tmp_path / "out", processes=processes))
     assert contents(tmp_path / "out") == contents(tmp_path / "one")
-    assert [summaries[rank] is None for rank in range(count)] == [False] + [True] * (count - 1)
+    assert [summary is None for summary in summaries] == [False] + [True] * (count - 1)
 
 
 @pytest.mark.parametrize(("count", "parts"), [(2, 2), (3, 2), (2, 1)])

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
+from alit_hf import __version__
 from alit_hf.evaluation.description import (
     check_crop,
     describe_crop,
@@ -55,7 +56,9 @@ def run_analysis(
     Raises:
         `SettingsError`: before any work if model, image processor, data and options do not fit each other, or if
             `folder` holds results of others.
-        `ValueError`: if a data set has no image that can be decoded; and for a model whose pictures have NaN.
+        `ValueError`: if a data set has no image that can be decoded; for a model whose pictures have NaN; and if
+            `folder` lacks images in the end that were measured, as another run writes there or processes do not
+            share it.
     """
     processes = processes or Processes()
     check_crop(context.model, context.processor)
@@ -68,13 +71,25 @@ def run_analysis(
     chosen = {name: analysis.choose(images, context.settings) for name, images in context.data.items()}
     pass_ = _Pass(analysis, context, ImageStore(folder, _identity(analysis, context)))
     all_images = [(name, index) for name, indices in chosen.items() for index in indices]
-    undecodable = pass_.measure(all_images[processes.rank :: processes.count], processes)
-
-    # No process goes on before all have stored what they measured.
+    # No process goes on before all have stored what they measured, and none ends while others wait for it.
+    undecodable, errors = [], []
+    try:
+        undecodable = pass_.measure(all_images[processes.rank :: processes.count], processes)
+    except ValueError as error:
+        errors = [error]
+    errors = processes.gather(errors)
     undecodable = sorted(processes.gather(undecodable), key=lambda image: (image["data"], image["index"]))
     if processes.rank > 0:
         return None
+    if errors:
+        raise errors[0]
     table = _table(analysis, context, pass_.store.merge(), set(all_images))
+    num_measured = len(all_images) - len(undecodable)
+    if len(table) != num_measured:
+        raise ValueError(
+            f"{num_measured} images were measured, but {folder} has {len(table)} of them: all processes must share "
+            "it, and no other run may write there"
+        )
     for name, images in context.data.items():
         if not (table["data"] == name).any():
             raise ValueError(f"{', '.join(images.sources)}: none of {len(chosen[name])} images can be decoded")
@@ -176,7 +191,11 @@ class _Pass:
 def _identity(analysis: Analysis, context: Context) -> dict:
     return {
         "analysis": analysis.name,
+        "version": __version__,
+        "columns": list(analysis.columns),
         "model": describe_model(context.model)["fingerprint"],
+        # Not in the fingerprint, as codes can be decoded whatever it is.
+        "halting_threshold": context.model.config.halting_threshold,
         "dtype": str(context.model.dtype).removeprefix("torch."),
         "crop": describe_crop(context.model, context.processor),
         **{name: {"sources": images.sources, "split": images.split} for name, images in context.data.items()},

@@ -1,6 +1,8 @@
 """What was measured of each image, in parquet files that grow batch by batch and are taken up again."""
 
 import json
+import os
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,9 @@ class ImageStore:
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes the rows of a batch, each with `data`, `index` and `digest`."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        name = f"images-{rows[0]['data']}-{rows[0]['index']:08d}.parquet"
+        # Of this process alone: what another one writes must not be replaced, or removed when this one merges.
+        writer = f"{socket.gethostname()}-{os.getpid()}"
+        name = f"images-{rows[0]['data']}-{rows[0]['index']:08d}-{writer}.parquet"
         self._write(pa.Table.from_pylist([dict(row) for row in rows]), self._folder / name)
 
     def merge(self) -> pd.DataFrame:

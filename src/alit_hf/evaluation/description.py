@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 
 import torch
+from PIL import Image
 
 from alit_hf import __version__
 from alit_hf.image_processing_alit import ALITImageProcessor
@@ -12,6 +13,15 @@ from alit_hf.public_names import public_name
 from alit_hf.token_file import model_fingerprint
 
 from .settings import SettingsError
+
+
+_NEEDED_OF_PROCESSORS = {
+    "do_resize": True,
+    "do_center_crop": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": False,
+}
 
 
 def describe_model(model: ALITModel) -> dict:
@@ -47,17 +57,21 @@ def describe_versions(*libraries: str) -> dict[str, str]:
 def describe_crop(model: ALITModel, processor: ALITImageProcessor) -> str:
     """What part of an image the model sees."""
     height, width = model.config.image_height_width
-    return f"shortest edge to {processor.size['shortest_edge']} pixels (bicubic), centre {width} x {height}"
+    kernel = Image.Resampling(processor.resample).name.lower()
+    return f"shortest edge to {processor.size['shortest_edge']} pixels ({kernel}), centre {width} x {height}"
 
 
 def check_crop(model: ALITModel, processor: ALITImageProcessor) -> None:
     """
     Raises:
-        `SettingsError`: if the processor does not bring images to the model's size.
+        `SettingsError`: if the processor does not bring images to the model's size, with pixels in [0, 1].
     """
+    for name, needed in _NEEDED_OF_PROCESSORS.items():
+        if getattr(processor, name) != needed:
+            raise SettingsError(f"the image processor has {name}={getattr(processor, name)}, it must be {needed}")
     height, width = model.config.image_height_width
     crop = processor.crop_size
-    if not processor.do_center_crop or (crop["height"], crop["width"]) != (height, width):
+    if (crop["height"], crop["width"]) != (height, width):
         raise SettingsError(
             f"the image processor crops to {crop['width']} x {crop['height']} pixels, the model needs {width} x "
             f"{height}"

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from alit_hf.data_sources import SplitError, choose_split, find_files, is_hub_id
@@ -41,7 +43,7 @@ class EvaluationImages(Protocol):
 
     def column(self, name: str) -> Sequence[Any]:
         """
-        The values of a column, one an image; see `check_columns`.
+        The values of a column, one an image, those of a `ClassLabel` by their names; see `check_columns`.
 
         Raises:
             `KeyError`: if there is no such column.
@@ -79,10 +81,17 @@ class _Rows:
         columns = rows.column_names
         if "image" not in columns:
             raise ValueError(f"{', '.join(sources)} has no column `image`, its columns are {', '.join(columns)}")
+        if len(rows) == 0:
+            raise ValueError(f"{', '.join(sources)} has no rows")
         self.sources = sources
         self.split = split
         self.column_names = [name for name in columns if name != "image"]
-        self._images = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+        try:
+            self._images = rows.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError) as error:
+            raise ValueError(
+                f"{', '.join(sources)}: its column `image` has no pictures, but {rows.features['image']}"
+            ) from error
         self._others = rows.remove_columns(["image"])
 
     def __len__(self) -> int:
@@ -94,12 +103,17 @@ class _Rows:
 
     def read(self, index: int) -> Image.Image:
         cell = self._images[index]["image"]
-        if cell is None:
+        if cell is None or cell == {"bytes": None, "path": None}:
             raise ValueError(f"row {index} has no image")
         return open_image(cell["path"] if cell["bytes"] is None else cell["bytes"])
 
     def column(self, name: str) -> Sequence[Any]:
-        return self._others[name]
+        values = self._others[name]
+        feature = self._others.features[name]
+        if not isinstance(feature, datasets.ClassLabel):
+            return values
+        # The numbers mean nothing beside those of another data set, and negative ones are how the Hub says "none".
+        return [None if value is None or value < 0 else feature.int2str(value) for value in values]
 
 
 def open_images(sources: Sequence[str], split: str | None = None) -> EvaluationImages:
@@ -117,7 +131,8 @@ def open_images(sources: Sequence[str], split: str | None = None) -> EvaluationI
 
     Raises:
         `ValueError`: for sources that do not exist or hold no image, a mixture of pictures and parquet files, a split
-            that is missing, does not exist or is given for files, and a data set without the column `image`.
+            that is missing, does not exist or is given for files, a data set without rows or pictures in the column
+            `image`, and parquet files whose class labels have different names.
     """
     sources = list(sources)
     if len(sources) == 1 and not os.path.lexists(sources[0]) and is_hub_id(sources[0]):
@@ -130,6 +145,7 @@ def open_images(sources: Sequence[str], split: str | None = None) -> EvaluationI
         raise ValueError(f"{', '.join(sources)} holds both parquet files and pictures, it must be one of them")
     if is_parquet == {False}:
         return _PictureFiles(sources, files)
+    _check_class_names(files)
     try:
         rows = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
     except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
@@ -146,6 +162,21 @@ def check_columns(images: EvaluationImages, names: Sequence[str]) -> None:
     if missing:
         has = ", ".join(images.column_names) or "none, as picture files and data sets of images alone"
         raise ValueError(f"{', '.join(images.sources)} lacks the columns {', '.join(missing)}; it has {has}")
+
+
+def _check_class_names(files: Sequence[Path]) -> None:
+    """`datasets` takes the names of the first file for those of all."""
+    known: dict[str, tuple[list[str], Path]] = {}
+    for file in files:
+        try:
+            features = datasets.Features.from_arrow_schema(pq.read_schema(file))
+        except (pa.ArrowInvalid, OSError):
+            continue  # a file that is no parquet is named when it is loaded
+        for name, feature in features.items():
+            if isinstance(feature, datasets.ClassLabel):
+                names, first = known.setdefault(name, (feature.names, file))
+                if names != feature.names:
+                    raise ValueError(f"the classes of `{name}` are {names} in {first}, but {feature.names} in {file}")
 
 
 def _open_hub_dataset(name: str, split: str | None) -> EvaluationImages:
