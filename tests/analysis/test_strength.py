@@ -75,12 +75,15 @@ def test_agreement_accuracy_and_drop(context):
     assert results["models"]["2"]["agreement"]["8"]["low"] < 0.9
     difference = {length: numbers["value"] for length, numbers in results["strong_minus_weak"].items()}
     assert difference == {"4": 0, "8": 0, "12": 0.5}
+    no_difference = results["strong_minus_weak"]["8"]
+    assert no_difference["low"] < -0.05 < 0.05 < no_difference["high"]
 
     accuracy = results["models"]["2"]["accuracy"]
     assert accuracy["original"]["num_images"] == 12
     assert [accuracy[key]["value"] for key in ("original", "4", "8", "12")] == [0.5, 0, 0.5, 1]
     drop = results["models"]["2"]["drop"]
     assert [drop[key]["value"] for key in ("4", "8", "12")] == [0.5, 0, -0.5]
+    assert drop["8"]["low"] < 0 < drop["8"]["high"]
 
 
 def test_run(context, tmp_path):

@@ -127,17 +127,24 @@ class Segmentation(AttentionAnalysis):
         if results["not_enough_data"] is not None:
             return results["not_enough_data"]
         length = list(results["overlap"]["model"])[-1]
-        beaten, unbeaten = [], []
+        beaten, unbeaten, unknown = [], [], []
         for name, what in _BASELINES.items():
             advantage = results["advantage"][name][length][_BEST]
-            (beaten if advantage["low"] > 0 else unbeaten).append(f"{what} (by {in_words(advantage)})")
+            if advantage["not_enough_data"] is not None:
+                unknown.append(f"{what} {in_words(advantage)}")
+            else:
+                (beaten if advantage["low"] > 0 else unbeaten).append(f"{what} (by {in_words(advantage)})")
         overlap = in_words(results["overlap"]["model"][length][_BEST])
         return (
             f"with {length} tokens and the best threshold for each image, attention maps ({results['side']}, layer "
             f"{results['layer']}) fit human segments with a mIoU of {overlap}: "
             + "; ".join(
                 f"{verdict} {', '.join(baselines)}"
-                for verdict, baselines in (("better than", beaten), ("not better than", unbeaten))
+                for verdict, baselines in (
+                    ("better than", beaten),
+                    ("not better than", unbeaten),
+                    ("not to be compared with", unknown),
+                )
                 if baselines
             )
         )
