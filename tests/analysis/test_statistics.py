@@ -113,6 +113,14 @@ def test_the_seed_decides_the_interval():
         (lambda: spearman(sample(50), np.eye(50)[0], seed=0), "the values of 50 images hardly differ"),
         (lambda: auroc(sample(50), sample(9), seed=0), "9 images, at least 10 are needed"),
         (lambda: auroc(np.ones(50), np.ones(40), seed=0), "the values of 40 images hardly differ"),
+        (
+            lambda: spearman(sample(50), 0.1234565 + 1e-8 * sample(50, 1), seed=0),
+            "the values of 50 images hardly differ",
+        ),
+        (
+            lambda: auroc(0.5 + 1e-8 * sample(50), 0.5 + 1e-8 * sample(40, 1), seed=0),
+            "the values of 40 images hardly differ",
+        ),
         (lambda: auroc(np.zeros(12), np.ones(15), seed=0), "the values of 12 images hardly differ"),
         (lambda: mean(np.full(50, -0.115), seed=0), "the values of 50 images hardly differ"),
         (lambda: mean(0.3 + 1e-7 * sample(50), seed=0), "the values of 50 images hardly differ"),
@@ -131,6 +139,16 @@ def test_not_enough_data_gives_no_number(estimate, reason):
     assert (got["value"], got["low"], got["high"]) == (None, None, None)
     assert got["not_enough_data"] == f"not enough data: {reason}"
     assert in_words(got) == f"(not enough data: {reason})"
+
+
+def test_what_batches_change_does_not_count():
+    """Values that would be equal or in another order with other batches."""
+    x, noise = np.repeat(np.arange(3.0), 20), 1e-8 * sample(60)
+    y = np.tile([0.25, 0.5, 0.75, 1], 15)
+    assert spearman(x, y + noise, seed=0) == spearman(x, y, seed=0)
+    assert spearman(x + noise, y, seed=0) == spearman(x, y, seed=0)
+    assert auroc(y, y + noise, seed=0) == auroc(y, y, seed=0)
+    assert auroc(y, y + noise, seed=0)["value"] == 0.5
 
 
 def test_nan_is_refused():
