@@ -98,6 +98,13 @@ def test_run(context, tmp_path):
     assert "accuracy drops with 12 tokens by: 2" in results["finding"]
 
 
+def test_models_may_have_any_name(context, monkeypatch):
+    monkeypatch.setattr(strength, "load_classifier", lambda name, device: Shades("2", device))
+    analysis = Strength(models=("$a_{$", "b"))
+    table = pd.DataFrame({f"classes by {name}": [[0, 1, 0, 0]] * 12 for name in analysis.models})
+    analysis.draw(context, table, analysis.summarize(context, table)).canvas.draw()
+
+
 def test_few_images_and_one_model_are_said(context, tmp_path):
     context = Context(context.model, context.processor, context.data, RunSettings(limit=2))
     results, _ = run_analysis(Strength(models=("2",)), context, tmp_path / "out")

@@ -166,7 +166,8 @@ class Strength(Analysis):
                     axes.axhline(original["value"], color=f"C{number}", linestyle=":", linewidth=1)
             axes.set_ylim(bottom=0)
             style(axes, "latent tokens", label)
-        figure.axes[0].legend(fontsize=8, frameon=False)
+        for text in figure.axes[0].legend(fontsize=8, frameon=False).get_texts():
+            text.set_parse_math(False)
         return figure
 
 
