@@ -98,6 +98,19 @@ def test_run(context, tmp_path):
     assert "accuracy drops with 12 tokens by: 2" in results["finding"]
 
 
+@pytest.mark.parametrize("label", [3, None, math.nan, "elsewhere"])
+def test_labels_that_no_model_knows_are_said(context, label):
+    table = pd.DataFrame({f"classes by {name}": [[0, 1, 0, 0]] * 12 for name in ("2", "5")} | {"label": [label] * 12})
+    analysis = Strength(models=("2", "5"), label_column="label")
+    analysis.check(context)
+    results = analysis.summarize(context, table)
+    problem = "not enough data: 0 images, at least 10 are needed"
+    assert results["models"]["2"]["accuracy"]["original"]["not_enough_data"] == problem
+    assert results["models"]["5"]["drop"]["12"]["not_enough_data"] == problem
+    assert f"accuracy drops with 12 tokens by: 2 ({problem}), 5 ({problem})" in analysis.finding(results)
+    analysis.draw(context, table, results).canvas.draw()
+
+
 def test_models_may_have_any_name(context, monkeypatch):
     monkeypatch.setattr(strength, "load_classifier", lambda name, device: Shades("2", device))
     analysis = Strength(models=("$a_{$", "b"))

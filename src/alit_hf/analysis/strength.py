@@ -124,10 +124,11 @@ class Strength(Analysis):
     def _correct(self, table: pd.DataFrame, name: str) -> np.ndarray:
         """Whether original and reconstructions get their class, float `(N, 1 + K)`, of images whose class exists."""
         class_names = np.array(self._classifiers[name].class_names)
-        known = table[table[self.label_column].isin(class_names)]
-        predicted = _classes(known, name)
+        labels = table[self.label_column]
+        known = labels.isin(class_names).to_numpy()
+        predicted = _classes(table, name)[known]
         # Names, not numbers: ImageNet has two classes for some of them.
-        return (class_names[predicted] == known[self.label_column].to_numpy()[:, None]).astype(float)
+        return (class_names[predicted] == labels[known].to_numpy(dtype=object)[:, None]).astype(float)
 
     def finding(self, results: dict) -> str:
         lengths = list(next(iter(results["models"].values()))["agreement"])
