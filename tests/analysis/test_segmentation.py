@@ -1,5 +1,6 @@
 """`segmentation` compares a model's maps with human segments, and with maps that know nothing of the image."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -121,6 +122,26 @@ def test_draws_do_not_depend_on_batch_mates(context):
     together, alone = measure([0, 1, 2]), measure([2])
     for name in BASELINES:
         assert together[2][f"overlap_{name}"] == pytest.approx(alone[0][f"overlap_{name}"], abs=1e-5)
+
+
+def test_draws_of_another_image_and_seed_are_others(context):
+    """Also where both add up to the same, and for seeds of any size."""
+    images = context.data["data"]
+    pixel_values = context.processor([images.read(0)], return_tensors="pt").pixel_values
+
+    def measure(seed: int, index: int) -> dict:
+        seeded = dataclasses.replace(context, settings=dataclasses.replace(context.settings, seed=seed))
+        analysis = Segmentation()
+        analysis.check(seeded)
+        (measured,) = analysis.measure(
+            seeded, ImageBatch("data", [index], pixel_values, {"segments": images.column("segments")[:1]})
+        )
+        return measured
+
+    draws = [measure(*of_image) for of_image in ((0, 5), (5, 0), (2**70, 5))]
+    for name in ("discs", "scattered"):
+        assert len({tuple(of_image[f"overlap_{name}"]) for of_image in draws}) == 3
+    assert measure(0, 5) == draws[0]
 
 
 def table(**means: float) -> pd.DataFrame:

@@ -57,7 +57,7 @@ class Segmentation(AttentionAnalysis):
 
     def check(self, context: Context) -> None:
         super().check(context)
-        self._untrained = untrained_copy(context.model, context.settings.seed)
+        self._untrained = untrained_copy(context.model, context.settings.seed % 2**64)
 
     def measure_settings(self, context: Context) -> dict:
         source = self.source(context.model.config)
@@ -73,7 +73,7 @@ class Segmentation(AttentionAnalysis):
         )
         measured = []
         for row, index in enumerate(batch.indices):
-            generator = torch.Generator().manual_seed(context.settings.seed + index)
+            generator = _generator(context.settings.seed, index)
             of_image = {name: [] for name in _MAPS}
             for rollout, num_tokens in enumerate(code_lengths(config)):
                 maps = {
@@ -163,6 +163,12 @@ class Segmentation(AttentionAnalysis):
         style(by_share, "share of positions kept (%)", "", f"one threshold for all images, {lengths[-1]} tokens")
         by_share.legend(fontsize=8, frameon=False)
         return figure
+
+
+def _generator(seed: int, index: int) -> torch.Generator:
+    """Draws what no other image does, nor this one with another seed."""
+    state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
 
 
 def _read_segments(context: Context, batch: ImageBatch, row: int) -> Segments:
