@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu, spearmanr
 
+from alit_hf.analysis import statistics
 from alit_hf.analysis.statistics import auroc, estimate, in_words, mean, mean_difference, share_difference, spearman
 
 
@@ -102,6 +103,22 @@ def test_the_seed_decides_the_interval():
     one, other = spearman(x, y, seed=3), spearman(x, y, seed=4)
     assert one["value"] == other["value"]
     assert one["low"] != other["low"]
+
+
+@pytest.mark.parametrize("num_images", [900, 2500])
+def test_many_images_are_resampled_in_parts_with_the_same_result(num_images, monkeypatch):
+    x, y = sample(num_images), sample(num_images, 1) + sample(num_images)
+    sizes = []
+
+    def mean_of(values: np.ndarray, axis: int) -> np.ndarray:
+        sizes.append(values.size)
+        return values.mean(axis=axis)
+
+    in_parts = estimate(mean_of, x, seed=0), spearman(x, y, seed=0)
+    assert max(sizes) <= 2_000_000
+    monkeypatch.setattr(statistics, "_BATCH_VALUES", 10**9)
+    assert (estimate(mean_of, x, seed=0), spearman(x, y, seed=0)) == in_parts
+    assert max(sizes) == 2000 * num_images
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ MIN_IMAGES = 10
 
 CONFIDENCE = 0.95
 _NUM_RESAMPLES = 2000
+# Values of resamples that are in memory at once, of each sample. Of more than 1000 images it decides in which order
+# samples of different images are drawn.
+_BATCH_VALUES = 2_000_000
 
 # Values within it are equal to 6 decimals, on either side of a rounding step, too.
 _ALIKE = 1.5e-6
@@ -67,6 +70,7 @@ def estimate(
                 samples,
                 statistic,
                 n_resamples=_NUM_RESAMPLES,
+                batch=max(1, min(_NUM_RESAMPLES, _BATCH_VALUES // max(map(len, samples)))),
                 confidence_level=CONFIDENCE,
                 method="percentile",
                 paired=paired,
