@@ -1,5 +1,6 @@
 """Weak and strong classifiers on reconstructions of every length."""
 
+import io
 import math
 
 import numpy as np
@@ -115,7 +116,7 @@ def test_models_may_have_any_name(context, monkeypatch):
     monkeypatch.setattr(strength, "load_classifier", lambda name, device: Shades("2", device))
     analysis = Strength(models=("$a_{$", "b"))
     table = pd.DataFrame({f"classes by {name}": [[0, 1, 0, 0]] * 12 for name in analysis.models})
-    analysis.draw(context, table, analysis.summarize(context, table)).canvas.draw()
+    analysis.draw(context, table, analysis.summarize(context, table)).savefig(io.BytesIO())
 
 
 def test_few_images_and_one_model_are_said(context, tmp_path):
