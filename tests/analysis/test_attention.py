@@ -92,6 +92,21 @@ def test_the_finding_compares_the_last_rollout_with_the_first(context, entropies
     assert f"it sharpens in {count} of 4 layers" in finding
 
 
+def test_equal_images_do_not_make_a_change_certain(context):
+    analysis = Attention()
+    rows = table([0.9, 0.8, 0.7, 0.6])
+    rows["decoder_entropy_all"] = [rows["decoder_entropy_all"][0]] * 12
+    results = analysis.summarize(context, rows)
+    finding = analysis.finding(results)
+    assert "(decoder, layer 1) cannot be told to sharpen or spread: entropy (1 is uniform) (not enough data" in finding
+    assert (
+        "change (not enough data: the values of 12 images hardly differ), of the first 3 tokens alone -0." in finding
+    )
+    assert finding.endswith(
+        "it sharpens in 2 of 4 layers of decoder and encoder, in 2 it cannot be told to sharpen or spread"
+    )
+
+
 def test_few_images_are_not_enough(context):
     analysis = Attention()
     results = analysis.summarize(context, table([0.9, 0.8, 0.7, 0.6]).head(2))

@@ -1,6 +1,7 @@
 """Complexity is joined to the right image, and what has no score has no say."""
 
 import dataclasses
+import io
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from labelled_images import save_images
 from small_run import context_of, run, tiny_photo
 
-from alit_hf.analysis.analysis import ImageBatch
+from alit_hf.analysis.analysis import ImageBatch, RunSettings
 from alit_hf.analysis.complexity import Complexity
 from alit_hf.evaluation.settings import SettingsError
 
@@ -111,6 +112,53 @@ def test_a_sample_is_even_over_categories_and_nested(context):
     assert few == sorted(few)
     assert few[:3] != [0, 1, 2]
     assert Complexity().choose(images, settings(context, 100)) == list(range(36))
+
+
+def test_images_without_a_category_are_one_group_of_a_sample():
+    class Images:
+        def column(self, name):
+            return [float("nan") for _ in range(40)] + ["a"] * 40 + ["b"] * 40
+
+        def __len__(self):
+            return 120
+
+    chosen = Complexity().choose(Images(), RunSettings(limit=40))
+    counts = np.bincount(np.array(chosen) // 40)
+    assert sorted(counts.tolist()) == [13, 13, 14]
+
+
+def test_the_figure_shows_every_image_of_every_category(context):
+    names = [None] * 6 + [3] * 15 + [20] * 15
+    # As pandas has it that way: 3.0 and 20.0, and NaN.
+    for categories in (pd.Series(names), pd.Series(names, dtype=object), pd.Series(names, dtype="Int64")):
+        analysis, table = Complexity(), table_of(np.arange(36.0), np.arange(36.0), categories)
+        results = analysis.summarize(context, table)
+        assert results["without_category"] == 6
+        panel = analysis.draw(context, table, results).axes[0]
+        assert [len(points.get_offsets()) for points in panel.collections] == [6, 15, 15]
+        (grey,) = {tuple(color[:3]) for color in panel.collections[0].get_facecolors()}
+        assert grey == (0.6, 0.6, 0.6)
+
+
+def test_a_category_may_have_any_name(context):
+    categories = ["all"] * 12 + ["$a_{$"] * 12 + ["other"] * 12
+    analysis, table = Complexity(), table_of(np.arange(36.0), np.sin(np.arange(36.0)), categories)
+    results = analysis.summarize(context, table)
+    figure = analysis.draw(context, table, results)
+    figure.savefig(io.BytesIO())
+    lines = [line for line in figure.axes[2].lines if line.get_marker() == "o"]
+    assert [line.get_label() for line in lines] == ["$a_{$", "all", "other", "all"]
+    for line, group in zip(lines, [*results["categories"].values(), results["all"]], strict=True):
+        assert line.get_ydata()[0] == group["spearman_l1"]["3"]["value"]
+    assert [isinstance(line.get_color(), str) for line in lines] == [False, False, False, True]
+
+
+def test_lists_for_categories_are_refused(tmp_path):
+    context = context_for(tmp_path, [1.0, 2.0], [["a"], ["b", "c"]])
+    with pytest.raises(
+        SettingsError, match=r"the column `category` has \['a'\] in row 0, it must have names or numbers"
+    ):
+        run(Complexity(), context, tmp_path / "out")
 
 
 def test_words_for_scores_are_refused(tmp_path):

@@ -23,28 +23,28 @@ def table_of(familiar, unfamiliar) -> pd.DataFrame:
 
 
 def errors_around(first: float, last: float, count: int, seed: int) -> np.ndarray:
-    noise = np.random.default_rng(seed).uniform(-0.01, 0.01, (count, 1))
+    noise = np.random.default_rng(seed).uniform(-0.01, 0.01, (count, 4))
     return np.linspace(first, last, 4) + noise
 
 
 def test_unfamiliar_images_with_larger_errors_and_gaps(context):
     table = table_of(errors_around(0.2, 0.08, 20, 0), errors_around(0.4, 0.12, 15, 1))
-    analysis = Familiarity(threshold=0.15)
+    analysis = Familiarity(threshold=0.16)
     results = analysis.summarize(context, table)
     familiar, unfamiliar = results["sets"]["data"], results["sets"]["unfamiliar_data"]
     assert (familiar["num_images"], unfamiliar["num_images"]) == (20, 15)
-    assert familiar["gap"]["value"] == pytest.approx(0.12, abs=1e-6)
-    assert unfamiliar["gap"]["value"] == pytest.approx(0.28, abs=1e-6)
-    assert results["gap_difference"]["value"] == pytest.approx(0.16, abs=1e-6)
+    assert familiar["gap"]["value"] == pytest.approx(0.12, abs=5e-3)
+    assert unfamiliar["gap"]["value"] == pytest.approx(0.28, abs=5e-3)
+    assert results["gap_difference"]["value"] == pytest.approx(0.16, abs=5e-3)
     assert familiar["mean_tokens"] < unfamiliar["mean_tokens"] == 12
     aurocs = results["auroc"]
     assert [aurocs[name]["value"] for name in ("chosen_length", "gap")] == [1, 1]
     assert [estimated["value"] for estimated in aurocs["l1"].values()] == [1] * 4
     finding = analysis.finding(results)
-    assert "between 3 and 12 tokens is 0.280 [0.280, 0.280] for 15 unfamiliar images and 0.120" in finding
+    assert "between 3 and 12 tokens is 0.280 [0.277, 0.283] for 15 unfamiliar images and 0.121" in finding
     swapped = analysis.summarize(context, table_of(errors_around(0.4, 0.12, 15, 1), errors_around(0.2, 0.08, 20, 0)))
     assert swapped["auroc"]["l1"]["3"]["value"] == 0
-    assert swapped["gap_difference"]["value"] == pytest.approx(-0.16, abs=1e-6)
+    assert swapped["gap_difference"]["value"] == pytest.approx(-0.16, abs=5e-3)
     panels = analysis.draw(context, table, results).axes
     assert panels[0].lines[1].get_ydata() == pytest.approx(np.linspace(0.4, 0.12, 4), abs=0.01)
     assert sum(bar.get_height() for bar in panels[2].containers[0]) == pytest.approx(1)

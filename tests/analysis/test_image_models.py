@@ -81,6 +81,14 @@ def test_a_head_that_is_not_there_is_not_drawn_at_random(tmp_path, classifier_fo
         load_classifier(str(tmp_path / "headless"), CPU)
 
 
+def test_a_classifier_of_one_class_is_refused(classifier_folder, tmp_path):
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], id2label={0: "tench"})
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "one")
+    AutoImageProcessor.from_pretrained(classifier_folder).save_pretrained(tmp_path / "one")
+    with pytest.raises(SettingsError, match=r"the classifier .*one has 1 class, it must have 2 or more"):
+        load_classifier(str(tmp_path / "one"), CPU)
+
+
 def test_missing_efficientnet_weights_say_how_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setenv("ALIT_HF_CACHE", str(tmp_path))
     with pytest.raises(SettingsError, match=r"efficientnet-lite2.* -m alit_hf\.evaluation\.efficientnet_lite"):

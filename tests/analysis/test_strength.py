@@ -1,5 +1,6 @@
 """Weak and strong classifiers on reconstructions of every length."""
 
+import io
 import math
 
 import numpy as np
@@ -75,12 +76,15 @@ def test_agreement_accuracy_and_drop(context):
     assert results["models"]["2"]["agreement"]["8"]["low"] < 0.9
     difference = {length: numbers["value"] for length, numbers in results["strong_minus_weak"].items()}
     assert difference == {"4": 0, "8": 0, "12": 0.5}
+    no_difference = results["strong_minus_weak"]["8"]
+    assert no_difference["low"] < -0.05 < 0.05 < no_difference["high"]
 
     accuracy = results["models"]["2"]["accuracy"]
     assert accuracy["original"]["num_images"] == 12
     assert [accuracy[key]["value"] for key in ("original", "4", "8", "12")] == [0.5, 0, 0.5, 1]
     drop = results["models"]["2"]["drop"]
     assert [drop[key]["value"] for key in ("4", "8", "12")] == [0.5, 0, -0.5]
+    assert drop["8"]["low"] < 0 < drop["8"]["high"]
 
 
 def test_run(context, tmp_path):
@@ -93,6 +97,26 @@ def test_run(context, tmp_path):
     assert [axes.get_ylabel() for axes in figure.axes] == ["share that keeps the original's class", "top-1 accuracy"]
     assert "keep the original's class for 2 in" in results["finding"]
     assert "accuracy drops with 12 tokens by: 2" in results["finding"]
+
+
+@pytest.mark.parametrize("label", [3, None, math.nan, "elsewhere"])
+def test_labels_that_no_model_knows_are_said(context, label):
+    table = pd.DataFrame({f"classes by {name}": [[0, 1, 0, 0]] * 12 for name in ("2", "5")} | {"label": [label] * 12})
+    analysis = Strength(models=("2", "5"), label_column="label")
+    analysis.check(context)
+    results = analysis.summarize(context, table)
+    problem = "not enough data: 0 images, at least 10 are needed"
+    assert results["models"]["2"]["accuracy"]["original"]["not_enough_data"] == problem
+    assert results["models"]["5"]["drop"]["12"]["not_enough_data"] == problem
+    assert f"accuracy drops with 12 tokens by: 2 ({problem}), 5 ({problem})" in analysis.finding(results)
+    analysis.draw(context, table, results).canvas.draw()
+
+
+def test_models_may_have_any_name(context, monkeypatch):
+    monkeypatch.setattr(strength, "load_classifier", lambda name, device: Shades("2", device))
+    analysis = Strength(models=("$a_{$", "b"))
+    table = pd.DataFrame({f"classes by {name}": [[0, 1, 0, 0]] * 12 for name in analysis.models})
+    analysis.draw(context, table, analysis.summarize(context, table)).savefig(io.BytesIO())
 
 
 def test_few_images_and_one_model_are_said(context, tmp_path):

@@ -130,19 +130,74 @@ def test_each_criterion_is_best_at_its_own_task(context):
 
 
 def test_a_criterion_that_serves_another_task_is_told(context):
-    # What L1 says is what the class needs, and the other way round.
-    rank, l1 = opposed_images(20)
-    l1 = (np.array(l1) / 100).tolist()
-    rank = (np.array(rank) * 100).astype(int).tolist()
+    # L1 spends on the images that tokens help to keep their class, top-X on those that never do.
+    l1, _ = opposed_images(20)
+    rank = [[2, 2, 1], [30, 8, 5]] * 10
     results = summarize(context, planted_table(l1, rank, depth_error=l1))
     assert "depth" in results["criteria"]
     assert results["comparison"]["depth"]["by_criterion"]["depth"] == pytest.approx(
         results["comparison"]["depth"]["by_criterion"]["reconstruction"]
     )
-    assert results["comparison"]["depth"]["advantage"]["reconstruction"]["value"] == 0
+    assert results["comparison"]["depth"]["advantage"]["reconstruction"]["value"] is None
+    assert results["comparison"]["depth"]["best"] is None
+    assert results["comparison"]["classification"]["advantage"]["reconstruction"]["high"] < 0
     finding = Tasks(depth="some").finding(results)
     assert "does not always peak" in finding
     assert "depth left out" not in finding
+
+
+def test_a_tie_is_no_loss(context):
+    l1, rank = opposed_images(20)
+    results = summarize(context, planted_table(l1, (np.array(rank) + 1).tolist()))
+    assert results["comparison"]["reconstruction"]["best"] == "reconstruction"
+    # No picture keeps its class at any length.
+    compared = results["comparison"]["classification"]
+    assert set(compared["by_criterion"].values()) == {0}
+    assert compared["best"] is None
+    assert compared["advantage"]["reconstruction"]["value"] is None
+    finding = Tasks().finding(results)
+    assert (
+        "tokens performance peaks where criterion and task agree (for classification it cannot be told): at" in finding
+    )
+    assert "at classification top-X gains (not enough data: the values of 20 images hardly differ) over L1" in finding
+
+
+@pytest.mark.parametrize(
+    ("advantages", "expected"),
+    [
+        (((0.2, 0.1), (0.3, 0.1)), "tokens performance peaks where criterion and task agree: at"),
+        (
+            ((0.2, 0.1), (0.3, -0.1)),
+            "tokens performance seems to peak, but not surely, where criterion and task agree: at",
+        ),
+        (
+            ((0, -0.1), (0.3, 0.1)),
+            "performance peaks where criterion and task agree (for reconstruction it cannot be told)",
+        ),
+        (
+            ((0, -0.1), (0.3, -0.1)),
+            "performance seems to peak, but not surely, where criterion and task agree (for recon",
+        ),
+        (
+            ((0, -0.1), (-0.3, -0.4)),
+            "does not always peak where criterion and task agree (for reconstruction it cannot",
+        ),
+        (((0.2, 0.1), (-0.3, -0.4)), "tokens performance does not always peak where criterion and task agree: at"),
+        (
+            ((0, -0.1), (None, None)),
+            "tokens it cannot be told whether performance peaks where criterion and task agree: ",
+        ),
+    ],
+)
+def test_the_finding_says_for_which_tasks_it_cannot_be_told(advantages, expected):
+    tasks_of_interest = ("reconstruction", "classification")
+    comparison = {}
+    for task, other, (value, low) in zip(tasks_of_interest, tasks_of_interest[::-1], advantages, strict=True):
+        why = "not enough data" if value is None else None
+        advantage = {"value": value, "low": low, "high": 0.5, "num_images": 20, "not_enough_data": why}
+        comparison[task] = {"advantage": {other: advantage}}
+    results = {"not_enough_data": None, "left_out": {}, "comparison": comparison}
+    assert expected in Tasks().finding(results)
 
 
 def test_frechet_distance_is_of_the_chosen_pictures(context, monkeypatch):

@@ -21,6 +21,7 @@ from .statistics import in_words, mean, not_enough
 
 _MEASURES = {"entropy": entropy, "top_decile_share": top_decile_share}
 _SHARPENS = "sharpens"
+_UNKNOWN = "cannot be told to sharpen or spread"
 
 # Of entropy, whose range is 1. Over many images smaller changes are certain, too, but no map shows them.
 _LEAST_CHANGE = 0.01
@@ -109,13 +110,15 @@ class Attention(AttentionAnalysis):
         few, *_, many = of_all["by_length"]
         start, end = (in_words(of_all["by_length"][length]) for length in (few, many))
         top = chosen["all"]["top_decile_share"]["change"]
-        sharpening = [layer for layer in results["layers"] if _verdict(layer["all"]["entropy"]["change"]) == _SHARPENS]
+        verdicts = [_verdict(layer["all"]["entropy"]["change"]) for layer in results["layers"]]
+        unknown = verdicts.count(_UNKNOWN)
         return (
             f"over rollouts the attention of latent tokens ({chosen['side']}, layer {chosen['layer']}) "
             f"{_verdict(of_all['change'])}: entropy (1 is uniform) {start} with {few} tokens, {end} with {many}, "
             f"change {in_words(of_all['change'])}, of the first {few} tokens alone {in_words(of_first['change'])}; "
-            f"mass in the top decile of positions changes by {in_words(top)}; it {_SHARPENS} in {len(sharpening)} of "
-            f"{len(results['layers'])} layers of decoder and encoder"
+            f"mass in the top decile of positions changes by {in_words(top)}; it {_SHARPENS} in "
+            f"{verdicts.count(_SHARPENS)} of {len(verdicts)} layers of decoder and encoder"
+            + (f", in {unknown} it {_UNKNOWN}" if unknown else "")
         )
 
     def draw(self, context: Context, table: pd.DataFrame, results: dict) -> Figure:
@@ -139,6 +142,8 @@ class Attention(AttentionAnalysis):
 
 
 def _verdict(change_of_entropy: dict) -> str:
+    if change_of_entropy["not_enough_data"] is not None:
+        return _UNKNOWN
     low, high = change_of_entropy["low"], change_of_entropy["high"]
     if low <= 0 <= high or abs(change_of_entropy["value"]) < _LEAST_CHANGE:
         return "hardly changes"

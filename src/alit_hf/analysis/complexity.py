@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +53,17 @@ class Complexity(Analysis):
                     f"the column `complexity` has {score!r} in row {index}, it must have numbers, or nothing "
                     "where there is none"
                 )
+        for index, category in enumerate(context.data["data"].column("category")):
+            if not isinstance(category, Hashable):
+                raise SettingsError(
+                    f"the column `category` has {category!r} in row {index}, it must have names or numbers, or "
+                    "nothing where there is none"
+                )
 
     def choose(self, images: EvaluationImages, settings: RunSettings) -> list[int]:
         """A random sample, as even over categories as they are large enough for."""
-        categories = list(images.column("category"))
+        # NaN, which is not itself, is no category either.
+        categories = [name if name == name else None for name in images.column("category")]
         seen, turns = Counter(), {}
         for index in np.random.default_rng(settings.seed).permutation(len(images)).tolist():
             turns[index] = seen[categories[index]]
@@ -76,7 +84,7 @@ class Complexity(Analysis):
         lengths = code_lengths(context.model.config)
         scores = table["complexity"].to_numpy(dtype=np.float64, na_value=math.nan)
         has_score = np.isfinite(scores)
-        errors, categories = error_matrix(table), table["category"]
+        errors, categories = error_matrix(table), _categories(table)
 
         def group(rows: np.ndarray) -> dict:
             chosen, _ = smallest_satisfying(errors[rows], self.threshold)
@@ -92,11 +100,11 @@ class Complexity(Analysis):
 
         return {
             "without_score": int((~has_score).sum()),
-            "without_category": int(categories.isna().sum()),
+            "without_category": sum(name is None for name in categories),
             "all": group(has_score),
             "categories": {
-                str(name): group(has_score & (categories == name).to_numpy())
-                for name in sorted(categories.dropna().unique(), key=str)
+                name: group(has_score & (categories == name))
+                for name in sorted({name for name in categories if name is not None})
             },
         }
 
@@ -124,38 +132,48 @@ class Complexity(Analysis):
         colors = dict(zip(names, colormaps["tab10"](np.arange(len(names)) % 10), strict=True))
         shortest = next(iter(results["all"]["spearman_l1"]))
 
-        errors = error_matrix(table)[:, 0]
-        for name, color in colors.items():
-            rows = (table["category"] == name).to_numpy()
+        errors, categories = error_matrix(table)[:, 0], _categories(table)
+        for name, color in {None: "0.6", **colors}.items():
+            rows = categories == name
             scatter.scatter(
                 table["complexity"][rows], errors[rows], s=9, color=color, alpha=0.75, linewidths=0, label=name
             )
         style(scatter, "human complexity", f"L1 at {shortest} tokens (pixels in [0, 1])", "a")
 
-        groups = {**results["categories"], "all": results["all"]}
+        # A category may be called "all", too.
+        groups = [
+            *((name, group, colors[name], 1) for name, group in results["categories"].items()),
+            ("all", results["all"], "black", 2.2),
+        ]
         for shift, label, color, pick in (
             (-0.14, f"L1 at {shortest} tokens", "C0", lambda group: group["spearman_l1"][shortest]),
             (0.14, f"length chosen below {self.threshold:g}", "C1", lambda group: group["spearman_length"]),
         ):
             places = np.arange(len(groups)) + shift
-            _draw_intervals(by_category, [pick(group) for group in groups.values()], places, color, label)
-        by_category.set_yticks(range(len(groups)), groups, parse_math=False)
+            _draw_intervals(by_category, [pick(group) for _, group, _, _ in groups], places, color, label)
+        by_category.set_yticks(range(len(groups)), [name for name, *_ in groups], parse_math=False)
         by_category.invert_yaxis()
         by_category.axvline(0, color="0.6", linewidth=0.8)
         style(by_category, "Spearman with complexity", "", "b")
         by_category.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18))
 
-        for name, group in groups.items():
+        for name, group, color, width in groups:
             known = {int(length): e["value"] for length, e in group["spearman_l1"].items() if e["value"] is not None}
-            color, width = ("black", 2.2) if name == "all" else (colors[name], 1)
             by_length.plot(
                 list(known), list(known.values()), "o-", color=color, linewidth=width, markersize=3, label=name
             )
         by_length.set_xticks([int(length) for length in results["all"]["spearman_l1"]])
         by_length.axhline(0, color="0.6", linewidth=0.8)
         style(by_length, "tokens", "Spearman between complexity and L1", "c")
-        by_length.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        legend = by_length.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        for text in legend.get_texts():
+            text.set_parse_math(False)
         return figure
+
+
+def _categories(table: pd.DataFrame) -> np.ndarray:
+    """The name of each image's category, or `None`, object `(N,)`."""
+    return np.array([None if pd.isna(name) else str(name) for name in table["category"]], dtype=object)
 
 
 def _draw_intervals(axes: Axes, estimates: list[dict], places: np.ndarray, color: str, label: str) -> None:

@@ -120,10 +120,14 @@ def load_classifier(name: str, device: torch.device) -> Classifier:
         name (`str`): one of `EFFICIENTNET_NAMES`, or a Hub id or folder for `AutoModelForImageClassification`.
 
     Raises:
-        `SettingsError`: if it cannot be loaded.
+        `SettingsError`: if it cannot be loaded, or has fewer than two classes.
     """
     classifier_class = _EfficientNetClassifier if name in EFFICIENTNET_NAMES else _AutoClassifier
-    return _load(classifier_class, "classifier", name, device)
+    classifier = _load(classifier_class, "classifier", name, device)
+    if len(classifier.class_names) < 2:
+        # Every picture would keep its class.
+        raise SettingsError(f"the classifier {name} has {len(classifier.class_names)} class, it must have 2 or more")
+    return classifier
 
 
 def load_depth_model(name: str, device: torch.device) -> DepthModel:

@@ -57,7 +57,7 @@ class Segmentation(AttentionAnalysis):
 
     def check(self, context: Context) -> None:
         super().check(context)
-        self._untrained = untrained_copy(context.model, context.settings.seed)
+        self._untrained = untrained_copy(context.model, context.settings.seed % 2**64)
 
     def measure_settings(self, context: Context) -> dict:
         source = self.source(context.model.config)
@@ -73,7 +73,7 @@ class Segmentation(AttentionAnalysis):
         )
         measured = []
         for row, index in enumerate(batch.indices):
-            generator = torch.Generator().manual_seed(context.settings.seed + index)
+            generator = _generator(context.settings.seed, index)
             of_image = {name: [] for name in _MAPS}
             for rollout, num_tokens in enumerate(code_lengths(config)):
                 maps = {
@@ -127,17 +127,24 @@ class Segmentation(AttentionAnalysis):
         if results["not_enough_data"] is not None:
             return results["not_enough_data"]
         length = list(results["overlap"]["model"])[-1]
-        beaten, unbeaten = [], []
+        beaten, unbeaten, unknown = [], [], []
         for name, what in _BASELINES.items():
             advantage = results["advantage"][name][length][_BEST]
-            (beaten if advantage["low"] > 0 else unbeaten).append(f"{what} (by {in_words(advantage)})")
+            if advantage["not_enough_data"] is not None:
+                unknown.append(f"{what} {in_words(advantage)}")
+            else:
+                (beaten if advantage["low"] > 0 else unbeaten).append(f"{what} (by {in_words(advantage)})")
         overlap = in_words(results["overlap"]["model"][length][_BEST])
         return (
             f"with {length} tokens and the best threshold for each image, attention maps ({results['side']}, layer "
             f"{results['layer']}) fit human segments with a mIoU of {overlap}: "
             + "; ".join(
                 f"{verdict} {', '.join(baselines)}"
-                for verdict, baselines in (("better than", beaten), ("not better than", unbeaten))
+                for verdict, baselines in (
+                    ("better than", beaten),
+                    ("not better than", unbeaten),
+                    ("not to be compared with", unknown),
+                )
                 if baselines
             )
         )
@@ -156,6 +163,12 @@ class Segmentation(AttentionAnalysis):
         style(by_share, "share of positions kept (%)", "", f"one threshold for all images, {lengths[-1]} tokens")
         by_share.legend(fontsize=8, frameon=False)
         return figure
+
+
+def _generator(seed: int, index: int) -> torch.Generator:
+    """Draws what no other image does, nor this one with another seed."""
+    state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
 
 
 def _read_segments(context: Context, batch: ImageBatch, row: int) -> Segments:

@@ -18,7 +18,7 @@ from alit_hf.evaluation.settings import SettingsError
 from .analysis import Analysis, Context, ImageBatch
 from .charts import draw_estimates, new_figure, style
 from .image_models import Classifier, finite_logits, load_classifier
-from .statistics import in_words, mean, share
+from .statistics import in_words, share, share_difference
 
 
 @dataclass(kw_only=True)
@@ -100,10 +100,9 @@ class Strength(Analysis):
         """
         lengths = [str(length) for length in code_lengths(context.model.config)]
 
-        def by_length(estimate: Callable[[np.ndarray], dict], values: np.ndarray) -> dict[str, dict]:
-            return {length: estimate(column) for length, column in zip(lengths, values.T, strict=True)}
-
-        mean_of = functools.partial(mean, seed=context.settings.seed)
+        def by_length(estimate: Callable[..., dict], *values: np.ndarray) -> dict[str, dict]:
+            columns = zip(*(of_images.T for of_images in values), strict=True)
+            return {length: estimate(*column) for length, column in zip(lengths, columns, strict=True)}
 
         kept = {name: _kept_classes(table, name) for name in self.models}
         models = {}
@@ -112,20 +111,24 @@ class Strength(Analysis):
             if self.label_column is not None:
                 correct = self._correct(table, name)
                 models[name]["accuracy"] = {"original": share(correct[:, 0]), **by_length(share, correct[:, 1:])}
-                models[name]["drop"] = by_length(mean_of, correct[:, :1] - correct[:, 1:])
+                models[name]["drop"] = {
+                    length: share_difference(column, correct[:, 0])
+                    for length, column in zip(lengths, correct[:, 1:].T, strict=True)
+                }
         weak, strong = self.models[0], self.models[-1]
         difference = None
         if strong != weak:
-            difference = by_length(mean_of, kept[strong] - kept[weak])
+            difference = by_length(share_difference, kept[weak], kept[strong])
         return {"num_images": len(table), "models": models, "strong_minus_weak": difference}
 
     def _correct(self, table: pd.DataFrame, name: str) -> np.ndarray:
         """Whether original and reconstructions get their class, float `(N, 1 + K)`, of images whose class exists."""
         class_names = np.array(self._classifiers[name].class_names)
-        known = table[table[self.label_column].isin(class_names)]
-        predicted = _classes(known, name)
+        labels = table[self.label_column]
+        known = labels.isin(class_names).to_numpy()
+        predicted = _classes(table, name)[known]
         # Names, not numbers: ImageNet has two classes for some of them.
-        return (class_names[predicted] == known[self.label_column].to_numpy()[:, None]).astype(float)
+        return (class_names[predicted] == labels[known].to_numpy(dtype=object)[:, None]).astype(float)
 
     def finding(self, results: dict) -> str:
         lengths = list(next(iter(results["models"].values()))["agreement"])
@@ -164,7 +167,8 @@ class Strength(Analysis):
                     axes.axhline(original["value"], color=f"C{number}", linestyle=":", linewidth=1)
             axes.set_ylim(bottom=0)
             style(axes, "latent tokens", label)
-        figure.axes[0].legend(fontsize=8, frameon=False)
+        for text in figure.axes[0].legend(fontsize=8, frameon=False).get_texts():
+            text.set_parse_math(False)
         return figure
 
 

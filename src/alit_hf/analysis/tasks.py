@@ -139,8 +139,8 @@ class Tasks(Analysis):
               that keep the original's class), `depth` (relative error), `frechet`.
             - `pareto`: for each task the points that no other beats with as few tokens.
             - `comparison`: for each task `by_criterion`, its mean over `budgets` (shares of tokens that every
-              criterion can spend, values between points interpolated), the `best` one, and the `advantage` of the
-              task's own criterion over each other one, above 0 where it is better.
+              criterion can spend, values between points interpolated), the `best` one (`None` where several are), and
+              the `advantage` of the task's own criterion over each other one, above 0 where it is better.
         """
         lengths = np.array(code_lengths(context.model.config))
         matrices = {task: error_matrix(table, column) for task, column in _TASKS.items() if column in table.columns}
@@ -214,19 +214,30 @@ class Tasks(Analysis):
         if results["not_enough_data"] is not None:
             return results["not_enough_data"]
         compared = results["comparison"]
-        advantages = [value for numbers in compared.values() for value in numbers["advantage"].values()]
-        if any(numbers["best"] != task for task, numbers in compared.items()):
-            verdict = "does not always peak"
-        elif all(value["low"] is not None and value["low"] > 0 for value in advantages):
-            verdict = "peaks"
+        advantages = {task: list(numbers["advantage"].values()) for task, numbers in compared.items()}
+        lost = [
+            task
+            for task in compared
+            if any(value["value"] is not None and value["value"] < 0 for value in advantages[task])
+        ]
+        # Where criteria are equally good, or do not differ enough to say.
+        unknown = [
+            task for task in compared if task not in lost and any(not value["value"] for value in advantages[task])
+        ]
+        surely = all(value["low"] > 0 for task in compared if task not in unknown for value in advantages[task])
+        if lost:
+            verdict = "performance does not always peak"
+        elif len(unknown) == len(compared):
+            verdict = "it cannot be told whether performance peaks"
         else:
-            verdict = "seems to peak, but not surely,"
+            verdict = "performance " + ("peaks" if surely else "seems to peak, but not surely,")
+        exceptions = f" (for {' and '.join(unknown)} it cannot be told)" if 0 < len(unknown) < len(compared) else ""
         gains = "; ".join(
             f"at {task} {_CRITERION_LABELS[task]} gains {in_words(value)} over {_CRITERION_LABELS[other]}"
             for task, numbers in compared.items()
             for other, value in numbers["advantage"].items()
         )
-        text = f"at equal shares of tokens performance {verdict} where criterion and task agree: {gains}"
+        text = f"at equal shares of tokens {verdict} where criterion and task agree{exceptions}: {gains}"
         return text + "".join(f"; {what} left out: {why}" for what, why in results["left_out"].items())
 
     def draw(self, context: Context, table: pd.DataFrame, results: dict) -> Figure:
@@ -285,13 +296,15 @@ def _compare(curves: dict[str, dict[str, Curve]], seed: int) -> tuple[dict, str 
     for task, by_criterion in curves.items():
         # Of losses: lower is better.
         means = {criterion: curve.mean_at(budgets) for criterion, curve in by_criterion.items()}
+        lowest = min(rounded(value) for value in means.values())
+        best = [criterion for criterion, value in means.items() if rounded(value) == lowest]
         comparison[task] = {
             "budgets": [rounded(budget) for budget in budgets],
             "by_criterion": {
                 criterion: rounded(1 - value if task == "classification" else value)
                 for criterion, value in means.items()
             },
-            "best": min(means, key=means.get),
+            "best": best[0] if len(best) == 1 else None,
             "advantage": {
                 other: _advantage(by_criterion[task], curve, budgets, seed)
                 for other, curve in by_criterion.items()
