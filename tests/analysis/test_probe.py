@@ -1,5 +1,6 @@
 """What linear probes of frozen features are given, and what is said of them."""
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from labelled_images import save_images, shaded_images, shaded_pictures
@@ -121,6 +122,35 @@ def test_labels_that_cannot_be_told_apart_are_wrong_use(model, processor, tmp_pa
     context = Context(model, processor, {"data": open_images([str(path)])}, RunSettings(limit=100))
     with pytest.raises(SettingsError, match=message):
         run_analysis(Probe(label_column="label"), context, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_one_rollout_is_wrong_use(processor, tmp_path):
+    images = shaded_images(tmp_path / "images.parquet", ["a", "b"] * 10, {"a": 0.2, "b": 0.8})
+    context = Context(lively_model(max_rollouts=1), processor, {"data": images}, RunSettings(limit=20))
+    with pytest.raises(SettingsError, match="the model has one rollout"):
+        run_analysis(Probe(label_column="label"), context, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_label_column_named_like_a_stored_one_is_wrong_use(model, processor, tmp_path):
+    images = shaded_images(tmp_path / "images.parquet", ["a", "b"] * 10, {"a": 0.2, "b": 0.8})
+    context = Context(model, processor, {"data": images}, RunSettings(limit=20))
+    run_analysis(Probe(label_column="label"), context, tmp_path / "out")
+    # All that the table has: what was stored, and the image's name.
+    stored = {*pq.read_schema(tmp_path / "out" / "images.parquet").names, "image"}
+    assert stored > {"data", "index", "digest", "latents"}
+    for name in stored:
+        with pytest.raises(SettingsError, match=f"the label column is `{name}`, it must not be one of data, index"):
+            Probe(label_column=name).check(context)
+
+
+@pytest.mark.parametrize("name", ["data", "index", "digest", "base_latents"])
+def test_such_a_label_column_is_refused_before_any_work(model, processor, tmp_path, name):
+    path = save_images(tmp_path / "images.parquet", shaded_pictures([0.2, 0.8] * 10), {name: ["a", "b"] * 10})
+    context = Context(model, processor, {"data": open_images([str(path)])}, RunSettings(limit=20))
+    with pytest.raises(SettingsError, match=f"the label column is `{name}`"):
+        run_analysis(Probe(label_column=name), context, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -33,6 +33,9 @@ _KINDS = {
     "latents": "first latents after all rollouts",
 }
 
+# The columns of the table that are no labels: a label column of the same name would replace them.
+_OTHER_COLUMNS = ("data", "index", "digest", "image", "base_latents", *_KINDS)
+
 
 @dataclass(kw_only=True)
 class Probe(Analysis):
@@ -72,8 +75,16 @@ class Probe(Analysis):
     def check(self, context: Context) -> None:
         """
         Raises:
-            `SettingsError`: for labels that are no names or integers, or fewer than two classes to tell apart.
+            `SettingsError`: for a model of one rollout, a label column whose name is taken, labels that are no names
+                or integers, or fewer than two classes to tell apart.
         """
+        if context.model.config.max_rollouts < 2:
+            raise SettingsError("the model has one rollout, features can be compared over rollouts from two on")
+        if self.label_column in _OTHER_COLUMNS:
+            raise SettingsError(
+                f"the label column is `{self.label_column}`, it must not be one of {', '.join(_OTHER_COLUMNS)}, which "
+                "the stored results have themselves: rename it"
+            )
         images = context.data["data"]
         labels = images.column(self.label_column)
         chosen = [labels[index] for index in self.choose(images, context.settings)]
