@@ -1,5 +1,7 @@
 """What linear probes of frozen features are given, and what is said of them."""
 
+import re
+
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -106,6 +108,24 @@ def test_test_data_are_tested_on_and_nothing_else(model, processor, tmp_path):
     assert numbers["classes"] == {"0": {"train": 10, "test": 6}, "1": {"train": 10, "test": 6}}
     assert numbers["left_out"] == {"2": 1}
     assert numbers["tokens_and_latents"]["12"]["accuracy"]["value"] == 0
+
+
+def test_few_test_images_give_no_number(model, processor, tmp_path):
+    images = shaded_images(tmp_path / "train.parquet", ["a", "b"] * 10, {"a": 0.2, "b": 0.8})
+    pictures = save_images(tmp_path / "test.parquet", shaded_pictures([0.2] * 9, seed=1), {"label": ["a"] * 9})
+    context = Context(
+        model, processor, {"data": images, "test_data": open_images([str(pictures)])}, RunSettings(limit=20)
+    )
+    results, figure = run_analysis(Probe(label_column="label"), context, tmp_path / "out")
+    numbers = results["results"]
+    probes = [numbers["base_latents"], *numbers["tokens_and_latents"].values(), *numbers["latents"].values()]
+    assert [(probe["accuracy"]["value"], probe["balanced_accuracy"]) for probe in probes] == [(None, None)] * 7
+    assert (numbers["majority"], numbers["chance"]) == (None, 0.5)
+    reason = r"\(not enough data: 9 images, at least 10 are needed\)"
+    assert re.search(f"chance 0.500, the most frequent class {reason}$", results["finding"])
+    labels = {line.get_label() for line in figure.axes[0].lines}
+    assert "chance" in labels
+    assert not labels & {"most frequent class", "base tokenizer's latents"}
 
 
 @pytest.mark.parametrize(

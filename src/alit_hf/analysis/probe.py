@@ -20,7 +20,7 @@ from alit_hf.evaluation.settings import SettingsError
 from .analysis import Analysis, Context, ImageBatch, RunSettings
 from .charts import draw_estimates, new_figure, style
 from .linear_probe import choose_probe, stratified_split
-from .statistics import in_words, mean, share
+from .statistics import in_words, mean, not_enough, share
 
 
 _TEST_SHARE = 0.25
@@ -138,9 +138,10 @@ class Probe(Analysis):
             - `classes`: for each the images to `train` and to `test` on; `left_out`: for each class with too few
               images their number.
             - `chance` (one over the number of classes) and `majority`, the accuracy of always saying the class that
-              is most frequent in training.
+              is most frequent in training; `majority` is `None` where the test images are too few.
             - `base_latents`, and by length `tokens_and_latents` and `latents` (see `measure`): `accuracy` and
-              `balanced_accuracy` (the mean over classes) on the test images, and the `weight_decay` that was chosen.
+              `balanced_accuracy` (the mean over classes, `None` where they are too few) on the test images, and the
+              `weight_decay` that was chosen.
             - `differences`: of accuracy, paired by image: `last_minus_first_rollout`, `all_minus_first_latents` and
               `last_rollout_minus_base_latents`.
         """
@@ -149,6 +150,7 @@ class Probe(Analysis):
         is_test, labels = is_test[labels >= 0], labels[labels >= 0]
         config, seed = context.model.config, context.settings.seed
         lengths = [str(length) for length in code_lengths(config)]
+        too_few = not_enough(int(is_test.sum()))
         correct = {}
 
         def probe(features: np.ndarray, key: tuple[str, ...]) -> dict:
@@ -158,7 +160,7 @@ class Probe(Analysis):
             recalls = [hits[labels[is_test] == label].mean() for label in np.unique(labels[is_test])]
             return {
                 "accuracy": share(hits),
-                "balanced_accuracy": rounded(np.mean(recalls)),
+                "balanced_accuracy": rounded(np.mean(recalls)) if too_few is None else None,
                 "weight_decay": fitted.weight_decay,
             }
 
@@ -183,7 +185,7 @@ class Probe(Analysis):
             },
             "left_out": left_out,
             "chance": rounded(1 / len(classes)),
-            "majority": rounded((labels[is_test] == majority).mean()),
+            "majority": rounded((labels[is_test] == majority).mean()) if too_few is None else None,
             **results,
             "differences": {
                 name: mean(correct[more] - correct[less], seed=seed) for name, (more, less) in pairs.items()
@@ -209,6 +211,8 @@ class Probe(Analysis):
         first, *_, last = results["tokens_and_latents"]
         difference = in_words(results["differences"]["last_minus_first_rollout"])
         base = in_words(results["base_latents"]["accuracy"])
+        # It is of the same images as every accuracy.
+        majority = base if results["majority"] is None else f"{results['majority']:.3f}"
 
         def accuracy(kind: str, length: str) -> str:
             return in_words(results[kind][length]["accuracy"])
@@ -219,7 +223,7 @@ class Probe(Analysis):
             f"{accuracy('tokens_and_latents', last)} after all (difference {difference}), from the first {first} "
             f"latents for {accuracy('latents', first)}, from all {last} for {accuracy('latents', last)}, from the "
             f"base tokenizer's latents for {base}; chance {results['chance']:.3f}, the most frequent class "
-            f"{results['majority']:.3f}"
+            f"{majority}"
         )
 
     def draw(self, context: Context, table: pd.DataFrame, results: dict) -> Figure:
@@ -228,9 +232,7 @@ class Probe(Analysis):
         for number, (kind, label) in enumerate(_KINDS.items()):
             accuracies = {length: numbers["accuracy"] for length, numbers in results[kind].items()}
             draw_estimates(axes, accuracies, label, f"C{number}")
-        base = results["base_latents"]["accuracy"]["value"]
-        if base is not None:
-            _draw_level(axes, base, "base tokenizer's latents", "-.")
+        _draw_level(axes, results["base_latents"]["accuracy"]["value"], "base tokenizer's latents", "-.")
         _draw_level(axes, results["majority"], "most frequent class", "--")
         _draw_level(axes, results["chance"], "chance", ":")
         axes.set_ylim(0, 1)
@@ -239,8 +241,9 @@ class Probe(Analysis):
         return figure
 
 
-def _draw_level(axes: Axes, value: float, label: str, linestyle: str) -> None:
-    axes.axhline(value, color="0.4", linestyle=linestyle, linewidth=1, label=label)
+def _draw_level(axes: Axes, value: float | None, label: str, linestyle: str) -> None:
+    if value is not None:
+        axes.axhline(value, color="0.4", linestyle=linestyle, linewidth=1, label=label)
 
 
 def _features(stored: Sequence[bytes], count: int) -> np.ndarray:
