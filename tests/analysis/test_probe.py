@@ -36,6 +36,15 @@ def few_weight_decays(monkeypatch):
     monkeypatch.setattr(linear_probe, "WEIGHT_DECAYS", (1e-3, 1e-1))
 
 
+def break_images(path, rows):
+    """Cuts the pictures of some rows short."""
+    table = pq.read_table(path)
+    cells = table["image"].to_pylist()
+    for row in rows:
+        cells[row]["bytes"] = cells[row]["bytes"][:40]
+    pq.write_table(table.set_column(table.column_names.index("image"), "image", [cells]), path)
+
+
 def test_features_are_means_without_the_class_token(model, processor):
     pixel_values = torch.rand(2, 3, 32, 32)
     context = Context(model, processor, {}, RunSettings(limit=2))
@@ -110,6 +119,34 @@ def test_test_data_are_tested_on_and_nothing_else(model, processor, tmp_path):
     assert numbers["tokens_and_latents"]["12"]["accuracy"]["value"] == 0
 
 
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (
+            range(60, 62),
+            "of 67 decodable images with a `label`, 1 classes have 8 or more, at least 2",
+        ),
+        (range(68), "of 1 decodable images with a `label`, 0 classes have 8 or more, at least 2"),
+    ],
+)
+def test_classes_are_counted_again_without_images_that_are_broken(model, processor, tmp_path, broken, message):
+    path = save_images(tmp_path / "images.parquet", shaded_pictures([0.5] * 69), {"label": ["a"] * 60 + ["b"] * 9})
+    break_images(path, broken)
+    context = Context(model, processor, {"data": open_images([str(path)])}, RunSettings(limit=100))
+    with pytest.raises(ValueError, match=message):
+        run_analysis(Probe(label_column="label"), context, tmp_path / "out")
+
+
+def test_test_images_are_counted_again_without_those_that_are_broken(model, processor, tmp_path):
+    images = shaded_images(tmp_path / "train.parquet", ["a", "b"] * 10, {"a": 0.2, "b": 0.8})
+    labels = ["a"] * 12 + ["c"]
+    path = save_images(tmp_path / "test.parquet", shaded_pictures([0.2] * 13, seed=1), {"label": labels})
+    break_images(path, range(12))
+    context = Context(model, processor, {"data": images, "test_data": open_images([str(path)])}, RunSettings(limit=20))
+    with pytest.raises(ValueError, match="of 1 decodable images of `test_data` with a `label`, none is of a class"):
+        run_analysis(Probe(label_column="label"), context, tmp_path / "out")
+
+
 def test_few_test_images_give_no_number(model, processor, tmp_path):
     images = shaded_images(tmp_path / "train.parquet", ["a", "b"] * 10, {"a": 0.2, "b": 0.8})
     pictures = save_images(tmp_path / "test.parquet", shaded_pictures([0.2] * 9, seed=1), {"label": ["a"] * 9})
@@ -134,12 +171,35 @@ def test_few_test_images_give_no_number(model, processor, tmp_path):
         (["a"] * 12, "of 12 images with a `label`, 1 classes have 8 or more"),
         (["a"] * 7 + ["b"] * 7, "0 classes have 8 or more"),
         ([None] * 12, "of 0 images with a `label`"),
-        ([0.5, 1.5] * 10, "the column `label` has 0.5, it must have names or integers"),
+        ([0.5, 1.5] * 10, "the column `label` of `data` has 0.5, it must have names or integers"),
     ],
 )
 def test_labels_that_cannot_be_told_apart_are_wrong_use(model, processor, tmp_path, labels, message):
     path = save_images(tmp_path / "images.parquet", shaded_pictures([0.5] * len(labels)), {"label": labels})
     context = Context(model, processor, {"data": open_images([str(path)])}, RunSettings(limit=100))
+    with pytest.raises(SettingsError, match=message):
+        run_analysis(Probe(label_column="label"), context, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "test_labels", "message"),
+    [
+        (
+            ["a", "b"],
+            ["c", "d"],
+            "of 8 images of `test_data` with a `label`, none is of a class that `data` has 8 or more of: a, b",
+        ),
+        (["a", "b"], [None, None], "of 0 images of `test_data` with a `label`, none is of a class"),
+        ([0, 1], ["a", "b"], "the column `label` of `test_data` has 'a', but 0 comes before it: all labels must be"),
+        (["a", "b"], [[0], [1]], r"the column `label` of `test_data` has \[0\], it must have names or integers"),
+    ],
+)
+def test_test_data_that_do_not_fit_are_wrong_use(model, processor, tmp_path, labels, test_labels, message):
+    pictures = shaded_pictures([0.2, 0.8] * 10)
+    images = open_images([str(save_images(tmp_path / "train.parquet", pictures, {"label": labels * 10}))])
+    path = save_images(tmp_path / "test.parquet", shaded_pictures([0.5] * 8, seed=1), {"label": test_labels * 4})
+    context = Context(model, processor, {"data": images, "test_data": open_images([str(path)])}, RunSettings(limit=20))
     with pytest.raises(SettingsError, match=message):
         run_analysis(Probe(label_column="label"), context, tmp_path / "out")
     assert not (tmp_path / "out").exists()

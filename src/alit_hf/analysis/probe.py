@@ -2,7 +2,7 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -75,8 +75,8 @@ class Probe(Analysis):
     def check(self, context: Context) -> None:
         """
         Raises:
-            `SettingsError`: for a model of one rollout, a label column whose name is taken, labels that are no names
-                or integers, or fewer than two classes to tell apart.
+            `SettingsError`: for a model of one rollout, a label column whose name is taken, labels that are not all
+                names or all integers, fewer than two classes to tell apart, or test data without any of them.
         """
         if context.model.config.max_rollouts < 2:
             raise SettingsError("the model has one rollout, features can be compared over rollouts from two on")
@@ -85,20 +85,48 @@ class Probe(Analysis):
                 f"the label column is `{self.label_column}`, it must not be one of {', '.join(_OTHER_COLUMNS)}, which "
                 "the stored results have themselves: rename it"
             )
-        images = context.data["data"]
+        labels = {name: self._chosen_labels(images, context.settings) for name, images in context.data.items()}
+        self._check_kinds(labels)
+        problem = self._too_little(labels, "images")
+        if problem is not None:
+            raise SettingsError(problem)
+
+    def _too_little(self, labels: Mapping[str, list], images: str) -> str | None:
+        """Why the labels of each data set's `images` say nothing; `None` where they do."""
+        classes = _large_classes(labels["data"])
+        if len(classes) < 2:
+            return (
+                f"not enough data: of {len(labels['data'])} {images} with a `{self.label_column}`, {len(classes)} "
+                f"classes have {MIN_CLASS_IMAGES} or more, at least 2 are needed"
+            )
+        if "test_data" in labels and not set(labels["test_data"]) & set(classes):
+            return (
+                f"not enough data: of {len(labels['test_data'])} {images} of `test_data` with a "
+                f"`{self.label_column}`, none is of a class that `data` has {MIN_CLASS_IMAGES} or more of: "
+                f"{', '.join(map(str, classes))}"
+            )
+        return None
+
+    def _chosen_labels(self, images: EvaluationImages, settings: RunSettings) -> list:
         labels = images.column(self.label_column)
-        chosen = [labels[index] for index in self.choose(images, context.settings)]
-        strange = next((label for label in chosen if not isinstance(label, (str, int))), None)
-        if strange is not None:
-            raise SettingsError(
-                f"the column `{self.label_column}` has {strange!r}, it must have names or integers, or nothing"
-            )
-        enough = [label for label, count in Counter(chosen).items() if count >= MIN_CLASS_IMAGES]
-        if len(enough) < 2:
-            raise SettingsError(
-                f"not enough data: of {len(chosen)} images with a `{self.label_column}`, {len(enough)} classes have "
-                f"{MIN_CLASS_IMAGES} or more, at least 2 are needed"
-            )
+        return [labels[index] for index in self.choose(images, settings)]
+
+    def _check_kinds(self, labels: Mapping[str, list]) -> None:
+        """Labels are counted, sorted and compared over data sets, so that all must be of one kind."""
+        first = None
+        for name, of_data in labels.items():
+            for label in of_data:
+                if not isinstance(label, (str, int)):
+                    raise SettingsError(
+                        f"the column `{self.label_column}` of `{name}` has {label!r}, it must have names or integers, "
+                        "or nothing"
+                    )
+                first = label if first is None else first
+                if isinstance(label, str) != isinstance(first, str):
+                    raise SettingsError(
+                        f"the column `{self.label_column}` of `{name}` has {label!r}, but {first!r} comes before it: "
+                        "all labels must be names, or all integers"
+                    )
 
     def measure(self, context: Context, batch: ImageBatch) -> list[dict[str, Any]]:
         """
@@ -144,6 +172,10 @@ class Probe(Analysis):
               `weight_decay` that was chosen.
             - `differences`: of accuracy, paired by image: `last_minus_first_rollout`, `all_minus_first_latents` and
               `last_rollout_minus_base_latents`.
+
+        Raises:
+            `ValueError`: if of the images that could be decoded fewer than two classes are left to tell apart, or
+                none to test on.
         """
         labels, is_test, classes, left_out = self._split(context, table)
         table = table[labels >= 0]
@@ -196,8 +228,11 @@ class Probe(Analysis):
         """The class of each row, −1 without one; whether it is to test on; the classes; and those left out."""
         names = table[self.label_column].tolist()
         in_test_data = (table["data"] == "test_data").to_numpy()
-        counts = Counter(name for name, apart in zip(names, in_test_data, strict=True) if not apart)
-        classes = sorted(name for name, count in counts.items() if count >= MIN_CLASS_IMAGES)
+        by_data = {name: table[self.label_column][table["data"] == name].tolist() for name in context.data}
+        problem = self._too_little(by_data, "decodable images")
+        if problem is not None:
+            raise ValueError(problem)
+        classes = _large_classes(by_data["data"])
         numbers = {name: number for number, name in enumerate(classes)}
         labels = np.array([numbers.get(name, -1) for name in names])
         left_out = {str(name): count for name, count in sorted(Counter(names).items()) if name not in numbers}
@@ -239,6 +274,11 @@ class Probe(Analysis):
         style(axes, "latent tokens", "accuracy on test images")
         axes.legend(fontsize=8, frameon=False)
         return figure
+
+
+def _large_classes(labels: Sequence) -> list:
+    """Those of at least `MIN_CLASS_IMAGES` images, sorted."""
+    return sorted(label for label, count in Counter(labels).items() if count >= MIN_CLASS_IMAGES)
 
 
 def _draw_level(axes: Axes, value: float | None, label: str, linestyle: str) -> None:
