@@ -1,6 +1,7 @@
 """What a linear classifier can read from frozen features (paper appendix A.4)."""
 
 import argparse
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,14 +34,17 @@ _KINDS = {
     "latents": "first latents after all rollouts",
 }
 
+_MEASURED = ("picture", "base_latents", *_KINDS)
+
 # The columns of the table that are no labels: a label column of the same name would replace them.
-_OTHER_COLUMNS = ("data", "index", "digest", "image", "base_latents", *_KINDS)
+_OTHER_COLUMNS = ("data", "index", "digest", "image", *_MEASURED)
 
 
 @dataclass(kw_only=True)
 class Probe(Analysis):
     """
-    Fits linear classifiers to the features of one part of the images and tests them on the other.
+    Fits linear classifiers to the features of one part of the images and tests them on the other. Images that are the
+    same picture to the model count once, the first of them: a probe that has seen a test image knows its class.
 
     Args:
         label_column (`str`): has the class of each image; images without one are left out.
@@ -87,22 +91,22 @@ class Probe(Analysis):
             )
         labels = {name: self._chosen_labels(images, context.settings) for name, images in context.data.items()}
         self._check_kinds(labels)
-        problem = self._too_little(labels, "images")
+        problem = self._too_little(labels)
         if problem is not None:
             raise SettingsError(problem)
 
-    def _too_little(self, labels: Mapping[str, list], images: str) -> str | None:
-        """Why the labels of each data set's `images` say nothing; `None` where they do."""
+    def _too_little(self, labels: Mapping[str, list], that: str = "") -> str | None:
+        """Why so few images (`that` says which ones are left) of each data set say nothing; `None` where they do."""
         classes = _large_classes(labels["data"])
         if len(classes) < 2:
             return (
-                f"not enough data: of {len(labels['data'])} {images} with a `{self.label_column}`, {len(classes)} "
+                f"not enough data: of {len(labels['data'])} images with a `{self.label_column}`{that}, {len(classes)} "
                 f"classes have {MIN_CLASS_IMAGES} or more, at least 2 are needed"
             )
         if "test_data" in labels and not set(labels["test_data"]) & set(classes):
             return (
-                f"not enough data: of {len(labels['test_data'])} {images} of `test_data` with a "
-                f"`{self.label_column}`, none is of a class that `data` has {MIN_CLASS_IMAGES} or more of: "
+                f"not enough data: of {len(labels['test_data'])} images of `test_data` with a "
+                f"`{self.label_column}`{that}, none is of a class that `data` has {MIN_CLASS_IMAGES} or more of: "
                 f"{', '.join(map(str, classes))}"
             )
         return None
@@ -128,11 +132,16 @@ class Probe(Analysis):
                         "all labels must be names, or all integers"
                     )
 
+    def measure_settings(self, context: Context) -> dict:
+        """What is stored: where an earlier run stored less, equal pictures could not be told."""
+        return {"measured": list(_MEASURED)}
+
     def measure(self, context: Context, batch: ImageBatch) -> list[dict[str, Any]]:
         """
-        Of each image float32 vectors: `base_latents`, the mean over the grid of the base tokenizer's latents `(E,)`;
-        `tokens_and_latents`, the mean of processed image tokens and latent tokens after each rollout `(K, W)`;
-        `latents`, the mean of the first L, 2L, … of all latent tokens `(K, W)`.
+        Of each image `picture`, a hash of the pixels that the model sees; and float32 vectors: `base_latents`, the
+        mean over the grid of the base tokenizer's latents `(E,)`; `tokens_and_latents`, the mean of processed image
+        tokens and latent tokens after each rollout `(K, W)`; `latents`, the mean of the first L, 2L, … of all latent
+        tokens `(K, W)`.
         """
         config = context.model.config
         base_latents = context.model.base_tokenizer.encode(batch.pixel_values.to(context.model.dtype))
@@ -156,15 +165,19 @@ class Probe(Analysis):
         if not all(torch.isfinite(values).all() for values in features.values()):
             raise ValueError("the model's features have NaN or infinite values")
         return [
-            {name: values[row].cpu().numpy().tobytes() for name, values in features.items()}
-            for row in range(len(batch.indices))
+            {
+                "picture": hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
+                **{name: values[row].cpu().numpy().tobytes() for name, values in features.items()},
+            }
+            for row, pixels in enumerate(batch.pixel_values.cpu())
         ]
 
     def summarize(self, context: Context, table: pd.DataFrame) -> dict:
         """
         Returns:
             - `classes`: for each the images to `train` and to `test` on; `left_out`: for each class with too few
-              images their number.
+              images their number; `repeated`: how many images are left out before as an earlier one is the same
+              picture, those of training coming before those to test on.
             - `chance` (one over the number of classes) and `majority`, the accuracy of always saying the class that
               is most frequent in training; `majority` is `None` where the test images are too few.
             - `base_latents`, and by length `tokens_and_latents` and `latents` (see `measure`): `accuracy` and
@@ -174,9 +187,12 @@ class Probe(Analysis):
               `last_rollout_minus_base_latents`.
 
         Raises:
-            `ValueError`: if of the images that could be decoded fewer than two classes are left to tell apart, or
-                none to test on.
+            `ValueError`: if of the different pictures that could be decoded fewer than two classes are left to tell
+                apart, or none to test on.
         """
+        # The table is in the order of data sets, `data` first.
+        is_repeated = table["picture"].duplicated()
+        table = table[~is_repeated]
         labels, is_test, classes, left_out = self._split(context, table)
         table = table[labels >= 0]
         is_test, labels = is_test[labels >= 0], labels[labels >= 0]
@@ -216,6 +232,7 @@ class Probe(Analysis):
                 for number, name in enumerate(classes)
             },
             "left_out": left_out,
+            "repeated": int(is_repeated.sum()),
             "chance": rounded(1 / len(classes)),
             "majority": rounded((labels[is_test] == majority).mean()) if too_few is None else None,
             **results,
@@ -229,7 +246,7 @@ class Probe(Analysis):
         names = table[self.label_column].tolist()
         in_test_data = (table["data"] == "test_data").to_numpy()
         by_data = {name: table[self.label_column][table["data"] == name].tolist() for name in context.data}
-        problem = self._too_little(by_data, "decodable images")
+        problem = self._too_little(by_data, " that can be decoded and repeat no other")
         if problem is not None:
             raise ValueError(problem)
         classes = _large_classes(by_data["data"])
@@ -248,6 +265,7 @@ class Probe(Analysis):
         base = in_words(results["base_latents"]["accuracy"])
         # It is of the same images as every accuracy.
         majority = base if results["majority"] is None else f"{results['majority']:.3f}"
+        repeated = f"; {results['repeated']} images left out that repeat others" if results["repeated"] else ""
 
         def accuracy(kind: str, length: str) -> str:
             return in_words(results[kind][length]["accuracy"])
@@ -258,7 +276,7 @@ class Probe(Analysis):
             f"{accuracy('tokens_and_latents', last)} after all (difference {difference}), from the first {first} "
             f"latents for {accuracy('latents', first)}, from all {last} for {accuracy('latents', last)}, from the "
             f"base tokenizer's latents for {base}; chance {results['chance']:.3f}, the most frequent class "
-            f"{majority}"
+            f"{majority}{repeated}"
         )
 
     def draw(self, context: Context, table: pd.DataFrame, results: dict) -> Figure:
