@@ -1,8 +1,9 @@
 """What a linear classifier can read from frozen features (paper appendix A.4)."""
 
 import argparse
+import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from alit_hf.evaluation.settings import SettingsError
 from .analysis import Analysis, Context, ImageBatch, RunSettings
 from .charts import draw_estimates, new_figure, style
 from .linear_probe import choose_probe, stratified_split
-from .statistics import in_words, mean, share
+from .statistics import in_words, mean, not_enough, share
 
 
 _TEST_SHARE = 0.25
@@ -33,11 +34,17 @@ _KINDS = {
     "latents": "first latents after all rollouts",
 }
 
+_MEASURED = ("picture", "base_latents", *_KINDS)
+
+# The columns of the table that are no labels: a label column of the same name would replace them.
+_OTHER_COLUMNS = ("data", "index", "digest", "image", *_MEASURED)
+
 
 @dataclass(kw_only=True)
 class Probe(Analysis):
     """
-    Fits linear classifiers to the features of one part of the images and tests them on the other.
+    Fits linear classifiers to the features of one part of the images and tests them on the other. Images that are the
+    same picture to the model count once, the first of them: a probe that has seen a test image knows its class.
 
     Args:
         label_column (`str`): has the class of each image; images without one are left out.
@@ -72,28 +79,69 @@ class Probe(Analysis):
     def check(self, context: Context) -> None:
         """
         Raises:
-            `SettingsError`: for labels that are no names or integers, or fewer than two classes to tell apart.
+            `SettingsError`: for a model of one rollout, a label column whose name is taken, labels that are not all
+                names or all integers, fewer than two classes to tell apart, or test data without any of them.
         """
-        images = context.data["data"]
+        if context.model.config.max_rollouts < 2:
+            raise SettingsError("the model has one rollout, features can be compared over rollouts from two on")
+        if self.label_column in _OTHER_COLUMNS:
+            raise SettingsError(
+                f"the label column is `{self.label_column}`, it must not be one of {', '.join(_OTHER_COLUMNS)}, which "
+                "the stored results have themselves: rename it"
+            )
+        labels = {name: self._chosen_labels(images, context.settings) for name, images in context.data.items()}
+        self._check_kinds(labels)
+        problem = self._too_little(labels)
+        if problem is not None:
+            raise SettingsError(problem)
+
+    def _too_little(self, labels: Mapping[str, list], that: str = "") -> str | None:
+        """Why so few images (`that` says which ones are left) of each data set say nothing; `None` where they do."""
+        classes = _large_classes(labels["data"])
+        if len(classes) < 2:
+            return (
+                f"not enough data: of {len(labels['data'])} images with a `{self.label_column}`{that}, {len(classes)} "
+                f"classes have {MIN_CLASS_IMAGES} or more, at least 2 are needed"
+            )
+        if "test_data" in labels and not set(labels["test_data"]) & set(classes):
+            return (
+                f"not enough data: of {len(labels['test_data'])} images of `test_data` with a "
+                f"`{self.label_column}`{that}, none is of a class that `data` has {MIN_CLASS_IMAGES} or more of: "
+                f"{', '.join(map(str, classes))}"
+            )
+        return None
+
+    def _chosen_labels(self, images: EvaluationImages, settings: RunSettings) -> list:
         labels = images.column(self.label_column)
-        chosen = [labels[index] for index in self.choose(images, context.settings)]
-        strange = next((label for label in chosen if not isinstance(label, (str, int))), None)
-        if strange is not None:
-            raise SettingsError(
-                f"the column `{self.label_column}` has {strange!r}, it must have names or integers, or nothing"
-            )
-        enough = [label for label, count in Counter(chosen).items() if count >= MIN_CLASS_IMAGES]
-        if len(enough) < 2:
-            raise SettingsError(
-                f"not enough data: of {len(chosen)} images with a `{self.label_column}`, {len(enough)} classes have "
-                f"{MIN_CLASS_IMAGES} or more, at least 2 are needed"
-            )
+        return [labels[index] for index in self.choose(images, settings)]
+
+    def _check_kinds(self, labels: Mapping[str, list]) -> None:
+        """Labels are counted, sorted and compared over data sets, so that all must be of one kind."""
+        first = None
+        for name, of_data in labels.items():
+            for label in of_data:
+                if not isinstance(label, (str, int)):
+                    raise SettingsError(
+                        f"the column `{self.label_column}` of `{name}` has {label!r}, it must have names or integers, "
+                        "or nothing"
+                    )
+                first = label if first is None else first
+                if isinstance(label, str) != isinstance(first, str):
+                    raise SettingsError(
+                        f"the column `{self.label_column}` of `{name}` has {label!r}, but {first!r} comes before it: "
+                        "all labels must be names, or all integers"
+                    )
+
+    def measure_settings(self, context: Context) -> dict:
+        """What is stored: where an earlier run stored less, equal pictures could not be told."""
+        return {"measured": list(_MEASURED)}
 
     def measure(self, context: Context, batch: ImageBatch) -> list[dict[str, Any]]:
         """
-        Of each image float32 vectors: `base_latents`, the mean over the grid of the base tokenizer's latents `(E,)`;
-        `tokens_and_latents`, the mean of processed image tokens and latent tokens after each rollout `(K, W)`;
-        `latents`, the mean of the first L, 2L, … of all latent tokens `(K, W)`.
+        Of each image `picture`, a hash of the pixels that the model sees; and float32 vectors: `base_latents`, the
+        mean over the grid of the base tokenizer's latents `(E,)`; `tokens_and_latents`, the mean of processed image
+        tokens and latent tokens after each rollout `(K, W)`; `latents`, the mean of the first L, 2L, … of all latent
+        tokens `(K, W)`.
         """
         config = context.model.config
         base_latents = context.model.base_tokenizer.encode(batch.pixel_values.to(context.model.dtype))
@@ -117,27 +165,40 @@ class Probe(Analysis):
         if not all(torch.isfinite(values).all() for values in features.values()):
             raise ValueError("the model's features have NaN or infinite values")
         return [
-            {name: values[row].cpu().numpy().tobytes() for name, values in features.items()}
-            for row in range(len(batch.indices))
+            {
+                "picture": hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
+                **{name: values[row].cpu().numpy().tobytes() for name, values in features.items()},
+            }
+            for row, pixels in enumerate(batch.pixel_values.cpu())
         ]
 
     def summarize(self, context: Context, table: pd.DataFrame) -> dict:
         """
         Returns:
             - `classes`: for each the images to `train` and to `test` on; `left_out`: for each class with too few
-              images their number.
+              images their number; `repeated`: how many images are left out before as an earlier one is the same
+              picture, those of training coming before those to test on.
             - `chance` (one over the number of classes) and `majority`, the accuracy of always saying the class that
-              is most frequent in training.
+              is most frequent in training; `majority` is `None` where the test images are too few.
             - `base_latents`, and by length `tokens_and_latents` and `latents` (see `measure`): `accuracy` and
-              `balanced_accuracy` (the mean over classes) on the test images, and the `weight_decay` that was chosen.
+              `balanced_accuracy` (the mean over classes, `None` where they are too few) on the test images, and the
+              `weight_decay` that was chosen.
             - `differences`: of accuracy, paired by image: `last_minus_first_rollout`, `all_minus_first_latents` and
               `last_rollout_minus_base_latents`.
+
+        Raises:
+            `ValueError`: if of the different pictures that could be decoded fewer than two classes are left to tell
+                apart, or none to test on.
         """
+        # The table is in the order of data sets, `data` first.
+        is_repeated = table["picture"].duplicated()
+        table = table[~is_repeated]
         labels, is_test, classes, left_out = self._split(context, table)
         table = table[labels >= 0]
         is_test, labels = is_test[labels >= 0], labels[labels >= 0]
         config, seed = context.model.config, context.settings.seed
         lengths = [str(length) for length in code_lengths(config)]
+        too_few = not_enough(int(is_test.sum()))
         correct = {}
 
         def probe(features: np.ndarray, key: tuple[str, ...]) -> dict:
@@ -147,7 +208,7 @@ class Probe(Analysis):
             recalls = [hits[labels[is_test] == label].mean() for label in np.unique(labels[is_test])]
             return {
                 "accuracy": share(hits),
-                "balanced_accuracy": rounded(np.mean(recalls)),
+                "balanced_accuracy": rounded(np.mean(recalls)) if too_few is None else None,
                 "weight_decay": fitted.weight_decay,
             }
 
@@ -171,8 +232,9 @@ class Probe(Analysis):
                 for number, name in enumerate(classes)
             },
             "left_out": left_out,
+            "repeated": int(is_repeated.sum()),
             "chance": rounded(1 / len(classes)),
-            "majority": rounded((labels[is_test] == majority).mean()),
+            "majority": rounded((labels[is_test] == majority).mean()) if too_few is None else None,
             **results,
             "differences": {
                 name: mean(correct[more] - correct[less], seed=seed) for name, (more, less) in pairs.items()
@@ -183,8 +245,11 @@ class Probe(Analysis):
         """The class of each row, −1 without one; whether it is to test on; the classes; and those left out."""
         names = table[self.label_column].tolist()
         in_test_data = (table["data"] == "test_data").to_numpy()
-        counts = Counter(name for name, apart in zip(names, in_test_data, strict=True) if not apart)
-        classes = sorted(name for name, count in counts.items() if count >= MIN_CLASS_IMAGES)
+        by_data = {name: table[self.label_column][table["data"] == name].tolist() for name in context.data}
+        problem = self._too_little(by_data, " that can be decoded and repeat no other")
+        if problem is not None:
+            raise ValueError(problem)
+        classes = _large_classes(by_data["data"])
         numbers = {name: number for number, name in enumerate(classes)}
         labels = np.array([numbers.get(name, -1) for name in names])
         left_out = {str(name): count for name, count in sorted(Counter(names).items()) if name not in numbers}
@@ -198,6 +263,9 @@ class Probe(Analysis):
         first, *_, last = results["tokens_and_latents"]
         difference = in_words(results["differences"]["last_minus_first_rollout"])
         base = in_words(results["base_latents"]["accuracy"])
+        # It is of the same images as every accuracy.
+        majority = base if results["majority"] is None else f"{results['majority']:.3f}"
+        repeated = f"; {results['repeated']} images left out that repeat others" if results["repeated"] else ""
 
         def accuracy(kind: str, length: str) -> str:
             return in_words(results[kind][length]["accuracy"])
@@ -208,7 +276,7 @@ class Probe(Analysis):
             f"{accuracy('tokens_and_latents', last)} after all (difference {difference}), from the first {first} "
             f"latents for {accuracy('latents', first)}, from all {last} for {accuracy('latents', last)}, from the "
             f"base tokenizer's latents for {base}; chance {results['chance']:.3f}, the most frequent class "
-            f"{results['majority']:.3f}"
+            f"{majority}{repeated}"
         )
 
     def draw(self, context: Context, table: pd.DataFrame, results: dict) -> Figure:
@@ -217,9 +285,7 @@ class Probe(Analysis):
         for number, (kind, label) in enumerate(_KINDS.items()):
             accuracies = {length: numbers["accuracy"] for length, numbers in results[kind].items()}
             draw_estimates(axes, accuracies, label, f"C{number}")
-        base = results["base_latents"]["accuracy"]["value"]
-        if base is not None:
-            _draw_level(axes, base, "base tokenizer's latents", "-.")
+        _draw_level(axes, results["base_latents"]["accuracy"]["value"], "base tokenizer's latents", "-.")
         _draw_level(axes, results["majority"], "most frequent class", "--")
         _draw_level(axes, results["chance"], "chance", ":")
         axes.set_ylim(0, 1)
@@ -228,8 +294,14 @@ class Probe(Analysis):
         return figure
 
 
-def _draw_level(axes: Axes, value: float, label: str, linestyle: str) -> None:
-    axes.axhline(value, color="0.4", linestyle=linestyle, linewidth=1, label=label)
+def _large_classes(labels: Sequence) -> list:
+    """Those of at least `MIN_CLASS_IMAGES` images, sorted."""
+    return sorted(label for label, count in Counter(labels).items() if count >= MIN_CLASS_IMAGES)
+
+
+def _draw_level(axes: Axes, value: float | None, label: str, linestyle: str) -> None:
+    if value is not None:
+        axes.axhline(value, color="0.4", linestyle=linestyle, linewidth=1, label=label)
 
 
 def _features(stored: Sequence[bytes], count: int) -> np.ndarray:
