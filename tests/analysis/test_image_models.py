@@ -46,6 +46,18 @@ def test_a_classifier_gets_what_its_processor_makes_of_clamped_pictures(classifi
         torch.testing.assert_close(classifier.logits(levels / 255), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_fingerprint_tells_weights_and_processors_from_others(classifier_folder):
+    first, again = (load_classifier(classifier_folder, CPU).fingerprint for _ in range(2))
+    assert first == again
+    ConvNextImageProcessor(size={"shortest_edge": 48}).save_pretrained(classifier_folder)
+    resized = load_classifier(classifier_folder, CPU).fingerprint
+    model = ResNetForImageClassification.from_pretrained(classifier_folder)
+    with torch.no_grad():
+        model.classifier[1].bias[0] += 1e-3
+    model.save_pretrained(classifier_folder)
+    assert len({first, resized, load_classifier(classifier_folder, CPU).fingerprint}) == 3
+
+
 def test_a_depth_model_gets_what_its_processor_makes_of_pictures(tmp_path):
     folder = save_tiny_depth_model(tmp_path)
     pixels = torch.randint(0, 256, (2, 3, 28, 28)) / 255

@@ -24,6 +24,7 @@ class Shades:
     def __init__(self, name: str, device: torch.device):
         self.name = name
         self.count = int(name)
+        self.fingerprint = "0"
         self.class_names = [f"shade {number}" for number in range(self.count)]
 
     def logits(self, pixel_values):
@@ -44,6 +45,19 @@ def context(tmp_path):
     )
     processor = ALITImageProcessor(size=32, crop_size=32)
     return Context(lively_model(), processor, {"data": images}, RunSettings(limit=24))
+
+
+def test_classes_of_another_classifier_of_the_same_name_are_refused(context, tmp_path, monkeypatch):
+    run_analysis(Strength(models=("2", "50")), context, tmp_path / "out")
+
+    class Other(Shades):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.fingerprint = "1"
+
+    monkeypatch.setattr(strength, "load_classifier", Other)
+    with pytest.raises(SettingsError, match=r"'2': '0'.* instead of .*'2': '1'"):
+        run_analysis(Strength(models=("2", "50")), context, tmp_path / "out")
 
 
 def test_classes_are_those_of_the_original_and_of_every_reconstruction(context):

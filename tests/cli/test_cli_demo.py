@@ -1,7 +1,11 @@
 """`alit demo` on this machine: a page until Ctrl-C, or one line that says why not."""
 
+import os
+import signal
 import socket
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -30,10 +34,9 @@ def until_interrupted(monkeypatch):
 
 @pytest.fixture
 def taken_port(monkeypatch):
-    """A socket at the only port that the demo may have; Gradio reads its variable when it is imported."""
+    """A socket at the port that the demo is told to take."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        monkeypatch.setattr("gradio.http_server.INITIAL_PORT_VALUE", taken.getsockname()[1])
-        monkeypatch.setattr("gradio.http_server.TRY_NUM_PORTS", 1)
+        monkeypatch.setenv("GRADIO_SERVER_PORT", str(taken.getsockname()[1]))
         yield taken
 
 
@@ -47,6 +50,23 @@ def test_serves_the_model_until_it_is_interrupted(alit, tiny_model, until_interr
     assert [page.status_code for page in pages] == [200]
     with pytest.raises(httpx.ConnectError):
         httpx.get(address)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_other_signals_end_it_and_leave_nothing(alit, tiny_model, until_interrupted, name):
+    folders = []
+
+    def visit():
+        folders.append(Path(os.environ["GRADIO_TEMP_DIR"]))
+        (folders[0] / "private.png").write_bytes(b"somebody's")
+        os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(60)
+
+    before = signal.getsignal(getattr(signal, name))
+    until_interrupted(visit)
+    assert alit("demo", "--model", tiny_model, "--device", "cpu").code == 0
+    assert not folders[0].exists()
+    assert signal.getsignal(getattr(signal, name)) == before
 
 
 def test_port_that_is_taken_is_named(alit, tiny_model, taken_port):

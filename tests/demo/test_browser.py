@@ -1,6 +1,7 @@
 """The demo in a browser: from a picture to its file and back, as a person would do it."""
 
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -130,6 +131,36 @@ def test_large_file_ends_in_a_message(open_page, drop):
     page = open_page()
     drop_in(page, drop("large.png", b"x" * (21 * 2**20)))
     page.wait_for_selector(":text-matches('too large|exceeds|at most|maximum', 'i')")
+
+
+def test_slider_may_move_while_a_picture_waits(open_page, tokenizer, drop, monkeypatch):
+    page, goes_on, encode = open_page(), threading.Event(), tokenizer.encode
+
+    def slow(name, image):
+        assert goes_on.wait(60)
+        return encode(name, image)
+
+    monkeypatch.setattr(tokenizer, "encode", slow)
+    move_slider(page, 0.3)
+    drop_in(page, drop("late.png", noise_photo(4)))
+    open_page()  # shows the first example without a turn
+    move_slider(page, 0.0)
+    goes_on.set()
+    page.wait_for_selector("#first-chosen :text('late.png')")
+    page.wait_for_selector("#first-chosen b:text-is('12 tokens')")
+
+
+def test_second_view_is_empty_after_the_slider_moved(open_page):
+    page = open_page()
+    move_slider(page, 0.0)
+    page.wait_for_selector("#first-chosen b:text-is('12 tokens')")
+    page.check("#compare input")
+    page.wait_for_selector("#second-examples img")
+    page.wait_for_timeout(1000)
+    assert "Error rendering" not in page.content()
+    page.click("#second-examples button[data-example=coffee]")
+    page.wait_for_selector("#second-chosen b:text-is('coffee')")
+    assert "Error rendering" not in page.content()
 
 
 def test_examples_and_two_pictures_side_by_side(open_page, drop):

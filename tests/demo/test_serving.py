@@ -1,11 +1,13 @@
 """The demo as it is served: eight people at once, each with their own picture, and nothing left behind."""
 
+import datetime
 import gc
 import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -94,6 +96,21 @@ def test_eight_people_get_their_own_pictures(person, tokenizer, drop):
     assert not files_of_people()
 
 
+def test_people_with_the_same_file_take_nothing_from_each_other(person, tokenizer, drop, monkeypatch):
+    path, encode = drop("same.png", noise_photo(0)), tokenizer.encode
+
+    def slow(name, image):
+        time.sleep(0.2)  # all have uploaded before the first one is done
+        return encode(name, image)
+
+    monkeypatch.setattr(tokenizer, "encode", slow)
+    jobs = [person().submit(handle_file(path), SATISFIED, api_name=DROP) for _ in range(3)]
+    for job in jobs:
+        message = job.result(60)[0]
+        assert message["value"] == ""
+    assert not files_of_people()
+
+
 def test_model_works_on_one_picture_at_a_time(person, tokenizer, drop, monkeypatch):
     encode, inside, most = tokenizer.encode, [], []
 
@@ -172,6 +189,41 @@ def test_unused_sessions_are_forgotten(tokenizer, drop, monkeypatch):
         with pytest.raises(AppError, match="There is no picture any more"):
             moved(me, 0.1)
         me.close()
+
+
+def test_answers_that_nobody_fetches_are_forgotten():
+    now = datetime.datetime.now()
+    long_ago = now - datetime.timedelta(seconds=2 * serving.SESSION_SECONDS)
+    state = SimpleNamespace(session_data={"old": 1, "new": 2}, time_last_used={"old": long_ago, "new": now})
+    answers = dict.fromkeys(["unfetched", "fresh"])
+    demo = SimpleNamespace(state_holder=state, _queue=SimpleNamespace(pending_messages_per_session=answers))
+    # The one that was fetched meanwhile may come back.
+    first_seen = {"unfetched": long_ago, "fetched": long_ago}
+    serving._forget_sessions(demo, first_seen)
+    assert set(state.session_data) == set(state.time_last_used) == {"new"}
+    assert set(answers) == {"fresh"}
+    answers["fetched"] = None
+    serving._forget_sessions(demo, first_seen)
+    assert set(answers) == {"fresh", "fetched"}
+
+
+def test_uploads_that_nobody_asks_for_are_deleted(tmp_path):
+    for name in ("old/a.png", "new/b.png", "tmpbroken", "empty/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "empty" / "x").unlink()
+    for name in ("old/a.png", "tmpbroken", "empty", "new"):
+        os.utime(tmp_path / name, (1000, 1000))
+    serving._delete_uploads(tmp_path, before=2000)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"new/b.png"}
+    assert not (tmp_path / "empty").exists()
+
+
+def test_address_in_place_of_an_upload_is_not_fetched(person):
+    address = {"path": "http://example.com/a.png", "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(AppError, match="Only files can be dropped in"):
+        person().predict(address, SATISFIED, api_name=DROP)
 
 
 def test_large_file_is_refused(url, drop):

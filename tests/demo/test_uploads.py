@@ -1,10 +1,12 @@
 """What is dropped in: pictures, .alit files and everything else, of which nothing stays."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 from noise_photo import noise_photo
+from PIL import Image
 
 from alit_hf.demo.codes import DecodedFile, EncodedPicture
 from alit_hf.demo.uploads import UploadError, process_upload
@@ -65,6 +67,28 @@ def test_altered_token_file_is_never_a_picture(tokenizer, drop, token_file):
 def test_token_file_of_another_model_is_explained(make_tokenizer, drop, token_file):
     with pytest.raises(UploadError, match=r"a\.alit cannot be shown: the tokens were made by another model"):
         process_upload(make_tokenizer(num_decoder_layers=2), drop("a.alit", token_file))
+
+
+def test_picture_that_is_too_large_is_refused_before_it_is_read(tokenizer, drop, monkeypatch):
+    monkeypatch.setattr("alit_hf.demo.uploads.open_image", None)
+    path = drop("wall.png", Image.new("1", (8000, 6000)))
+    with pytest.raises(UploadError, match=r"wall\.png has 48 megapixels, at most 40 can be shown"):
+        process_upload(tokenizer, path)
+    assert not Path(path).exists()
+
+
+def test_folder_in_place_of_an_upload_stays(tokenizer, tmp_path):
+    with pytest.raises(UploadError, match="A folder cannot be shown"):
+        process_upload(tokenizer, str(tmp_path))
+    assert tmp_path.is_dir()
+
+
+def test_token_file_of_a_huge_grid_is_explained(tokenizer, drop, token_file):
+    rows, columns = tokenizer.model.config.grid_size
+    large = dataclasses.replace(token_file, grid_size=(4 * rows, columns + 1))
+    with pytest.raises(UploadError, match=f"its grid has {4 * rows} x {columns + 1} positions, here it may have"):
+        process_upload(tokenizer, drop("large.alit", large))
+    process_upload(tokenizer, drop("fits.alit", dataclasses.replace(token_file, grid_size=(4 * rows, columns))))
 
 
 def test_upload_that_is_gone_is_explained(tokenizer, tmp_path):

@@ -1,8 +1,11 @@
 """Models of a task of interest by name: classifiers and depth models (paper appendix A.2)."""
 
+import hashlib
+import json
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation, AutoModelForImageClassification
 
 from alit_hf.evaluation.efficientnet_lite import EFFICIENTNET_NAMES, EfficientNetLite, imagenet_classes
@@ -14,6 +17,8 @@ class Classifier(Protocol):
 
     name: str
     class_names: list[str]
+    fingerprint: str
+    """Of all that logits depend on; another model may be at the same path later."""
 
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Float32 `(B, classes)` of pictures `(B, 3, H, W)`, which are clamped to [0, 1]."""
@@ -27,6 +32,7 @@ class _EfficientNetClassifier:
         self.name = name
         self.class_names = imagenet_classes()
         self._network = EfficientNetLite(name).to(device)
+        self.fingerprint = fingerprint_of(self._network)
 
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self._network.classify(self._network(pixel_values.float().clamp(0, 1)))
@@ -43,6 +49,7 @@ class _AutoModel:
             # They would have been drawn at random.
             raise ValueError(f"it lacks {', '.join(sorted(report['missing_keys'])[:5])}")
         self._model = model.eval().to(device)
+        self.fingerprint = fingerprint_of(self._model, self._processor.to_dict())
 
     @property
     def config(self) -> Any:
@@ -61,6 +68,7 @@ class _AutoClassifier:
     def __init__(self, name: str, device: torch.device):
         self.name = name
         self._model = _AutoModel(AutoModelForImageClassification, name, device)
+        self.fingerprint = self._model.fingerprint
         labels = self._model.config.id2label
         # ImageNet's names are lists of synonyms, of which data sets give the first.
         self.class_names = [labels[number].split(", ")[0] for number in range(len(labels))]
@@ -81,10 +89,20 @@ class DepthModel:
     def __init__(self, name: str, device: torch.device):
         self.name = name
         self._model = _AutoModel(AutoModelForDepthEstimation, name, device)
+        self.fingerprint = self._model.fingerprint
 
     def depth(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Depth or disparity, as the model predicts it, `(B, h, w)` of pictures `(B, 3, H, W)`, clamped to [0, 1]."""
         return self._model(pixel_values).predicted_depth.float()
+
+
+def fingerprint_of(network: nn.Module, processor: dict | None = None) -> str:
+    """What tells a network's weights, and its image processor's settings, from another's."""
+    digest = hashlib.sha256(json.dumps(processor, sort_keys=True, default=str).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def relative_depth_error(depth: torch.Tensor, original: torch.Tensor) -> torch.Tensor:

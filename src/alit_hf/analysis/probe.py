@@ -21,7 +21,7 @@ from alit_hf.evaluation.settings import SettingsError
 from .analysis import Analysis, Context, ImageBatch, RunSettings
 from .charts import draw_estimates, new_figure, style
 from .linear_probe import choose_probe, stratified_split
-from .statistics import in_words, mean, not_enough, share
+from .statistics import in_words, not_enough, share, share_difference
 
 
 _TEST_SHARE = 0.25
@@ -237,7 +237,7 @@ class Probe(Analysis):
             "majority": rounded((labels[is_test] == majority).mean()) if too_few is None else None,
             **results,
             "differences": {
-                name: mean(correct[more] - correct[less], seed=seed) for name, (more, less) in pairs.items()
+                name: share_difference(correct[less], correct[more]) for name, (more, less) in pairs.items()
             },
         }
 

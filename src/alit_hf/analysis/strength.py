@@ -74,7 +74,7 @@ class Strength(Analysis):
             self._classifiers[name] = load_classifier(name, context.model.device)
 
     def measure_settings(self, context: Context) -> dict:
-        return {"models": list(self.models)}
+        return {"models": {name: classifier.fingerprint for name, classifier in self._classifiers.items()}}
 
     def measure(self, context: Context, batch: ImageBatch) -> list[dict[str, Any]]:
         """Of each model the class of the original, then those after each rollout."""

@@ -91,7 +91,12 @@ class Tasks(Analysis):
             self._networks["depth"] = load_depth_model(self.depth, device)
 
     def measure_settings(self, context: Context) -> dict:
-        return {"classifier": self.classifier, "depth": self.depth}
+        loaded = {name: network for name, network in self._networks.items() if name != "features"}
+        return {
+            "classifier": self.classifier,
+            "depth": self.depth,
+            "fingerprints": {name: network.fingerprint for name, network in loaded.items()},
+        }
 
     def measure(self, context: Context, batch: ImageBatch) -> list[dict[str, Any]]:
         """

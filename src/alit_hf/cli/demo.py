@@ -1,7 +1,10 @@
 """`alit demo`: a page in the browser that encodes what is dropped in, here or as a Space on the Hub."""
 
 import argparse
+import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from alit_hf.error_reason import reason
 
@@ -45,13 +48,30 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.push is not None:
         return _push(arguments.push, arguments.model)
     try:
-        with served_demo(tokenizer) as url:
+        with _ended_by_signals(), served_demo(tokenizer) as url:
             print(f"{url} (Ctrl-C ends it)", flush=True)
             threading.Event().wait()
     except OSError as error:
         raise UsageError(f"the demo cannot be served: {reason(error)}") from error
     except KeyboardInterrupt:
         return 0
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """What ends programs otherwise, at once and with files left behind, ends this one as Ctrl-C does."""
+
+    def end(*_) -> None:
+        raise KeyboardInterrupt
+
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # One that is ignored was meant to be, as by nohup.
+    before = {number: signal.signal(number, end) for number in signals if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _check_space_name(name: str) -> None:

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 import gradio as gr
+from gradio_client.utils import is_http_url_like
 
 from alit_hf.option_types import DEFAULT_THRESHOLD
 
@@ -14,9 +15,6 @@ from .rendering import chosen_html, examples_html, message_html, strip_html, tok
 from .tokenizer import DemoTokenizer
 from .uploads import UploadError, process_upload
 
-
-# Uploads are deleted when they are read. These were never asked for, or waited longer than anyone does.
-_FORGOTTEN_UPLOAD_SECONDS = 300
 
 # The model works on one picture at a time, and everybody waits for a turn; what needs no model does not wait.
 _ON_MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -41,7 +39,7 @@ element.addEventListener('click', (event) => {
 """
 _PICKED = "figure:nth-child(${picked}) img { outline: 4px solid var(--color-accent); outline-offset: 1px; }"
 _PRESSED = """
-button:nth-child(${pressed}) { border-color: transparent; background: var(--color-accent); color: white; }
+button:nth-child(${pressed}) { border-color: transparent; background: var(--primary-700); color: white; }
 """
 
 
@@ -51,11 +49,8 @@ def build_demo(tokenizer: DemoTokenizer) -> gr.Blocks:
         tokenizer (`DemoTokenizer`): works on one picture at a time, whoever dropped it in.
     """
     encode_example = cache(lambda name: tokenizer.encode(name, example_photo(name)))
-    with gr.Blocks(
-        title="ALIT",
-        analytics_enabled=False,
-        delete_cache=(_FORGOTTEN_UPLOAD_SECONDS, _FORGOTTEN_UPLOAD_SECONDS),
-    ) as demo:
+    first_example = encode_example(EXAMPLE_NAMES[0])
+    with gr.Blocks(title="ALIT", analytics_enabled=False) as demo:
         gr.Markdown(_ABOUT)
         with gr.Row(equal_height=True):
             with gr.Column(scale=3, min_width=_PART_WIDTH):
@@ -80,13 +75,7 @@ def build_demo(tokenizer: DemoTokenizer) -> gr.Blocks:
         compare.change(
             lambda wanted: gr.Column(visible=wanted), compare, second_column, show_progress="hidden", **_PRIVATE
         )
-        demo.load(
-            lambda level: _shown(encode_example(EXAMPLE_NAMES[0]), level),
-            threshold,
-            first.outputs,
-            **_ON_MODEL,
-            **_PRIVATE,
-        )
+        demo.load(lambda level: _shown(first_example, level), threshold, first.outputs, **_AT_ONCE, **_PRIVATE)
     return demo
 
 
@@ -101,6 +90,7 @@ class _View:
         with gr.Row():
             with gr.Column(min_width=_PART_WIDTH):
                 self.file = gr.File(label="Drop in a picture or an .alit file", height=140, elem_id=f"{name}-file")
+                _refuse_addresses(self.file)
             with gr.Column(min_width=_PART_WIDTH):
                 self.examples = _html(
                     f"{name}-examples",
@@ -117,6 +107,18 @@ class _View:
 
 def _html(elem_id: str, value: str = "", **kwargs: Any) -> gr.HTML:
     return gr.HTML(value, elem_id=elem_id, elem_classes="alit", apply_default_css=False, **kwargs)
+
+
+def _refuse_addresses(file: gr.File) -> None:
+    """Where an address stands in place of an upload's path, Gradio would fetch it, of any size and for any time."""
+    move = file.async_move_resource_to_block_cache
+
+    async def move_upload(path: str) -> str | None:
+        if is_http_url_like(path):
+            raise gr.Error("Only files can be dropped in, no addresses.", print_exception=False)
+        return await move(path)
+
+    file.async_move_resource_to_block_cache = move_upload
 
 
 def _connect(
@@ -143,11 +145,15 @@ def _connect(
     def move(kept: Kept | None, level: float, token: int | None) -> list:
         if kept is None:
             if view.starts_empty:
-                return [gr.skip()] * 4
+                return _nothing()
             raise _forgotten()
         return _choice(kept, level, token)
 
-    view.file.upload(
+    def catch_up(kept: Kept | None, level: float, token: int | None) -> list:
+        return _nothing() if kept is None else _choice(kept, level, token)
+
+    choice = [view.kept, threshold, view.token]
+    dropped = view.file.upload(
         drop,
         [view.file, threshold],
         view.outputs,
@@ -155,10 +161,15 @@ def _connect(
         api_name=f"{view.name}_drop",
         **_ON_MODEL,
     )
-    view.examples.click(pick_example, threshold, view.outputs, show_progress_on=view.chosen, **_ON_MODEL, **_PRIVATE)
+    picked = view.examples.click(
+        pick_example, threshold, view.outputs, show_progress_on=view.chosen, **_ON_MODEL, **_PRIVATE
+    )
+    # The slider may have been moved while the picture waited for its turn.
+    for shown in (dropped, picked):
+        shown.then(catch_up, choice, view.outputs_of_choice, **_AT_ONCE, **_PRIVATE)
     threshold.change(
         move,
-        [view.kept, threshold, view.token],
+        choice,
         view.outputs_of_choice,
         trigger_mode="always_last",
         api_name=f"{view.name}_choose",
@@ -176,6 +187,11 @@ def _connect(
 
 def _forgotten() -> gr.Error:
     return gr.Error("There is no picture any more, please drop it in again.", print_exception=False)
+
+
+def _nothing() -> list:
+    """What the outputs of a choice are without a picture; said in full, as the page's templates need all of it."""
+    return [None, gr.HTML("", picked=0), "", gr.HTML("", pressed=0)]
 
 
 def _shown(kept: Kept, threshold: float) -> list:

@@ -4,8 +4,9 @@ import datetime
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import gradio as gr
@@ -13,6 +14,7 @@ from starlette.middleware import Middleware
 
 from .layout import build_demo
 from .tokenizer import DemoTokenizer
+from .unique_uploads import unique_uploads
 from .upload_limits import UploadLimits
 from .uploads import MAX_UPLOAD_BYTES
 
@@ -20,8 +22,15 @@ from .uploads import MAX_UPLOAD_BYTES
 SESSION_SECONDS = 3600
 """After which everything is forgotten of a session in which nothing happened."""
 
+# Nobody waits for an answer that long.
+_LONGEST_ANSWER_SECONDS = 3600
+
+# Uploads are deleted when they are read. These were never asked for, or broke off.
+_FORGOTTEN_UPLOAD_SECONDS = 300
+
 _CHECK_SECONDS = 30
 _FOLDER_VARIABLE = "GRADIO_TEMP_DIR"
+_PORT_VARIABLE = "GRADIO_SERVER_PORT"
 _MOST_WAITING = 32
 _MOST_SESSIONS = 200
 _SYSTEM_FONTS = ["system-ui", "sans-serif"]
@@ -36,46 +45,45 @@ def served_demo(tokenizer: DemoTokenizer) -> Iterator[str]:
     What is uploaded lies in a folder of its own until it is read, and nothing of that folder is left in the end.
 
     Raises:
-        `OSError`: if there is no free port.
+        `OSError`: if the port is not free, or none is.
     """
-    with _folder_of_uploads():
+    port = os.environ.get(_PORT_VARIABLE)
+    with _folder_of_uploads() as folder, unique_uploads():
         demo = build_demo(tokenizer).queue(max_size=_MOST_WAITING)
         try:
             _, url, _ = demo.launch(
                 prevent_thread_lock=True,
                 quiet=True,
+                # Of the variable alone, Gradio would also take a port behind it.
+                server_port=None if port is None else int(port),
                 max_file_size=MAX_UPLOAD_BYTES,
                 app_kwargs={"middleware": [Middleware(UploadLimits, max_bytes=MAX_UPLOAD_BYTES)]},
                 state_session_capacity=_MOST_SESSIONS,
-                theme=gr.themes.Default(font=_SYSTEM_FONTS, font_mono=["ui-monospace", "monospace"]),
+                theme=gr.themes.Default(font=_SYSTEM_FONTS, font_mono=["ui-monospace", "monospace"]).set(
+                    body_text_color_subdued="*neutral_600"
+                ),
                 css_paths=Path(__file__).with_name("style.css"),
                 footer_links=[],
                 run_history=False,
                 enable_monitoring=False,
                 ssr_mode=False,
             )
-            with _forgotten_sessions(demo):
+            with _forgetting(demo, folder):
                 yield url
         finally:
             demo.close(verbose=False)
 
 
 @contextmanager
-def _forgotten_sessions(demo: gr.Blocks) -> Iterator[None]:
-    """
-    Forgets sessions in which nothing happens any more. Gradio keeps a closed one's state for an hour, and what the
-    page showed until there are too many sessions.
-    """
+def _forgetting(demo: gr.Blocks, folder: Path) -> Iterator[None]:
+    """Forgets, again and again, sessions in which nothing happens any more and uploads that nobody asked for."""
     is_over = threading.Event()
+    first_seen: dict[str, datetime.datetime] = {}
 
     def forget() -> None:
-        sessions = demo.state_holder
         while not is_over.wait(_CHECK_SECONDS):
-            oldest = datetime.datetime.now() - datetime.timedelta(seconds=SESSION_SECONDS)
-            for session, last_used in list(sessions.time_last_used.items()):
-                if last_used < oldest:
-                    sessions.session_data.pop(session, None)
-                    sessions.time_last_used.pop(session, None)
+            _forget_sessions(demo, first_seen)
+            _delete_uploads(folder, before=time.time() - _FORGOTTEN_UPLOAD_SECONDS)
 
     thread = threading.Thread(target=forget, daemon=True)
     thread.start()
@@ -86,14 +94,45 @@ def _forgotten_sessions(demo: gr.Blocks) -> Iterator[None]:
         thread.join()
 
 
+def _forget_sessions(demo: gr.Blocks, first_seen: dict[str, datetime.datetime]) -> None:
+    """
+    Gradio keeps a closed session's state for an hour, what the page showed until there are too many sessions, and
+    answers that were never fetched for longer still.
+
+    Args:
+        demo (`gr.Blocks`): is served.
+        first_seen (`dict[str, datetime.datetime]`): since when sessions have had such answers; is kept up.
+    """
+    now = datetime.datetime.now()
+    oldest = now - datetime.timedelta(seconds=SESSION_SECONDS)
+    sessions, answers = demo.state_holder, demo._queue.pending_messages_per_session
+    for session in first_seen.keys() - answers.keys():
+        del first_seen[session]
+    for session in list(answers):
+        if first_seen.setdefault(session, now) < now - datetime.timedelta(seconds=_LONGEST_ANSWER_SECONDS):
+            answers.pop(session, None)
+    for session, last_used in list(sessions.time_last_used.items()):
+        if last_used < oldest:
+            sessions.session_data.pop(session, None)
+            sessions.time_last_used.pop(session, None)
+
+
+def _delete_uploads(folder: Path, before: float) -> None:
+    """Deletes what was last written `before` that time (seconds since 1970), and folders that are empty since."""
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # someone else was faster, or the folder is not empty
+            if path.stat().st_mtime < before:
+                path.rmdir() if path.is_dir() else path.unlink()
+
+
 @contextmanager
-def _folder_of_uploads() -> Iterator[None]:
+def _folder_of_uploads() -> Iterator[Path]:
     """A folder for Gradio's files that is removed in the end, in place of one that lasts."""
     before = os.environ.get(_FOLDER_VARIABLE)
     with tempfile.TemporaryDirectory(prefix="alit-demo-") as folder:
         os.environ[_FOLDER_VARIABLE] = folder
         try:
-            yield
+            yield Path(folder)
         finally:
             del os.environ[_FOLDER_VARIABLE]
             if before is not None:

@@ -1,5 +1,6 @@
 """The model as the demo uses it: a picture to everything that can be shown of it, an `.alit` file to its picture."""
 
+import math
 import threading
 
 import torch
@@ -12,6 +13,10 @@ from alit_hf.rollout_pictures import payload_bytes, rollout_pictures
 from alit_hf.token_file import TokenFile, model_fingerprint
 
 from .codes import DecodedFile, EncodedPicture
+
+
+# Grids larger than the trained one by more than this: all others wait while they are decoded.
+_LARGEST_GRID = 4
 
 
 class DemoTokenizer:
@@ -62,12 +67,17 @@ class DemoTokenizer:
             token_file (`TokenFile`): its contents.
 
         Raises:
-            `ValueError`: unless the model made the file, and for a grid or a number of tokens that it does not decode.
+            `ValueError`: unless the model made the file, and for a grid or a number of tokens that it does not decode,
+                or of more than 4 times the trained positions.
         """
         if not self.model.config.quantize:
             raise ValueError("this model's latent tokens are continuous, it reads no .alit files")
         token_file.check_model(self._fingerprint)
         token_file.check_grid(self.model)
+        most = _LARGEST_GRID * math.prod(self.model.config.grid_size)
+        if math.prod(token_file.grid_size) > most:
+            rows, columns = token_file.grid_size
+            raise ValueError(f"its grid has {rows} x {columns} positions, here it may have at most {most}")
         token_ids = torch.tensor(token_file.token_ids).unsqueeze(0).to(self.model.device)
         grid_size = token_file.grid_size
         with self._lock, recorded_maps(self.model, self._source, grid_size) as maps:

@@ -16,6 +16,10 @@ MAX_UPLOAD_BYTES = 20 * 2**20
 """Size of a file above which it is refused; photos of 12 megapixels have 3 to 8 MB."""
 
 
+MAX_MEGAPIXELS = 40
+"""Size of a picture above which it is refused: all others wait while it is read."""
+
+
 class UploadError(Exception):
     """What was dropped in cannot be shown; the message is for the person who did it."""
 
@@ -38,7 +42,7 @@ def process_upload(tokenizer: DemoTokenizer, path: str) -> Kept:
             return tokenizer.decode(name, content)
         return tokenizer.encode(name, content)
     except (ValueError, RuntimeError) as error:
-        raise UploadError(f"{name} cannot be shown: {reason(error)}.") from error
+        raise UploadError(f"{name} cannot be shown: {reason(error).rstrip('.')}.") from error
 
 
 def take_upload(path: str) -> Image.Image | TokenFile:
@@ -47,21 +51,34 @@ def take_upload(path: str) -> Image.Image | TokenFile:
     how it begins.
 
     Raises:
-        `UploadError`: if it is neither, broken or gone.
+        `UploadError`: if it is neither, broken, gone or too large.
     """
     file = Path(path)
+    if file.is_dir():
+        raise UploadError("A folder cannot be shown. Please drop in a file.")
     try:
         if file.suffix.lower() == ".alit" or _begins_as_token_file(file):
             return TokenFile.load(file)
+        _check_size(file)
         return open_image(file)
     except FileNotFoundError as error:
         raise UploadError(f"{file.name} has waited too long and was deleted. Please drop it in again.") from error
     except (OSError, ValueError) as error:
         # The folder is nobody's business.
-        why = reason(error).replace(str(file), file.name)
+        why = reason(error).replace(str(file), file.name).rstrip(".")
         raise UploadError(f"{why}. Please drop in a picture (JPEG, PNG, WebP, …) or an .alit file.") from error
     finally:
         file.unlink(missing_ok=True)
+
+
+def _check_size(file: Path) -> None:
+    try:
+        with Image.open(file) as picture:
+            megapixels = picture.width * picture.height / 1e6
+    except Exception:  # whatever Pillow raises: `open_image` says what is wrong
+        return
+    if megapixels > MAX_MEGAPIXELS:
+        raise UploadError(f"{file.name} has {megapixels:.0f} megapixels, at most {MAX_MEGAPIXELS} can be shown.")
 
 
 def _begins_as_token_file(file: Path) -> bool:
@@ -69,4 +86,4 @@ def _begins_as_token_file(file: Path) -> bool:
         return stream.read(len(MAGIC)) == MAGIC
 
 
-__all__ = ["MAX_UPLOAD_BYTES", "UploadError", "process_upload", "take_upload"]
+__all__ = ["MAX_MEGAPIXELS", "MAX_UPLOAD_BYTES", "UploadError", "process_upload", "take_upload"]
