@@ -1,5 +1,6 @@
 """ALIT: adaptive-length image tokenization by recurrent allocation (arXiv 2411.02393)."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -488,8 +489,9 @@ class ALITModel(ALITPreTrainedModel):
             [`ALITEncoderOutput`]
 
         Raises:
-            `ValueError`: for pixels of the wrong size or type or with NaN, a length that does not exist, both length
-            and threshold, an unknown criterion, or a criterion that does not give one score an image.
+            `ValueError`: for pixels of the wrong size or type, with NaN or clearly not in [0, 1], a length that does
+            not exist, both length and threshold, an unknown criterion, or a criterion that does not give one score an
+            image.
         """
         if num_tokens is not None and threshold is not None:
             raise ValueError(f"`num_tokens` is {num_tokens} and `threshold` is {threshold}: only one may be given.")
@@ -498,8 +500,7 @@ class ALITModel(ALITPreTrainedModel):
         self._check_pixels(pixel_values, interpolate_pos_encoding)
         if threshold is not None:
             threshold = self._check_threshold(threshold, pixel_values)
-        if not torch.isfinite(pixel_values).all():
-            raise ValueError("`pixel_values` has NaN or infinite values, all must be finite.")
+        self._check_range(pixel_values)
 
         recurrence = self._start(pixel_values, self.config.halting_threshold, generator)
         if threshold is not None:
@@ -652,7 +653,7 @@ class ALITModel(ALITPreTrainedModel):
             [`ALITRolloutOutput`]
 
         Raises:
-            `ValueError`: as `encode`, at the call and not at the first rollout. NaN is not looked for.
+            `ValueError`: as `encode`, at the call and not at the first rollout. Values are not looked at.
         """
         num_rollouts = self._num_rollouts(num_tokens)
         self._check_pixels(pixel_values, interpolate_pos_encoding)
@@ -881,6 +882,18 @@ class ALITModel(ALITPreTrainedModel):
             raise ValueError(
                 f"`pixel_values` has shape {shape}, height and width must be {self.config.image_height_width} "
                 "(or set `interpolate_pos_encoding=True`)."
+            )
+
+    def _check_range(self, pixel_values: torch.Tensor) -> None:
+        """Together, so that a device is waited for once."""
+        lowest, highest = torch.stack([pixel_values.amin(), pixel_values.amax()]).tolist()
+        if not (math.isfinite(lowest) and math.isfinite(highest)):
+            raise ValueError("`pixel_values` has NaN or infinite values, all must be finite.")
+        # Resizing may overshoot a little.
+        if lowest < -0.1 or highest > 1.1:
+            raise ValueError(
+                f"`pixel_values` has values from {lowest:g} to {highest:g}, they must be in [0, 1], as "
+                "ALITImageProcessor gives them: without a mean and standard deviation."
             )
 
     def _check_base_latents(self, base_latents: torch.Tensor, pixel_values: torch.Tensor) -> None:
