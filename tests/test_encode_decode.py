@@ -706,6 +706,19 @@ def test_wrong_codes_are_refused_before_any_work(arguments, message):
         model.decode(**arguments)
 
 
+def test_lengths_in_the_place_of_latents_are_refused_as_such():
+    with no_module_runs(), pytest.raises(TypeError, match="positional arguments"):
+        tiny_model().decode(IDS, torch.tensor([6, 6]))
+
+
+@pytest.mark.parametrize("ids", [[list(range(200))] * 50, torch.zeros(50, 200)])
+def test_messages_do_not_hold_all_ids(ids):
+    for arguments in ({"token_ids": ids}, {"token_ids": IDS, "num_tokens": ids}):
+        with pytest.raises(ValueError, match=r"integer tensor of shape") as error:
+            tiny_model().decode(**arguments)
+        assert len(str(error.value)) < 250
+
+
 def test_a_continuous_model_decodes_no_ids():
     with no_module_runs(), pytest.raises(ValueError, match=r"continuous.*latents"):
         tiny_model(quantize=False).decode(token_ids=IDS)

@@ -1,6 +1,7 @@
 """ALIT: adaptive-length image tokenization by recurrent allocation (arXiv 2411.02393)."""
 
 import math
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -570,6 +571,7 @@ class ALITModel(ALITPreTrainedModel):
     def decode(
         self,
         token_ids: torch.LongTensor | None = None,
+        *,
         latents: torch.Tensor | None = None,
         num_tokens: torch.LongTensor | int | None = None,
         grid_size: tuple[int, int] | None = None,
@@ -935,8 +937,9 @@ class ALITModel(ALITPreTrainedModel):
         if self.quantizer is None:
             raise ValueError("`token_ids` were given, but this model's latents are continuous: give `latents`.")
         if not isinstance(token_ids, torch.Tensor) or token_ids.ndim != 2 or not _is_integer(token_ids):
-            got = f"{tuple(token_ids.shape)} {token_ids.dtype}" if isinstance(token_ids, torch.Tensor) else token_ids
-            raise ValueError(f"`token_ids` is {got}, it must be an integer tensor of shape (batch, tokens).")
+            raise ValueError(
+                f"`token_ids` is {_briefly(token_ids)}, it must be an integer tensor of shape (batch, tokens)."
+            )
         token_ids = token_ids.long()
         filled = token_ids != PADDING_ID
         found = filled.sum(dim=1)
@@ -987,7 +990,8 @@ class ALITModel(ALITPreTrainedModel):
             lengths = torch.empty(0, 0)
         if not _is_integer(lengths) or lengths.shape not in ((), (batch_size,)):
             raise ValueError(
-                f"`num_tokens` is {num_tokens}, it must be an integer or an integer tensor of shape ({batch_size},)."
+                f"`num_tokens` is {_briefly(num_tokens)}, it must be an integer or an integer tensor of shape "
+                f"({batch_size},)."
             )
         lengths = lengths.long()
         if (lengths % step).any() or lengths.min() < step or lengths.max() > longest:
@@ -999,6 +1003,11 @@ class ALITModel(ALITPreTrainedModel):
 
 def _is_integer(tensor: torch.Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _briefly(value: object) -> str:
+    """For messages: shape and dtype of a tensor, the beginning of anything else."""
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else reprlib.repr(value)
 
 
 def _pad_tokens(tokens: torch.Tensor, length: int, value: int) -> torch.Tensor:
