@@ -91,7 +91,7 @@ def main():
     save_figure(draw_panels(rows, frame_caption(arguments.threshold)), figure)
     print(
         f"\nbytes: the bit-packed ids; file: bytes of the .alit file, with its header and checksum.\n"
-        f"{figure}: every photo at every length, framed the first with L1 below {arguments.threshold:g}.\n"
+        f"{figure}: every photo at every length. {frame_caption(arguments.threshold)}\n"
         f"{folder}/: the .alit files, read back, checked and decoded."
     )
 

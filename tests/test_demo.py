@@ -50,7 +50,10 @@ def test_photos_of_ones_own(tmp_path, run_demo, capsys):
 
     arguments = ["--model", model_folder, "--threshold", 0.5, "--output", tmp_path / "out"]
     run_demo(tmp_path / "white.png", tmp_path / "dark.jpg", *arguments)
-    rows = table(capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert f"{tmp_path / 'out' / 'demo.png'}: every photo at every length. Framed: the fewest tokens" in out
+    assert "below 0.5, or all of them where no length is below." in out
+    rows = table(out)
     assert list(rows) == ["white.png", "dark.jpg"]
     for name, code in codes.items():
         tokens = TokenFile.load(tmp_path / "out" / "demo" / f"{name}.alit")

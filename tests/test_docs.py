@@ -129,6 +129,14 @@ def test_blocks_run(page, page_folder, hub):
         example.evaluate()
 
 
+def test_the_sample_of_a_budget_may_hold_broken_files_and_subfolders(page_folder, capsys):
+    (page_folder / "photos" / "broken.jpg").write_bytes(b"no picture")
+    document = PARSER.parse(ROOT / "docs" / "thresholds.md")
+    next(example for example in document if "scores.append" in str(example.parsed)).evaluate()
+    assert document.namespace["scores"].shape == (2, 8)
+    assert "left out: photos/broken.jpg is not a picture" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_no_code_goes_by_another_name(page):
     text = (ROOT / page).read_text(encoding="utf-8")

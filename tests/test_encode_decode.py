@@ -633,12 +633,22 @@ def test_wrong_pictures_and_lengths_are_refused_before_any_work(method, argument
         ({"num_tokens": 6, "criterion": "fid"}, "`criterion` is 'fid'"),
         ({"pixel_values": WITH_NAN}, "`pixel_values` has NaN"),
         ({"pixel_values": WITH_INFINITY, "threshold": 0.1}, "`pixel_values` has NaN or infinite"),
+        ({"pixel_values": tiny_images(2) * 255}, r"`pixel_values` has values from .* to 2\d\d.*\[0, 1\].*Processor"),
+        ({"pixel_values": tiny_images(2) * 2 - 1, "num_tokens": 6}, r"`pixel_values` has values from -0\.9.* to 1,"),
+        ({"pixel_values": (tiny_images(2) - 0.45) / 0.22, "threshold": 0.1}, r"`pixel_values` has values from -2"),
+        ({"pixel_values": (tiny_images(2) * 255).bfloat16()}, r"`pixel_values` has values from"),
     ],
 )
 def test_wrong_arguments_of_encode_are_refused_before_any_work(arguments, message):
     model = tiny_model()
     with no_module_runs(), pytest.raises(ValueError, match=message):
         model.encode(**{"pixel_values": tiny_images(2), **arguments})
+
+
+def test_pixels_a_little_outside_are_taken_as_resizing_gives_them():
+    model, images = tiny_model(), tiny_images(2)
+    images[0, 0, 0, :2] = torch.tensor([-0.09, 1.09])
+    assert model.encode(images, num_tokens=3).token_ids.shape == (2, 3)
 
 
 def test_a_criterion_without_one_score_an_image_is_refused():
@@ -694,6 +704,19 @@ def test_wrong_codes_are_refused_before_any_work(arguments, message):
     model = tiny_model()
     with no_module_runs(), pytest.raises(ValueError, match=message):
         model.decode(**arguments)
+
+
+def test_lengths_in_the_place_of_latents_are_refused_as_such():
+    with no_module_runs(), pytest.raises(TypeError, match="positional arguments"):
+        tiny_model().decode(IDS, torch.tensor([6, 6]))
+
+
+@pytest.mark.parametrize("ids", [[list(range(200))] * 50, torch.zeros(50, 200)])
+def test_messages_do_not_hold_all_ids(ids):
+    for arguments in ({"token_ids": ids}, {"token_ids": IDS, "num_tokens": ids}):
+        with pytest.raises(ValueError, match=r"integer tensor of shape") as error:
+            tiny_model().decode(**arguments)
+        assert len(str(error.value)) < 250
 
 
 def test_a_continuous_model_decodes_no_ids():

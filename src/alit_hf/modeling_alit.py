@@ -1,5 +1,7 @@
 """ALIT: adaptive-length image tokenization by recurrent allocation (arXiv 2411.02393)."""
 
+import math
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -488,8 +490,9 @@ class ALITModel(ALITPreTrainedModel):
             [`ALITEncoderOutput`]
 
         Raises:
-            `ValueError`: for pixels of the wrong size or type or with NaN, a length that does not exist, both length
-            and threshold, an unknown criterion, or a criterion that does not give one score an image.
+            `ValueError`: for pixels of the wrong size or type, with NaN or clearly not in [0, 1], a length that does
+            not exist, both length and threshold, an unknown criterion, or a criterion that does not give one score an
+            image.
         """
         if num_tokens is not None and threshold is not None:
             raise ValueError(f"`num_tokens` is {num_tokens} and `threshold` is {threshold}: only one may be given.")
@@ -498,8 +501,7 @@ class ALITModel(ALITPreTrainedModel):
         self._check_pixels(pixel_values, interpolate_pos_encoding)
         if threshold is not None:
             threshold = self._check_threshold(threshold, pixel_values)
-        if not torch.isfinite(pixel_values).all():
-            raise ValueError("`pixel_values` has NaN or infinite values, all must be finite.")
+        self._check_range(pixel_values)
 
         recurrence = self._start(pixel_values, self.config.halting_threshold, generator)
         if threshold is not None:
@@ -569,6 +571,7 @@ class ALITModel(ALITPreTrainedModel):
     def decode(
         self,
         token_ids: torch.LongTensor | None = None,
+        *,
         latents: torch.Tensor | None = None,
         num_tokens: torch.LongTensor | int | None = None,
         grid_size: tuple[int, int] | None = None,
@@ -652,7 +655,7 @@ class ALITModel(ALITPreTrainedModel):
             [`ALITRolloutOutput`]
 
         Raises:
-            `ValueError`: as `encode`, at the call and not at the first rollout. NaN is not looked for.
+            `ValueError`: as `encode`, at the call and not at the first rollout. Values are not looked at.
         """
         num_rollouts = self._num_rollouts(num_tokens)
         self._check_pixels(pixel_values, interpolate_pos_encoding)
@@ -883,6 +886,18 @@ class ALITModel(ALITPreTrainedModel):
                 "(or set `interpolate_pos_encoding=True`)."
             )
 
+    def _check_range(self, pixel_values: torch.Tensor) -> None:
+        """Together, so that a device is waited for once."""
+        lowest, highest = torch.stack([pixel_values.amin(), pixel_values.amax()]).tolist()
+        if not (math.isfinite(lowest) and math.isfinite(highest)):
+            raise ValueError("`pixel_values` has NaN or infinite values, all must be finite.")
+        # Resizing may overshoot a little.
+        if lowest < -0.1 or highest > 1.1:
+            raise ValueError(
+                f"`pixel_values` has values from {lowest:g} to {highest:g}, they must be in [0, 1], as "
+                "ALITImageProcessor gives them: without a mean and standard deviation."
+            )
+
     def _check_base_latents(self, base_latents: torch.Tensor, pixel_values: torch.Tensor) -> None:
         batch_size, _, height, width = pixel_values.shape
         patch = self.config.patch_size
@@ -922,8 +937,9 @@ class ALITModel(ALITPreTrainedModel):
         if self.quantizer is None:
             raise ValueError("`token_ids` were given, but this model's latents are continuous: give `latents`.")
         if not isinstance(token_ids, torch.Tensor) or token_ids.ndim != 2 or not _is_integer(token_ids):
-            got = f"{tuple(token_ids.shape)} {token_ids.dtype}" if isinstance(token_ids, torch.Tensor) else token_ids
-            raise ValueError(f"`token_ids` is {got}, it must be an integer tensor of shape (batch, tokens).")
+            raise ValueError(
+                f"`token_ids` is {_briefly(token_ids)}, it must be an integer tensor of shape (batch, tokens)."
+            )
         token_ids = token_ids.long()
         filled = token_ids != PADDING_ID
         found = filled.sum(dim=1)
@@ -974,7 +990,8 @@ class ALITModel(ALITPreTrainedModel):
             lengths = torch.empty(0, 0)
         if not _is_integer(lengths) or lengths.shape not in ((), (batch_size,)):
             raise ValueError(
-                f"`num_tokens` is {num_tokens}, it must be an integer or an integer tensor of shape ({batch_size},)."
+                f"`num_tokens` is {_briefly(num_tokens)}, it must be an integer or an integer tensor of shape "
+                f"({batch_size},)."
             )
         lengths = lengths.long()
         if (lengths % step).any() or lengths.min() < step or lengths.max() > longest:
@@ -986,6 +1003,11 @@ class ALITModel(ALITPreTrainedModel):
 
 def _is_integer(tensor: torch.Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _briefly(value: object) -> str:
+    """For messages: shape and dtype of a tensor, the beginning of anything else."""
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else reprlib.repr(value)
 
 
 def _pad_tokens(tokens: torch.Tensor, length: int, value: int) -> torch.Tensor:

@@ -174,6 +174,7 @@ def test_file_from_another_dtype_can_be_decoded(alit, photos, tmp_path, tiny_mod
         (["-o", "OUT", "--batch-size", "-1"], "--batch-size: it is '-1', it must be a whole number from 1"),
         (["-o", "OUT", "--criterion", "l1", "--num-tokens", "4"], "--criterion chooses lengths together with"),
         (["-o", "OUT", "--criterion", "psnr"], "--criterion psnr needs a --threshold"),
+        (["-o", "OUT", "--criterion", "psnr", "--threshold", "25"], "must be minus the dB: -25 for more than 25 dB"),
         (["-o", "OUT", "--criterion", "beauty", "--threshold", "1"], "`criterion` is 'beauty', it must be one of"),
         (["-o", "OUT", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
         (["-o", "OUT", "--device", "abacus"], "--device abacus cannot be used here"),

@@ -69,8 +69,25 @@ def test_the_same_command_again_changes_nothing(tokenize, tmp_path):
     first = tokenize("--threshold", "0.3")
     before = contents(tmp_path / "out")
     again = tokenize("--threshold", "0.3")
-    assert (again.code, again.out) == (0, first.out)
+    complete = f"{tmp_path / 'out'} was complete, nothing was tokenized: 5 images, "
+    assert again.code == 0
+    assert again.out.startswith(complete)
+    assert again.out.removeprefix(complete) == first.out.removeprefix(f"{tmp_path / 'out'}: 5 images, ")
     assert contents(tmp_path / "out") == before
+
+
+def test_an_output_that_lacks_a_shard_was_not_complete(tokenize, tmp_path):
+    first = tokenize("--num-tokens", 4, "--rows-per-shard", 2)
+    (tmp_path / "out" / "data" / "train-00000-00001.parquet").unlink()
+    assert tokenize("--num-tokens", 4, "--rows-per-shard", 2).out == first.out
+
+
+def test_one_image_is_no_images(tokenize, tmp_path, photos):
+    (photos / "a.jpg").write_bytes(b"no picture")
+    result = tokenize("--num-tokens", 4, data=[photos / "a.jpg", photos / "a.png"])
+    assert result.out == f"{tmp_path / 'out'}: 1 image, 4 to 4 tokens, 4.0 on average\n"
+    assert result.errors[0].startswith("alit: error: 1 image could not be decoded")
+    assert "1 image with 4 tokens." in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_undecodable_pictures_are_counted_and_listed_without_folders_of_this_machine(tokenize, tmp_path, photos):
@@ -91,7 +108,7 @@ def test_only_undecodable_pictures_fail(tokenize, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     result = tokenize(data=[tmp_path / "a.png"])
     assert (result.code, result.out) == (1, "")
-    assert result.errors == [f"alit: error: none of 1 images can be decoded, see {tmp_path / 'out'}"]
+    assert result.errors == [f"alit: error: none of 1 image can be decoded, see {tmp_path / 'out'}"]
 
 
 def test_a_failure_on_the_way_says_how_to_go_on(tokenize, tmp_path, monkeypatch):
@@ -190,6 +207,13 @@ class TestHub:
         assert TokenDatasetInfo.load(self.REPO) == TokenDatasetInfo.load(folder)
         assert len(TokenDecoder(self.REPO, *loaded).decode(load(folder)[:])) == 5
 
+    def test_a_new_repository_is_private_and_another_stays_as_it_is(self, tokenize, hub):
+        assert tokenize("--num-tokens", 8, output=self.REPO).code == 0
+        assert hub.repos[f"datasets/{self.REPO}"].private
+        HfApi().create_repo("tester/public", repo_type="dataset")
+        assert tokenize("--num-tokens", 8, output="tester/public").code == 0
+        assert not hub.repos["datasets/tester/public"].private
+
     def test_from_the_hub_to_the_hub(self, tokenize, hub, tmp_path):
         for split, numbers in (("train", [1, 2]), ("test", [3, 4, 6])):
             write_parquet(tmp_path / f"{split}-00000-of-00001.parquet", numbers)
@@ -242,9 +266,15 @@ class TestHub:
         result = tokenize("--num-tokens", 8, output="somebody/codes")
         assert (result.code, result.out) == (2, "")
         assert "the data set somebody/codes on the Hub cannot be used: " in result.err
+        assert result.err.endswith("(for a folder write ./somebody/codes)\n")
         assert hub.repos == {}
 
     def test_without_a_login(self, tokenize, hub, monkeypatch):
         monkeypatch.delenv("HF_TOKEN")
         monkeypatch.setattr("huggingface_hub.utils._auth._get_token_from_file", lambda: None)
-        self.refused(tokenize, hub, "pushing to tester/codes needs a login: run `hf auth login`")
+        self.refused(
+            tokenize,
+            hub,
+            "pushing to tester/codes needs a login: run `hf auth login`, or set HF_TOKEN (for a folder write "
+            "./tester/codes)",
+        )

@@ -35,6 +35,35 @@ def test_rows_in_any_order_and_number(codes, tmp_path, model, processor):
     assert decoder.decode(some[:0]) == []
 
 
+@pytest.mark.parametrize("format", ["numpy", "torch"])
+def test_rows_in_other_formats(codes, tmp_path, model, processor, format):
+    decoder = TokenDecoder(tmp_path / "out", model, processor)
+    for rows in (slice(0, 3), slice(0, 1)):
+        decoded = decoder.decode(codes.with_format(format)[rows])
+        assert [np.asarray(picture).tolist() for picture in decoded] == [
+            np.asarray(picture).tolist() for picture in decoder.decode(codes[rows])
+        ]
+
+
+def test_a_list_of_rows(codes, tmp_path, model, processor):
+    decoder = TokenDecoder(tmp_path / "out", model, processor)
+    expected = [np.asarray(picture).tolist() for picture in decoder.decode(codes[:2])]
+    for rows in ([codes[0], codes[1]], (codes.with_format("torch")[0], codes[1]), codes.select([0, 1])):
+        assert [np.asarray(picture).tolist() for picture in decoder.decode(rows)] == expected
+    assert decoder.decode([]) == []
+
+
+def test_one_row_and_what_is_no_rows_are_refused(codes, tmp_path, model, processor):
+    decoder = TokenDecoder(tmp_path / "out", model, processor)
+    without = {name: column for name, column in codes[:2].items() if name != "num_tokens"}
+    uneven = {**codes[:2], "num_tokens": codes[:3]["num_tokens"]}
+    of_torch = codes.with_format("torch")[0]
+    for rows in (codes[0], of_torch, codes[:2]["token_ids"], without, uneven, "codes", 3, None):
+        with pytest.raises(ValueError, match=r"`rows` is .*, it must be rows with token_ids, .*: `codes\[:8\]`") as e:
+            decoder.decode(rows)
+        assert len(str(e.value)) < 1000
+
+
 def test_another_model_is_refused(codes, tmp_path, model, processor):
     other = lively_model()
     other.decoder.head.fc2.bias.data += 0.1
@@ -51,6 +80,9 @@ def test_ids_without_their_number_are_refused(codes, tmp_path, model, processor)
 
 
 def test_information_is_asked_for(tmp_path, model, processor):
+    for wrong in ("tokensX/", "tokensX", str(tmp_path / "nothing"), tmp_path / "nothing"):
+        with pytest.raises(ValueError, match=r"`dataset` is '.*(tokensX|nothing)/?', it must be a folder that exists"):
+            TokenDecoder(wrong, model, processor)
     with pytest.raises(FileNotFoundError):
         TokenDecoder(tmp_path, model, processor)
     (tmp_path / "tokenization.json").write_text("[]")

@@ -38,7 +38,7 @@ def length_choice(arguments: argparse.Namespace) -> LengthChoice:
     What the options say.
 
     Raises:
-        `UsageError`: for a criterion that has nothing to compare with.
+        `UsageError`: for a criterion that has nothing to compare with, and for positive dB.
     """
     if arguments.num_tokens is not None:
         if arguments.criterion is not None:
@@ -49,6 +49,11 @@ def length_choice(arguments: argparse.Namespace) -> LengthChoice:
         if criterion != "l1":
             raise UsageError(f"--criterion {criterion} needs a --threshold in its own units")
         return LengthChoice(threshold=DEFAULT_THRESHOLD)
+    if criterion == "psnr" and arguments.threshold > 0:
+        raise UsageError(
+            f"--threshold is {arguments.threshold:g}, for --criterion psnr it must be minus the dB: "
+            f"{-arguments.threshold:g} for more than {arguments.threshold:g} dB"
+        )
     return LengthChoice(threshold=arguments.threshold, criterion=criterion)
 
 

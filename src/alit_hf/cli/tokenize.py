@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from alit_hf.cache import cache_folder
 from alit_hf.data_sources import is_hub_id
 from alit_hf.error_reason import reason
+from alit_hf.image_count import image_count
 from alit_hf.option_types import positive_integer
 
 from .errors import FAILED, FileError, UsageError, print_error
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OUT",
         required=True,
         help="a folder, which is made; or ORGANIZATION/NAME on the Hub, where there is no folder ORGANIZATION (write "
-        "./ORGANIZATION/NAME for a folder): the data set is pushed at the end, public where the repository is new",
+        "./ORGANIZATION/NAME for a folder): the data set is pushed at the end, private where the repository is new",
     )
     add_length_arguments(parser)
     parser.add_argument(
@@ -103,14 +104,15 @@ def run(arguments: argparse.Namespace, processes: "Processes | None" = None) -> 
     if summary is None:
         return 0
     if summary.num_images == 0:
-        raise FileError(f"none of {summary.num_undecodable} images can be decoded, see {folder}")
+        raise FileError(f"none of {image_count(summary.num_undecodable)} can be decoded, see {folder}")
     if repo_id is not None:
         try:
             print(push(folder, repo_id))
         except Exception as error:
             raise FileError(f"{repo_id} was not pushed: {reason(error)} (the same command pushes {folder})") from error
     if summary.num_undecodable:
-        print_error(f"{summary.num_undecodable} images could not be decoded, {folder} lists them in undecodable.jsonl")
+        undecodable = image_count(summary.num_undecodable)
+        print_error(f"{undecodable} could not be decoded, {folder} lists them in undecodable.jsonl")
     print(_summary(folder, summary))
     return FAILED if summary.num_undecodable else 0
 
@@ -125,8 +127,9 @@ def _folder_before_push(repo_id: str) -> Path:
 
 def _summary(folder: Path, summary: "TokenDatasetSummary") -> str:
     shortest, longest = min(summary.lengths), max(summary.lengths)
+    complete = " was complete, nothing was tokenized" if summary.was_complete else ""
     text = (
-        f"{folder}: {summary.num_images} images, {shortest} to {longest} tokens, "
+        f"{folder}{complete}: {image_count(summary.num_images)}, {shortest} to {longest} tokens, "
         f"{summary.num_tokens / summary.num_images:.1f} on average"
     )
     return text + (f"; {summary.num_unsatisfied} not below the threshold" if summary.num_unsatisfied else "")

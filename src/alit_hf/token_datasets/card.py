@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from alit_hf.image_count import image_count
+
 from .info import INFO_FILE, TokenDatasetInfo
 from .shards import Shards
 
@@ -40,8 +42,8 @@ def card(info: TokenDatasetInfo, shards: Shards, summary: "TokenDatasetSummary")
 # Tokens of {data}
 The pictures of {data} in tokens of the [ALIT](https://arxiv.org/abs/2411.02393) model `{info.model}`, {lengths}.
 
-{summary.num_images} images have {summary.num_tokens} tokens. {summary.num_undecodable} could not be decoded and have
-no row, see `{UNDECODABLE_FILE}`.
+{image_count(summary.num_images)} with {summary.num_tokens} tokens. {summary.num_undecodable} could not be
+decoded and have no row, see `{UNDECODABLE_FILE}`.
 
 | tokens | images |
 |---|---|

@@ -1,6 +1,7 @@
 """Rows of a data set of tokens back to pictures."""
 
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 
 from PIL import Image
@@ -11,6 +12,9 @@ from alit_hf.picture_codes import decode_pictures
 from alit_hf.token_file import check_fingerprints, model_fingerprint
 
 from .info import TokenDatasetInfo
+
+
+_COLUMNS = ("token_ids", "num_tokens", "original_size")
 
 
 class TokenDecoder:
@@ -24,7 +28,7 @@ class TokenDecoder:
         processor ([`ALITImageProcessor`]): makes pictures of pixels.
 
     Raises:
-        `ValueError`: if another model made the tokens.
+        `ValueError`: if another model made the tokens, or `dataset` is neither a folder nor a Hub id.
         `OSError`: if the data set is not there.
 
     Example:
@@ -48,20 +52,40 @@ class TokenDecoder:
         self.processor = processor
         check_fingerprints(bytes.fromhex(self.info.fingerprint), model_fingerprint(model))
 
-    def decode(self, rows: Mapping[str, Sequence]) -> list[Image.Image]:
+    def decode(self, rows: Mapping[str, Sequence] | Sequence[Mapping]) -> list[Image.Image]:
         """
         Args:
-            rows (`Mapping[str, Sequence]`): columns `token_ids`, `num_tokens` and `original_size` of some rows, as
-                slices of a data set give them. They are one batch for the model.
+            rows (`Mapping[str, Sequence]` or `Sequence[Mapping]`): columns `token_ids`, `num_tokens` and
+                `original_size` of some rows, as slices of a data set give them, plain or in the formats of `numpy` and
+                `torch`; or a list of rows. They are one batch for the model.
 
         Returns:
             `list[PIL.Image.Image]`: the picture of each row in the model's size, as `alit decode` gives it.
 
         Raises:
-            `ValueError`: for ids that the model cannot have made, or not in that number.
+            `ValueError`: for one row alone or what is no rows, and for ids that the model cannot have made, or not in
+                that number.
         """
-        values = zip(rows["token_ids"], rows["num_tokens"], rows["original_size"], strict=True)
-        return decode_pictures(self.model, self.processor, [self.info.token_file(*row) for row in values])
+        return decode_pictures(self.model, self.processor, [self.info.token_file(*row) for row in _values(rows)])
+
+
+def _values(rows: Mapping[str, Sequence] | Sequence[Mapping]) -> list[tuple[list[int], int, list[int]]]:
+    """What `_COLUMNS` hold of each row, in plain numbers."""
+    try:
+        if not isinstance(rows, Mapping):
+            rows = {name: [row[name] for row in rows] for name in _COLUMNS}
+        columns = ([_plain(value) for value in rows[name]] for name in _COLUMNS)
+        return [(list(ids), number, list(size)) for ids, number, size in zip(*columns, strict=True)]
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"`rows` is {reprlib.repr(rows)}, it must be rows with {', '.join(_COLUMNS)} as a slice of the data set "
+            "gives them: `codes[:8]`, for one row `codes[:1]`"
+        ) from error
+
+
+def _plain(value):
+    """A number or list of numbers, where the data set's format makes arrays or tensors of them."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 __all__ = ["TokenDecoder"]

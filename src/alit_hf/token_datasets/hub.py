@@ -17,7 +17,7 @@ _OF_EVERY_REPOSITORY = {".gitattributes", CARD_FILE}
 
 def check_repository(repo_id: str, info: TokenDatasetInfo) -> None:
     """
-    Makes the repository if there is none.
+    Makes the repository if there is none, a private one: a name may have been meant for a folder.
 
     Args:
         repo_id (`str`): of a data set, `ORGANIZATION/NAME`.
@@ -27,18 +27,21 @@ def check_repository(repo_id: str, info: TokenDatasetInfo) -> None:
         [`OutputError`]: without a login, if the Hub refuses or cannot be reached, or if the repository holds something
             else than such tokens.
     """
+    folder_instead = f"(for a folder write ./{repo_id})"
     if is_offline_mode():
-        raise OutputError(f"{repo_id} is on the Hub, which is not asked while HF_HUB_OFFLINE is set")
+        raise OutputError(f"{repo_id} is on the Hub, which is not asked while HF_HUB_OFFLINE is set {folder_instead}")
     api = HfApi()
     try:
         api.whoami()
-        api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
+        api.create_repo(repo_id, repo_type="dataset", private=True, exist_ok=True)
         files = set(api.list_repo_files(repo_id, repo_type="dataset"))
         differences = info.differences(TokenDatasetInfo.load(repo_id)) if INFO_FILE in files else []
     except LocalTokenNotFoundError as error:
-        raise OutputError(f"pushing to {repo_id} needs a login: run `hf auth login`, or set HF_TOKEN") from error
+        raise OutputError(
+            f"pushing to {repo_id} needs a login: run `hf auth login`, or set HF_TOKEN {folder_instead}"
+        ) from error
     except Exception as error:  # the Hub's client raises its own and those of the connection
-        raise OutputError(f"the data set {repo_id} on the Hub cannot be used: {error}") from error
+        raise OutputError(f"the data set {repo_id} on the Hub cannot be used: {error} {folder_instead}") from error
     if differences:
         raise OutputError(f"the data set {repo_id} holds tokens of another run, {'; '.join(differences)}")
     others = sorted(files - _OF_EVERY_REPOSITORY)

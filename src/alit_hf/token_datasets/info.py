@@ -8,6 +8,7 @@ from pathlib import Path
 
 import huggingface_hub
 
+from alit_hf.data_sources import is_hub_id
 from alit_hf.image_processing_alit import ALITImageProcessor
 from alit_hf.picture_codes import PictureEncoder
 from alit_hf.public_names import public_name
@@ -115,11 +116,15 @@ class TokenDatasetInfo:
             dataset (`str` or `Path`): a folder that `alit tokenize` wrote, or a Hub id.
 
         Raises:
-            `ValueError`: if the file in it was not written by `alit tokenize`.
+            `ValueError`: if `dataset` is neither, or the file in it was not written by `alit tokenize`.
             `OSError`: if there is none, or it cannot be read.
         """
         path = Path(dataset, INFO_FILE)
         if not Path(dataset).is_dir():
+            if not is_hub_id(str(dataset)):
+                raise ValueError(
+                    f"`dataset` is {str(dataset)!r}, it must be a folder that exists or a Hub id, ORGANIZATION/NAME"
+                )
             path = Path(huggingface_hub.hf_hub_download(str(dataset), INFO_FILE, repo_type="dataset"))
         return cls.from_json(path.read_text(encoding="utf-8"))
 

@@ -52,12 +52,14 @@ class TokenDatasetSummary:
         num_undecodable (`int`): pictures that could not be decoded and have no row.
         lengths (`dict[int, int]`): number of rows with each number of tokens, the shortest first.
         num_unsatisfied (`int`): rows whose score is not below the threshold at full length.
+        was_complete (`bool`): whether all rows were there already, so that nothing was tokenized.
     """
 
     num_images: int
     num_undecodable: int
     lengths: dict[int, int]
     num_unsatisfied: int
+    was_complete: bool
 
     @property
     def num_tokens(self) -> int:
@@ -117,9 +119,10 @@ def tokenize_rows(
     if problem := processes.gather([problem])[0]:
         raise OutputError(problem)
     done = _records_by_part(shards)
+    was_complete = _missing_shard(rows, done) is None
     _Run(rows, encoder, processor, shards, info.rows_per_shard, batch_size, processes).work(done)
     processes.gather([])
-    return _finish(folder, rows, info, shards) if processes.rank == 0 else None
+    return _finish(folder, rows, info, shards, was_complete) if processes.rank == 0 else None
 
 
 def _prepare(folder: Path, info: TokenDatasetInfo) -> None:
@@ -299,19 +302,29 @@ def _records_by_part(shards: Shards) -> dict[int, dict[int, ShardRecord]]:
     return records
 
 
-def _finish(folder: Path, rows: ImageRows, info: TokenDatasetInfo, shards: Shards) -> TokenDatasetSummary:
-    records = _records_by_part(shards)
+def _missing_shard(rows: ImageRows, records: dict[int, dict[int, ShardRecord]]) -> tuple[int, int] | None:
+    """Part and block of the first shard that is not there, `None` where all are."""
     for part in range(rows.num_parts):
         if (block := first_missing_block(records[part])) is not None:
-            raise ValueError(f"{shards.path(part, block)} is not there, though all processes are done")
+            return part, block
+    return None
+
+
+def _finish(
+    folder: Path, rows: ImageRows, info: TokenDatasetInfo, shards: Shards, was_complete: bool
+) -> TokenDatasetSummary:
+    if missing := _missing_shard(rows, _records_by_part(shards)):
+        raise ValueError(f"{shards.path(*missing)} is not there, though all processes are done")
     undecodable = [image for record in shards.records() for image in record.undecodable]
     _write(folder / UNDECODABLE_FILE, "".join(json.dumps(image) + "\n" for image in undecodable))
-    summary = _summarize(shards, info, len(undecodable))
+    summary = _summarize(shards, info, len(undecodable), was_complete)
     _write(folder / CARD_FILE, card(info, shards, summary))
     return summary
 
 
-def _summarize(shards: Shards, info: TokenDatasetInfo, num_undecodable: int) -> TokenDatasetSummary:
+def _summarize(
+    shards: Shards, info: TokenDatasetInfo, num_undecodable: int, was_complete: bool
+) -> TokenDatasetSummary:
     lengths: dict[int, int] = defaultdict(int)
     num_unsatisfied = 0
     for path in shards.paths():
@@ -320,7 +333,9 @@ def _summarize(shards: Shards, info: TokenDatasetInfo, num_undecodable: int) -> 
             lengths[length] += 1
         if info.threshold is not None:
             num_unsatisfied += sum(not score < info.threshold for score in columns["score"])
-    return TokenDatasetSummary(sum(lengths.values()), num_undecodable, dict(sorted(lengths.items())), num_unsatisfied)
+    return TokenDatasetSummary(
+        sum(lengths.values()), num_undecodable, dict(sorted(lengths.items())), num_unsatisfied, was_complete
+    )
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,0 +1,9 @@
+"""How many images, in words."""
+
+
+def image_count(number: int) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number} image" + ("" if number == 1 else "s")
+
+
+__all__ = ["image_count"]
