@@ -141,7 +141,7 @@ def test_a_picture_that_occurs_twice_is_not_tested_on_after_training(model, proc
     assert results["alone"]["results"].pop("repeated") == 0
     assert results["twice"]["results"]["classes"]["a"] == {"train": 15, "test": 5}
     assert results["twice"]["results"] == results["alone"]["results"]
-    assert results["twice"]["finding"].endswith("; 40 images left out that repeat others")
+    assert results["twice"]["finding"].endswith("; 40 images equal to others left out")
 
 
 def test_images_of_training_are_not_tested_on(model, processor, tmp_path):

@@ -17,6 +17,7 @@ from alit_hf.evaluation.images import EvaluationImages
 from alit_hf.evaluation.lengths import code_lengths
 from alit_hf.evaluation.rounding import rounded
 from alit_hf.evaluation.settings import SettingsError
+from alit_hf.image_count import image_count
 
 from .analysis import Analysis, Context, ImageBatch, RunSettings
 from .charts import draw_estimates, new_figure, style
@@ -265,7 +266,7 @@ class Probe(Analysis):
         base = in_words(results["base_latents"]["accuracy"])
         # It is of the same images as every accuracy.
         majority = base if results["majority"] is None else f"{results['majority']:.3f}"
-        repeated = f"; {results['repeated']} images left out that repeat others" if results["repeated"] else ""
+        repeated = f"; {image_count(results['repeated'])} equal to others left out" if results["repeated"] else ""
 
         def accuracy(kind: str, length: str) -> str:
             return in_words(results[kind][length]["accuracy"])
