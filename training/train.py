@@ -1,9 +1,10 @@
 """
 Trains: `accelerate launch training/train.py --config training/configs/NAME.yaml [--field value …]`.
 
-Sections are reached with a dot: `--optimization.max_steps 100 --data.train "[a.parquet, b.parquet]"`. Exit codes: 0
-for a finished run, 2 for a wrong configuration, 3 for a run that cannot go on (non-finite loss, undecodable images, a
-checkpoint that cannot be written), 75 where SIGTERM ended it after a checkpoint.
+Sections are reached with a dot: `--optimization.max_steps 100 --data.train "[a.parquet, b.parquet]"`. Where the file
+describes a sequence of runs, such a value holds for all of them, and `--sequence.base.optimization.max_steps 100` for
+one. Exit codes: 0 for a finished run, 2 for a wrong configuration, 3 for a run that cannot go on (non-finite loss,
+undecodable images, a checkpoint that cannot be written), 75 where SIGTERM ended it after a checkpoint.
 """
 
 import argparse
