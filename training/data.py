@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import logging
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -359,7 +360,7 @@ def training_batches(
         images: the indexed images; None for a stream.
     """
     workers = config.num_workers
-    common = {"num_workers": workers, "pin_memory": pin_memory}
+    common = {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": _leave_ctrl_c_to_the_run}
     if images is not None:
         return iter(DataLoader(images, batch_sampler=RankPositions(split, first_step), **common))
     stream = StreamedImages(config, seed, split, first_step)
@@ -371,6 +372,11 @@ def training_batches(
     batches = iter(DataLoader(stream, batch_size=split.micro_batch_size, **common))
     # Workers take turns, the first one first. A stream that goes on at another one's turn gives up the turns before.
     return itertools.islice(batches, stream.first_batch % max(1, workers), None)
+
+
+def _leave_ctrl_c_to_the_run(_: int) -> None:
+    """A terminal sends SIGINT to workers, too, which the run needs up to its checkpoint; they end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def check_undecodable(undecodable: int, seen: int, allowed_share: float) -> None:

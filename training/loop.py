@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import signal
 import time
 from pathlib import Path
 
@@ -30,7 +31,7 @@ _PICTURES = 8
 
 
 class InterruptedTrainingError(RuntimeError):
-    """SIGTERM came; a checkpoint was written."""
+    """SIGTERM or SIGINT came; a checkpoint was written."""
 
 
 def train(config: TrainingConfig) -> None:
@@ -185,8 +186,9 @@ class Trainer:
                     if not (finished or interrupted) and _is_time(progress.steps, self.config.push_every):
                         self._push(checkpoint / MODEL_FOLDER)
                 if interrupted and not finished:
+                    name = signal.Signals(interrupted).name
                     raise InterruptedTrainingError(
-                        f"Stopped by SIGTERM after {progress.steps} of {self.max_steps} steps."
+                        f"Stopped by {name} after {progress.steps} of {self.max_steps} steps."
                     )
         display.close()
         exported = self.checkpointer.export()

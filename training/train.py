@@ -4,7 +4,8 @@ Trains: `accelerate launch training/train.py --config training/configs/NAME.yaml
 Sections are reached with a dot: `--optimization.max_steps 100 --data.train "[a.parquet, b.parquet]"`. Where the file
 describes a sequence of runs, such a value holds for all of them, and `--sequence.base.optimization.max_steps 100` for
 one. Exit codes: 0 for a finished run, 2 for a wrong configuration, 3 for a run that cannot go on (non-finite loss,
-undecodable images, a checkpoint that cannot be written), 75 where SIGTERM ended it after a checkpoint.
+undecodable images, a checkpoint that cannot be written), 75 where SIGTERM or SIGINT (Ctrl-C) ended it after
+a checkpoint, 130 where Ctrl-C ended it at once: before the first step, after the last one, or pressed again.
 """
 
 import argparse
@@ -30,6 +31,8 @@ from training.monitoring import NonFiniteLossError
 EXIT_WRONG_USE = 2
 EXIT_FAILED = 3
 EXIT_INTERRUPTED = 75
+# What shells report for a process that SIGINT ended.
+EXIT_ENDED_AT_ONCE = 130
 
 
 def main(arguments: list[str]) -> int:
@@ -62,6 +65,9 @@ def main(arguments: list[str]) -> int:
     except InterruptedTrainingError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print("train.py: Stopped by SIGINT outside of steps; checkpoints are as they were.", file=sys.stderr)
+        return EXIT_ENDED_AT_ONCE
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from training.loop import train
 from training.monitoring import Display
-from training.train import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_USE, main
+from training.train import EXIT_ENDED_AT_ONCE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_USE, main
 
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,7 @@ PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in ("src", ".", "test
 SHARDED_RUN = Path(__file__).parent / "sharded_run.py"
 
 
-def run(command: list[str], **environment: str) -> subprocess.CompletedProcess:
+def run(command: list[str], start_new_session: bool = False, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
@@ -32,6 +33,7 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess:
         text=True,
         timeout=600,
         check=False,
+        start_new_session=start_new_session,
     )
 
 
@@ -178,6 +180,26 @@ def test_sharded_ranks_compute_what_whole_ones_do(sequence, config_file, tmp_pat
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.timeout(300)
+def test_ctrl_c_stops_a_run_with_workers_and_pressed_again_ends_it_at_once(values, config_file, tmp_path):
+    """SIGINT for the whole process group, as from a terminal, which workers must outlive up to the checkpoint."""
+    fields = {"data__num_workers": 2, "optimization__max_steps": 10**6, "logging__log_every": 1}
+    path = config_file(values("distill", **fields, output_dir=str(tmp_path / "run")))
+    once = press_ctrl_c(path, "--output_dir", str(tmp_path / "once"), STOP_AT_STEP="3", PRESSES="1")
+    assert once.returncode == EXIT_INTERRUPTED, once.stderr
+    assert "train.py: Stopped by SIGINT after 4 of" in once.stderr
+    assert "Traceback" not in once.stderr
+    assert (tmp_path / "once" / "checkpoint-4").is_dir()
+    twice = press_ctrl_c(path, "--output_dir", str(tmp_path / "twice"), STOP_AT_STEP="3", PRESSES="2")
+    assert twice.returncode == -signal.SIGINT, twice.stderr
+    assert "Traceback" not in twice.stderr
+    assert not (tmp_path / "twice" / "checkpoint-4").exists()
+
+
+def press_ctrl_c(path: str, *overrides: str, **environment: str) -> subprocess.CompletedProcess:
+    return run([str(RECORDED_RUN), "--config", path, *overrides], start_new_session=True, **environment)
+
+
 def test_exit_codes(values, config_file, tmp_path, monkeypatch, capsys):
     path = config_file(values("distill", data__train=[str(tmp_path / "nowhere.png")]))
     assert main(["--config", path, "--optimization.lerning_rate", "1"]) == EXIT_WRONG_USE
@@ -195,6 +217,11 @@ def test_exit_codes(values, config_file, tmp_path, monkeypatch, capsys):
             "training.loop.Trainer._set_learning_rate", lambda self: terminate() or setattr(self, "learning_rate", 0)
         )
         assert main(["--config", path]) == EXIT_INTERRUPTED
+    with monkeypatch.context() as patch:
+        capsys.readouterr()
+        patch.setattr("training.loop.TrainingImages", Mock(side_effect=KeyboardInterrupt))
+        assert main(["--config", path, "--resume", "latest"]) == EXIT_ENDED_AT_ONCE
+        assert capsys.readouterr().err.startswith("train.py: Stopped by SIGINT outside of steps")
     with monkeypatch.context() as patch:
         patch.setattr("accelerate.Accelerator.save_state", lambda *_: (tmp_path / "no" / "folder").mkdir())
         assert main(["--config", path, "--resume", "latest"]) == EXIT_FAILED
