@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from training.checkpointing import CheckpointError
 from training.configuration import load_configs
 from training.data import UndecodableImagesError
-from training.loop import InterruptedTrainingError, train
+from training.loop import CannotStartError, InterruptedTrainingError, train
 from training.monitoring import NonFiniteLossError
 
 
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     try:
         configs = load_configs(known.config, overrides)
     except (ValueError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        _print_error(error)
         return EXIT_WRONG_USE
 
     # Accelerate would know, too, but must not be asked before the run has configured it.
@@ -56,11 +56,15 @@ def main(arguments: list[str]) -> int:
     try:
         for config in configs:
             train(config)
+    except CannotStartError as error:
+        _print_error(error)
+        return EXIT_WRONG_USE
     except ValueError as error:
+        # Between steps: where it comes from matters.
         logging.getLogger(__name__).error("%s", error, exc_info=True)
         return EXIT_WRONG_USE
     except (NonFiniteLossError, UndecodableImagesError, CheckpointError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        _print_error(error)
         return EXIT_FAILED
     except InterruptedTrainingError as error:
         print(f"train.py: {error}", file=sys.stderr)
@@ -72,6 +76,11 @@ def main(arguments: list[str]) -> int:
         if dist.is_initialized():
             dist.destroy_process_group()
     return 0
+
+
+def _print_error(error: Exception) -> None:
+    """One line on stderr."""
+    print("train.py: error:", " ".join(str(error).split()), file=sys.stderr)
 
 
 if __name__ == "__main__":
