@@ -50,6 +50,8 @@ def open_source(config: DataConfig, part: Literal["train", "validation"], stream
     name, source, image_column = f"data.{part}", getattr(config, part), config.image_column
     if _is_hub_id(source):
         split = config.split if part == "train" else config.validation_split
+        # Without a network that takes half a minute of retries to fail.
+        logger.info("%s: there is no file or folder %r here, asking the Hub", name, source[0])
         problem = f"`{name}` is {source}, there is no such file or folder, and it could not be loaded from the Hub"
         dataset = _load(problem, source[0], split=split, streaming=streaming)
     else:

@@ -241,13 +241,15 @@ def test_one_missing_file_of_several_is_named(refusal, photo_folder):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_source_that_the_hub_does_not_have_either_is_refused_in_one_line(refusal, monkeypatch, streaming):
+def test_a_source_that_the_hub_does_not_have_either_is_refused_in_one_line(refusal, monkeypatch, caplog, streaming):
+    caplog.set_level("INFO")
     monkeypatch.setattr("datasets.load_dataset", no_network)
     flags = ["--data.streaming", "--data.in_memory", "false"] if streaming else []
     assert refusal("--data.train", "my/photos", *flags) == (
         "`data.train` is ['my/photos'], there is no such file or folder, and it could not be loaded from the Hub: "
         "Couldn't reach 'my/photos' on the Hub"
     )
+    assert "data.train: there is no file or folder 'my/photos' here, asking the Hub" in caplog.messages
 
 
 def test_a_folder_without_images_is_no_hub_id(refusal, tmp_path):
