@@ -132,10 +132,9 @@ class OptimizationConfig:
             )
         require(min(self.warmup_steps, self.warmup_epochs) == 0, name + "warmup_steps", self.warmup_steps, "0")
         require(max(self.warmup_steps, self.warmup_epochs) >= 0, name + "warmup_steps", self.warmup_steps, "0 or more")
-        if self.max_steps:
-            require(self.warmup_steps < self.max_steps, name + "warmup_steps", self.warmup_steps, "below max_steps")
-        if self.epochs:
-            require(self.warmup_epochs < self.epochs, name + "warmup_epochs", self.warmup_epochs, "below epochs")
+        for length, warmup in (("max_steps", "warmup_steps"), ("epochs", "warmup_epochs")):
+            most, value = getattr(self, length), getattr(self, warmup)
+            require(most == 0 or value < most, name + warmup, value, f"below {length}, which is {most}")
         require(self.max_minutes >= 0, name + "max_minutes", self.max_minutes, "at least 0")
         betas = self.betas
         require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), name + "betas", betas, "two in [0, 1)")

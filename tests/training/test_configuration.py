@@ -46,7 +46,7 @@ def test_overrides_reach_fields_and_sections(values, tmp_path):
         ("optimization__learning_rate", float("nan"), "finite"),
         ("optimization__base_learning_rate", 1e-4, "optimization.learning_rate"),
         ("optimization__epochs", 3, "optimization.max_steps"),
-        ("optimization__warmup_steps", 6, "below max_steps"),
+        ("optimization__warmup_steps", 6, "below max_steps, which is 6"),
         ("optimization__ema_decay", 1.0, "in \\[0, 1\\)"),
         ("optimization__mixed_precision", "fp8", "mixed_precision"),
         ("logging__keep", 0, "`logging.keep` is 0"),
