@@ -132,10 +132,9 @@ class OptimizationConfig:
             )
         require(min(self.warmup_steps, self.warmup_epochs) == 0, name + "warmup_steps", self.warmup_steps, "0")
         require(max(self.warmup_steps, self.warmup_epochs) >= 0, name + "warmup_steps", self.warmup_steps, "0 or more")
-        if self.max_steps:
-            require(self.warmup_steps < self.max_steps, name + "warmup_steps", self.warmup_steps, "below max_steps")
-        if self.epochs:
-            require(self.warmup_epochs < self.epochs, name + "warmup_epochs", self.warmup_epochs, "below epochs")
+        for length, warmup in (("max_steps", "warmup_steps"), ("epochs", "warmup_epochs")):
+            most, value = getattr(self, length), getattr(self, warmup)
+            require(most == 0 or value < most, name + warmup, value, f"below {length}, which is {most}")
         require(self.max_minutes >= 0, name + "max_minutes", self.max_minutes, "at least 0")
         betas = self.betas
         require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), name + "betas", betas, "two in [0, 1)")
@@ -240,15 +239,24 @@ def load_configs(path: str | Path, overrides: list[str] = ()) -> list[TrainingCo
             `sequence: {NAME: {…}, …}` makes it several runs. Each has the fields under its name over the file's; its
             stage is NAME, it writes to the folder NAME in `output_dir` and starts from what the run before it wrote,
             where it does not say otherwise; `-NAME` is appended to `hub_model_id`.
-        overrides: `["--seed", "1", "--data.image_size", "128", …]`; a dot leads into a section.
+        overrides: `["--seed", "1", "--data.image_size", "128", …]`; a dot leads into a section. In a sequence they
+            hold for all runs, whatever the file has under their names; `--sequence.NAME.seed 1` holds above these for
+            one. `--output_dir` and `--hub_model_id` get each run's name appended, `--init_from` is for the first run.
 
     Raises:
         `ValueError`: for a misspelt field, a value of the wrong type or an impossible one; the message names it.
         `OSError`: where the file cannot be read.
     """
     values = _read_yaml(Path(path))
-    for name, value in _pairs(overrides):
+    pairs = _pairs(overrides)
+    for_all = [(name, value) for name, value in pairs if not name.startswith("sequence.")]
+    for name, value in for_all:
         _set(values, name, value)
+    if isinstance(values.get("sequence"), dict):
+        values["sequence"] = _giving_way(values["sequence"], dict(for_all))
+    for name, value in pairs:
+        if name.startswith("sequence."):
+            _set(values, name, value)
     sequence = values.pop("sequence", None)
     if sequence is None:
         return [config_from_dict(values)]
@@ -333,6 +341,31 @@ def _set(values: dict[str, Any], name: str, value: Any) -> None:
         if not isinstance(values, dict):
             raise ValueError(f"`--{name}`: {section} is no section.")
     values[last] = value
+
+
+def _giving_way(sequence: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """The runs of a sequence without what the command line sets for all of them."""
+    first = next(iter(sequence), "NAME")
+    if "stage" in overrides:
+        raise ValueError(
+            f"`--stage` is {overrides['stage']!r}, but runs of a sequence have their own: `--sequence.{first}.stage`."
+        )
+    runs = {}
+    for name, run in sequence.items():
+        for field_name in overrides:
+            # Stages start from different kinds of models: one for all of them there cannot be.
+            if field_name != "init_from" or name == first:
+                run = _without(run, field_name)
+        runs[name] = run
+    return runs
+
+
+def _without(values: Any, name: str) -> Any:
+    section, _, rest = name.partition(".")
+    if not isinstance(values, dict) or section not in values:
+        return values
+    below = {section: _without(values[section], rest)} if rest else {}
+    return {key: value for key, value in values.items() if key != section} | below
 
 
 def _build(kind: type, values: Any, prefix: str) -> Any:

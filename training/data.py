@@ -5,9 +5,12 @@ import importlib.util
 import itertools
 import logging
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -17,9 +20,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 from tqdm import tqdm
 
+from alit_hf.error_reason import reason
 from alit_hf.image_io import open_image
 
-from .configuration import DataConfig
+from .configuration import DataConfig, is_repo_id
 
 
 logger = logging.getLogger(__name__)
@@ -32,26 +36,33 @@ class UndecodableImagesError(RuntimeError):
     """More images than `data.max_undecodable` allows could not be decoded."""
 
 
-def open_source(source: list[str], split: str, image_column: str, streaming: bool = False):
+def open_source(config: DataConfig, part: Literal["train", "validation"], streaming: bool = False):
     """
-    A `datasets` dataset (an iterable one where `streaming`) whose `image_column` is read but not decoded: each row has
+    A `datasets` dataset (an iterable one where `streaming`) whose column `image` is read but not decoded: each row has
     `{"bytes": …, "path": …}` there.
 
     Args:
-        source: see `DataConfig.train`.
+        part: the field of `config` that names the source.
 
     Raises:
-        `ValueError`: where files or column are missing, or the kinds of file are mixed.
+        `ValueError`: where files or column are missing, the kinds of file are mixed, or the source cannot be loaded.
     """
-    files = _files(source)
-    if files is None:
-        dataset = datasets.load_dataset(source[0], split=split, streaming=streaming)
+    name, source, image_column = f"data.{part}", getattr(config, part), config.image_column
+    if _is_hub_id(source):
+        split = config.split if part == "train" else config.validation_split
+        # Without a network that takes half a minute of retries to fail.
+        logger.info("%s: there is no file or folder %r here, asking the Hub", name, source[0])
+        problem = f"`{name}` is {source}, there is no such file or folder, and it could not be loaded from the Hub"
+        dataset = _load(problem, source[0], split=split, streaming=streaming)
     else:
-        kind = _kind(files)
-        dataset = datasets.load_dataset(kind, data_files={"train": files}, split="train", streaming=streaming)
+        files = _files(name, source)
+        kind = _kind(name, source, files)
+        problem = f"`{name}` is {source}, which cannot be read"
+        dataset = _load(problem, kind, data_files={"train": files}, split="train", streaming=streaming)
         if kind == "webdataset":
             # Its columns are the suffixes of the files inside.
-            image_column = next((name for name in dataset.column_names if f".{name}" in _IMAGE_SUFFIXES), image_column)
+            columns = dataset.column_names
+            image_column = next((column for column in columns if f".{column}" in _IMAGE_SUFFIXES), image_column)
     columns = dataset.column_names
     if columns is not None and image_column not in columns:
         raise ValueError(f"`data.image_column` is {image_column!r}, {source} has the columns {columns}.")
@@ -59,35 +70,53 @@ def open_source(source: list[str], split: str, image_column: str, streaming: boo
     return dataset if image_column == "image" else dataset.rename_column(image_column, "image")
 
 
-def _files(source: list[str]) -> list[str] | None:
-    """The files that `source` means, or None where it is a Hub id."""
+def _load(problem: str, *arguments: Any, **named: Any):
+    """`datasets.load_dataset`, whose many kinds of errors become a `ValueError` of the problem and the reason."""
+    try:
+        return datasets.load_dataset(*arguments, **named)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        generating = isinstance(error, datasets.exceptions.DatasetGenerationError)
+        raise ValueError(
+            f"{problem}: {reason(error.__cause__ if generating and error.__cause__ else error)}"
+        ) from error
+
+
+def _is_hub_id(source: list[str]) -> bool:
+    return (
+        len(source) == 1 and is_repo_id(source[0]) and not os.path.lexists(source[0]) and not _is_data_file(source[0])
+    )
+
+
+def _files(name: str, source: list[str]) -> list[str]:
+    """The files that `source`, the field of that name, means."""
     files = []
     for entry in source:
-        path = _package_path(entry) if entry.startswith("package://") else entry
+        path = _package_path(name, entry) if entry.startswith("package://") else entry
         if Path(path).is_dir():
-            files += sorted(str(file) for file in Path(path).rglob("*") if file.is_file() and _is_data_file(file))
+            found = sorted(str(file) for file in Path(path).rglob("*") if file.is_file() and _is_data_file(file))
+            missing = f"the folder {entry!r} has no images, parquet or tar files"
         else:
-            files += sorted(glob.glob(path))
-    if files:
-        return files
-    if len(source) == 1 and source[0].count("/") == 1 and not _is_data_file(source[0]):
-        return None
-    raise ValueError(f"`data` names {source}, but no such file or folder with images, parquet or tar files exists.")
+            found = sorted(glob.glob(path))
+            missing = f"there is no file or folder {entry!r}"
+        if not found:
+            raise ValueError(f"`{name}` is {source}, but {missing}.")
+        files += found
+    return files
 
 
 def _is_data_file(path: str | Path) -> bool:
     return Path(path).suffix.lower() in {".parquet", ".tar"} | _IMAGE_SUFFIXES
 
 
-def _package_path(entry: str) -> str:
+def _package_path(name: str, entry: str) -> str:
     package, _, path = entry.removeprefix("package://").partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"`data` names {entry}, but the Python package {package} is not installed.")
+        raise ValueError(f"`{name}` has {entry!r}, but the Python package {package} is not installed.")
     return str(Path(spec.submodule_search_locations[0]) / path)
 
 
-def _kind(files: list[str]) -> str:
+def _kind(name: str, source: list[str], files: list[str]) -> str:
     suffixes = {Path(file).suffix.lower() for file in files}
     if suffixes == {".parquet"}:
         return "parquet"
@@ -95,7 +124,9 @@ def _kind(files: list[str]) -> str:
         return "webdataset"
     if suffixes <= _IMAGE_SUFFIXES:
         return "imagefolder"
-    raise ValueError(f"`data` names files of several kinds, {sorted(suffixes)}; one of parquet, tar or images.")
+    raise ValueError(
+        f"`{name}` is {source}, files {sorted(suffixes)}; they must be all parquet, all tar or all images."
+    )
 
 
 def decode(cell: dict) -> Image.Image:
@@ -134,17 +165,23 @@ def _as_tensor(pixels: np.ndarray) -> torch.Tensor:
 
 def load_validation(config: DataConfig) -> torch.Tensor:
     """The first `validation_images` centre crops that can be decoded, uint8 `(B, 3, image_size, image_size)`."""
-    crops = []
-    for row in open_source(config.validation, config.validation_split, config.image_column):
+    crops, first_error = [], None
+    for row in open_source(config, "validation"):
         if len(crops) == config.validation_images:
             break
         try:
             crops.append(center_crop(decode(row["image"]), config.image_size))
         except ValueError as error:
             logger.warning("Validation image skipped: %s", error)
+            first_error = first_error or error
     if not crops:
-        raise ValueError(f"`data.validation` is {config.validation}, it must have images that can be decoded.")
+        raise _no_images("data.validation", config.validation, first_error)
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
+
+
+def _no_images(name: str, source: list[str], first_error: ValueError | None) -> ValueError:
+    why = "" if first_error is None else f" that can be decoded, the first one cannot: {reason(first_error)}"
+    return ValueError(f"`{name}` is {source}, it must have images{why}.")
 
 
 def _thumbnail(picture: Image.Image, shorter_side: int) -> np.ndarray:
@@ -172,7 +209,7 @@ class TrainingImages(Dataset):
     def __init__(self, config: DataConfig, seed: int, show_progress: bool = False):
         self.config = config
         self.seed = seed
-        self.images = open_source(config.train, config.split, config.image_column)
+        self.images = open_source(config, "train")
         self.fingerprint: str = self.images._fingerprint
         """Changes with the source's files, by path, size and time of change, or with the Hub's revision."""
         self.base_latents: Callable[[int, int], torch.Tensor] | None = None
@@ -180,20 +217,23 @@ class TrainingImages(Dataset):
         if config.in_memory:
             self.images = self._decode_all(show_progress)
         if len(self.images) == 0:
-            raise ValueError(f"`data.train` is {config.train}, it must have images.")
+            raise _no_images("data.train", config.train, None)
         self._epoch_order = (-1, np.empty(0, dtype=np.int64))
 
     def _decode_all(self, show_progress: bool) -> list[np.ndarray]:
         shorter_side = round(self.config.image_size / self.config.crop_scale)
-        decoded, undecodable = [], 0
+        decoded, undecodable, first_error = [], 0, None
         rows = tqdm(self.images, "decoding", unit="image", disable=not show_progress, mininterval=5)
         for number, row in enumerate(rows):
             try:
                 decoded.append(_thumbnail(decode(row["image"]), shorter_side))
             except ValueError as error:
                 undecodable += 1
+                first_error = first_error or error
                 logger.warning("Image %d of the training data skipped: %s", number, error)
         check_undecodable(undecodable, len(self.images), self.config.max_undecodable)
+        if not decoded:
+            raise _no_images("data.train", self.config.train, first_error)
         return decoded
 
     def __len__(self) -> int:
@@ -273,7 +313,7 @@ class StreamedImages(IterableDataset):
         self.seed = seed
         self.split = split
         self.first_batch = first_step * split.micro_batches
-        rows = open_source(config.train, config.split, config.image_column, streaming=True)
+        rows = open_source(config, "train", streaming=True)
         self.rows = split_dataset_by_node(
             rows.shuffle(seed=seed, buffer_size=config.shuffle_buffer), rank=split.rank, world_size=split.num_ranks
         )
@@ -359,7 +399,7 @@ def training_batches(
         images: the indexed images; None for a stream.
     """
     workers = config.num_workers
-    common = {"num_workers": workers, "pin_memory": pin_memory}
+    common = {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": _leave_ctrl_c_to_the_run}
     if images is not None:
         return iter(DataLoader(images, batch_sampler=RankPositions(split, first_step), **common))
     stream = StreamedImages(config, seed, split, first_step)
@@ -371,6 +411,11 @@ def training_batches(
     batches = iter(DataLoader(stream, batch_size=split.micro_batch_size, **common))
     # Workers take turns, the first one first. A stream that goes on at another one's turn gives up the turns before.
     return itertools.islice(batches, stream.first_batch % max(1, workers), None)
+
+
+def _leave_ctrl_c_to_the_run(_: int) -> None:
+    """A terminal sends SIGINT to workers, too, which the run needs up to its checkpoint; they end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def check_undecodable(undecodable: int, seen: int, allowed_share: float) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import signal
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set
 from .averaging import WeightAverage
 from .checkpointing import MODEL_FOLDER, Checkpointer, Progress, find_checkpoint
 from .configuration import TrainingConfig, config_to_dict, require
-from .data import BatchSplit, TrainingImages, check_undecodable, load_validation, training_batches
+from .data import BatchSplit, TrainingImages, check_undecodable, load_validation, open_source, training_batches
 from .interruption import Interruption
 from .latent_cache import cached_latents
 from .monitoring import Display, ScalarWindow, mean_scores, picture_columns
@@ -30,7 +31,11 @@ _PICTURES = 8
 
 
 class InterruptedTrainingError(RuntimeError):
-    """SIGTERM came; a checkpoint was written."""
+    """SIGTERM or SIGINT came; a checkpoint was written."""
+
+
+class CannotStartError(ValueError):
+    """The configuration does not fit the data, the files or the number of ranks."""
 
 
 def train(config: TrainingConfig) -> None:
@@ -41,10 +46,13 @@ def train(config: TrainingConfig) -> None:
     `from_pretrained` loads.
 
     Raises:
-        `ValueError`: where the configuration does not fit the data, the files or the number of ranks.
+        `CannotStartError`: before anything is written, where data or models are not what the configuration says.
         `NonFiniteLossError`, `InterruptedTrainingError`, `UndecodableImagesError`, `CheckpointError`: see there.
     """
-    trainer = Trainer(config)
+    try:
+        trainer = Trainer(config)
+    except ValueError as error:
+        raise CannotStartError(str(error)) from error
     try:
         trainer.run()
     finally:
@@ -89,19 +97,19 @@ class Trainer:
                 "gradient_accumulation_steps": self.split.micro_batches,
             }
         self.publisher = Publisher(config) if config.push_to_hub and accelerator.is_main_process else None
-        if accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
-            (self.output_dir / "config.yaml").write_text(text, encoding="utf-8")
 
+        # First, as all of the training images can take long to decode.
+        self.held_out = load_validation(config.data) if config.data.validation else None
         images = None
         self.max_steps, self.warmup_steps = settings.max_steps, settings.warmup_steps
-        if not config.data.streaming:
+        if config.data.streaming:
+            # The batches open it again, but a wrong source is to be found before anything is written.
+            open_source(config.data, "train", streaming=True)
+        else:
             images = TrainingImages(config.data, config.seed, show_progress=accelerator.is_local_main_process)
             steps_per_epoch = max(1, len(images) // settings.batch_size)
             self.max_steps = self.max_steps or settings.epochs * steps_per_epoch
             self.warmup_steps = self.warmup_steps or settings.warmup_epochs * steps_per_epoch
-        self.held_out = load_validation(config.data) if config.data.validation else None
 
         set_seed(config.seed)
         self.stage = stage = STAGES[config.stage].build(config).to(accelerator.device)
@@ -110,6 +118,10 @@ class Trainer:
         if settings.compile:
             for part in stage.compiled_parts():
                 part.compile()
+        if accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
+            (self.output_dir / "config.yaml").write_text(text, encoding="utf-8")
         self.wrapped, self.optimizer = prepare(
             accelerator, stage, adamw(stage, settings, stage.learning_rate_share), stage.sharded_layers
         )
@@ -185,8 +197,9 @@ class Trainer:
                     if not (finished or interrupted) and _is_time(progress.steps, self.config.push_every):
                         self._push(checkpoint / MODEL_FOLDER)
                 if interrupted and not finished:
+                    name = signal.Signals(interrupted).name
                     raise InterruptedTrainingError(
-                        f"Stopped by SIGTERM after {progress.steps} of {self.max_steps} steps."
+                        f"Stopped by {name} after {progress.steps} of {self.max_steps} steps."
                     )
         display.close()
         exported = self.checkpointer.export()

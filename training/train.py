@@ -1,9 +1,11 @@
 """
 Trains: `accelerate launch training/train.py --config training/configs/NAME.yaml [--field value …]`.
 
-Sections are reached with a dot: `--optimization.max_steps 100 --data.train "[a.parquet, b.parquet]"`. Exit codes: 0
-for a finished run, 2 for a wrong configuration, 3 for a run that cannot go on (non-finite loss, undecodable images, a
-checkpoint that cannot be written), 75 where SIGTERM ended it after a checkpoint.
+Sections are reached with a dot: `--optimization.max_steps 100 --data.train "[a.parquet, b.parquet]"`. Where the file
+describes a sequence of runs, such a value holds for all of them, and `--sequence.base.optimization.max_steps 100` for
+one. Exit codes: 0 for a finished run, 2 for a wrong configuration, 3 for a run that cannot go on (non-finite loss,
+undecodable images, a checkpoint that cannot be written), 75 where SIGTERM or SIGINT (Ctrl-C) ended it after
+a checkpoint, 130 where Ctrl-C ended it at once: before the first step, after the last one, or pressed again.
 """
 
 import argparse
@@ -22,13 +24,15 @@ from transformers.utils.logging import disable_progress_bar
 from training.checkpointing import CheckpointError
 from training.configuration import load_configs
 from training.data import UndecodableImagesError
-from training.loop import InterruptedTrainingError, train
+from training.loop import CannotStartError, InterruptedTrainingError, train
 from training.monitoring import NonFiniteLossError
 
 
 EXIT_WRONG_USE = 2
 EXIT_FAILED = 3
 EXIT_INTERRUPTED = 75
+# What shells report for a process that SIGINT ended.
+EXIT_ENDED_AT_ONCE = 130
 
 
 def main(arguments: list[str]) -> int:
@@ -39,7 +43,7 @@ def main(arguments: list[str]) -> int:
     try:
         configs = load_configs(known.config, overrides)
     except (ValueError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        _print_error(error)
         return EXIT_WRONG_USE
 
     # Accelerate would know, too, but must not be asked before the run has configured it.
@@ -52,19 +56,31 @@ def main(arguments: list[str]) -> int:
     try:
         for config in configs:
             train(config)
+    except CannotStartError as error:
+        _print_error(error)
+        return EXIT_WRONG_USE
     except ValueError as error:
+        # Between steps: where it comes from matters.
         logging.getLogger(__name__).error("%s", error, exc_info=True)
         return EXIT_WRONG_USE
     except (NonFiniteLossError, UndecodableImagesError, CheckpointError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        _print_error(error)
         return EXIT_FAILED
     except InterruptedTrainingError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print("train.py: Stopped by SIGINT outside of steps; checkpoints are as they were.", file=sys.stderr)
+        return EXIT_ENDED_AT_ONCE
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
     return 0
+
+
+def _print_error(error: Exception) -> None:
+    """One line on stderr."""
+    print("train.py: error:", " ".join(str(error).split()), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_overrides_reach_fields_and_sections(values, tmp_path):
         ("optimization__learning_rate", float("nan"), "finite"),
         ("optimization__base_learning_rate", 1e-4, "optimization.learning_rate"),
         ("optimization__epochs", 3, "optimization.max_steps"),
-        ("optimization__warmup_steps", 6, "below max_steps"),
+        ("optimization__warmup_steps", 6, "below max_steps, which is 6"),
         ("optimization__ema_decay", 1.0, "in \\[0, 1\\)"),
         ("optimization__mixed_precision", "fp8", "mixed_precision"),
         ("logging__keep", 0, "`logging.keep` is 0"),
@@ -111,6 +111,47 @@ def test_a_sequence_hands_models_on(values, tmp_path):
     assert second.init_from == str(Path("runs/x/base/model"))
     assert third.init_from == str(Path("runs/x/distill/model"))
     assert [one.seed for one in (first, second, third)] == [0, 5, 3]
+
+
+@pytest.fixture
+def sequence_file(values, tmp_path) -> Path:
+    """Two runs, with values of their own."""
+    base, distill = values("base"), values("distill")
+    common = {name: base[name] for name in ("data", "optimization", "logging", "output_dir")}
+    runs = {
+        "base": {"model": base["model"], "init_from": "", "optimization": {"max_steps": 150, "weight_decay": 0.5}},
+        "distill": {
+            "model": distill["model"],
+            "output_dir": "elsewhere",
+            "init_from": distill["init_from"],
+            "seed": 2,
+        },
+    }
+    return write(tmp_path / "run.yaml", {**common, "sequence": runs})
+
+
+@pytest.mark.parametrize("one_first", [False, True])
+def test_overrides_win_over_what_a_sequence_says_of_its_runs(sequence_file, one_first):
+    pairs = [["--optimization.max_steps", "3"], ["--sequence.distill.optimization.max_steps", "5"]]
+    overrides = sum(reversed(pairs) if one_first else pairs, ["--seed", "7"])
+    base, distill = load_configs(sequence_file, overrides)
+    assert (base.optimization.max_steps, distill.optimization.max_steps) == (3, 5)
+    assert (base.seed, distill.seed) == (7, 7)
+    assert base.optimization.weight_decay == 0.5  # beside it, and not overridden
+
+
+def test_overrides_that_each_run_continues_win_too(sequence_file, vq_base):
+    base, distill = load_configs(sequence_file, ["--output_dir", "runs/x", "--hub_model_id", "ME/X"])
+    assert [one.output_dir for one in (base, distill)] == [str(Path("runs/x/base")), str(Path("runs/x/distill"))]
+    assert [one.hub_model_id for one in (base, distill)] == ["ME/X-base", "ME/X-distill"]
+    assert distill.init_from == vq_base
+    overrides = ["--init_from", "my/base", "--sequence.base.model", "{}"]
+    assert [one.init_from for one in load_configs(sequence_file, overrides)] == ["my/base", vq_base]
+
+
+def test_a_stage_for_all_runs_of_a_sequence_is_refused(sequence_file):
+    with pytest.raises(ValueError, match=r"`--stage` is 'fixed'.*`--sequence\.base\.stage`"):
+        load_configs(sequence_file, ["--stage", "fixed"])
 
 
 def test_a_configuration_survives_a_round_trip(config):

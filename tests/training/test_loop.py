@@ -324,19 +324,20 @@ def test_resuming_nothing_starts_anew_and_a_finished_run_ends_at_once(config, tm
     assert (tmp_path / "distill" / "model").is_dir()
 
 
-def test_sigterm_leaves_a_checkpoint_to_go_on_from(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_to_go_on_from(config, tmp_path, monkeypatch, number):
     original = BaseStage.training_loss
 
     def training_loss(self, pixel_values):
         if self.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return original(self, pixel_values)
 
-    handler = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(number)
     monkeypatch.setattr(BaseStage, "training_loss", training_loss)
-    with pytest.raises(InterruptedTrainingError, match="after 4 of 6 steps"):
+    with pytest.raises(InterruptedTrainingError, match=f"by {number.name} after 4 of 6 steps"):
         train(config("base"))
-    assert signal.getsignal(signal.SIGTERM) == handler
+    assert signal.getsignal(number) == handler
     monkeypatch.setattr(BaseStage, "training_loss", original)
     train(config("base", resume="latest"))
     through = tmp_path / "through"

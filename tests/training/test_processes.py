@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from training.loop import train
 from training.monitoring import Display
-from training.train import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_USE, main
+from training.train import EXIT_ENDED_AT_ONCE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_USE, main
 
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,7 @@ PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in ("src", ".", "test
 SHARDED_RUN = Path(__file__).parent / "sharded_run.py"
 
 
-def run(command: list[str], **environment: str) -> subprocess.CompletedProcess:
+def run(command: list[str], start_new_session: bool = False, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
@@ -32,6 +33,7 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess:
         text=True,
         timeout=600,
         check=False,
+        start_new_session=start_new_session,
     )
 
 
@@ -178,6 +180,106 @@ def test_sharded_ranks_compute_what_whole_ones_do(sequence, config_file, tmp_pat
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.timeout(300)
+def test_ctrl_c_stops_a_run_with_workers_and_pressed_again_ends_it_at_once(values, config_file, tmp_path):
+    """SIGINT for the whole process group, as from a terminal, which workers must outlive up to the checkpoint."""
+    fields = {"data__num_workers": 2, "optimization__max_steps": 10**6, "logging__log_every": 1}
+    path = config_file(values("distill", **fields, output_dir=str(tmp_path / "run")))
+    once = press_ctrl_c(path, "--output_dir", str(tmp_path / "once"), STOP_AT_STEP="3", PRESSES="1")
+    assert once.returncode == EXIT_INTERRUPTED, once.stderr
+    assert "train.py: Stopped by SIGINT after 4 of" in once.stderr
+    assert "Traceback" not in once.stderr
+    assert (tmp_path / "once" / "checkpoint-4").is_dir()
+    twice = press_ctrl_c(path, "--output_dir", str(tmp_path / "twice"), STOP_AT_STEP="3", PRESSES="2")
+    assert twice.returncode == -signal.SIGINT, twice.stderr
+    assert "Traceback" not in twice.stderr
+    assert not (tmp_path / "twice" / "checkpoint-4").exists()
+
+
+def press_ctrl_c(path: str, *overrides: str, **environment: str) -> subprocess.CompletedProcess:
+    return run([str(RECORDED_RUN), "--config", path, *overrides], start_new_session=True, **environment)
+
+
+@pytest.fixture
+def refusal(config_file, values, tmp_path, monkeypatch, capsys):
+    """The one line by which a run that cannot start is refused: fields by dotted name, in a folder without photos."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(*overrides: str) -> str:
+        before = contents_of(tmp_path / "distill")
+        capsys.readouterr()
+        assert main(["--config", config_file(values("distill")), *overrides]) == EXIT_WRONG_USE
+        error = capsys.readouterr().err
+        assert contents_of(tmp_path / "distill") == before
+        assert "Traceback" not in error
+        (line,) = [line for line in error.splitlines() if line.startswith("train.py: error: ")]
+        assert error.endswith(line + "\n")
+        return line.removeprefix("train.py: error: ")
+
+    return make
+
+
+def contents_of(folder: Path) -> list[Path] | None:
+    return sorted(folder.rglob("*")) if folder.exists() else None
+
+
+def no_network(*_, **__):
+    raise ConnectionError("Couldn't reach 'my/photos'\non the Hub")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("part", ["train", "validation"])
+@pytest.mark.parametrize("source", ["nophotos/", "../nophotos", "./nophotos", "my/photo.jpg", "my/*.jpg", "nophotos"])
+def test_a_mistyped_source_is_refused_in_one_line(refusal, source, part, streaming):
+    flags = ["--data.streaming", "--data.in_memory", "false"] if streaming else []
+    line = refusal(f"--data.{part}", source, *flags)
+    assert line == f"`data.{part}` is ['{source}'], but there is no file or folder '{source}'."
+
+
+def test_one_missing_file_of_several_is_named(refusal, photo_folder):
+    assert "there is no file or folder 'more/'." in refusal("--data.train", f"[{photo_folder}, more/]")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_source_that_the_hub_does_not_have_either_is_refused_in_one_line(refusal, monkeypatch, caplog, streaming):
+    caplog.set_level("INFO")
+    monkeypatch.setattr("datasets.load_dataset", no_network)
+    flags = ["--data.streaming", "--data.in_memory", "false"] if streaming else []
+    assert refusal("--data.train", "my/photos", *flags) == (
+        "`data.train` is ['my/photos'], there is no such file or folder, and it could not be loaded from the Hub: "
+        "Couldn't reach 'my/photos' on the Hub"
+    )
+    assert "data.train: there is no file or folder 'my/photos' here, asking the Hub" in caplog.messages
+
+
+def test_a_folder_without_images_is_no_hub_id(refusal, tmp_path):
+    (tmp_path / "my" / "photos").mkdir(parents=True)
+    assert "the folder 'my/photos' has no images, parquet or tar files" in refusal("--data.train", "my/photos")
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_a_file_that_is_no_image_is_refused_with_the_reason(refusal, tmp_path, part):
+    for name in ("broken.jpg", "broken.parquet", "notes.txt"):
+        (tmp_path / name).write_bytes(b"no picture")
+    line = refusal(f"--data.{part}", "broken.jpg")
+    assert line.startswith(f"`data.{part}` is ['broken.jpg'], it must have images that can be decoded, the first one")
+    assert line.endswith("broken.jpg is not a picture in a format that can be read.")
+    line = refusal(f"--data.{part}", "broken.parquet")
+    assert line.startswith(f"`data.{part}` is ['broken.parquet'], which cannot be read: Parquet magic bytes not found")
+    assert refusal(f"--data.{part}", "notes.txt").startswith(f"`data.{part}` is ['notes.txt'], files ['.txt'];")
+
+
+def test_a_base_that_is_not_there_is_refused_in_one_line(refusal, tmp_path):
+    (tmp_path / "nobase").mkdir()
+    assert refusal("--init_from", "nobase").startswith("`init_from` is 'nobase', it must be")
+
+
+def test_a_run_that_is_there_or_not_there_is_refused_in_one_line(refusal, config, tmp_path):
+    train(config("distill", optimization__max_steps=1))
+    assert "continue it by `--resume latest`" in refusal()
+    assert refusal("--resume", "lastest").startswith("`resume` is 'lastest', it must be 'latest' or")
+
+
 def test_exit_codes(values, config_file, tmp_path, monkeypatch, capsys):
     path = config_file(values("distill", data__train=[str(tmp_path / "nowhere.png")]))
     assert main(["--config", path, "--optimization.lerning_rate", "1"]) == EXIT_WRONG_USE
@@ -195,6 +297,11 @@ def test_exit_codes(values, config_file, tmp_path, monkeypatch, capsys):
             "training.loop.Trainer._set_learning_rate", lambda self: terminate() or setattr(self, "learning_rate", 0)
         )
         assert main(["--config", path]) == EXIT_INTERRUPTED
+    with monkeypatch.context() as patch:
+        capsys.readouterr()
+        patch.setattr("training.loop.TrainingImages", Mock(side_effect=KeyboardInterrupt))
+        assert main(["--config", path, "--resume", "latest"]) == EXIT_ENDED_AT_ONCE
+        assert capsys.readouterr().err.startswith("train.py: Stopped by SIGINT outside of steps")
     with monkeypatch.context() as patch:
         patch.setattr("accelerate.Accelerator.save_state", lambda *_: (tmp_path / "no" / "folder").mkdir())
         assert main(["--config", path, "--resume", "latest"]) == EXIT_FAILED
