@@ -73,9 +73,8 @@ def test_half_precision_loads_and_runs_with_a_float32_quantizer(tmp_path, base, 
         expected = model(pixel_values)
         output = half(pixel_values)
         code = half.encode(pixel_values, threshold=0.3, return_reconstruction=True)
-        decoded = half.decode(
-            code.token_ids if quantize else None, None if quantize else code.latents, code.num_tokens
-        )
+        tokens = {"token_ids": code.token_ids} if quantize else {"latents": code.latents}
+        decoded = half.decode(**tokens, num_tokens=code.num_tokens)
     assert output.reconstruction.dtype == code.reconstruction.dtype == dtype
     assert code.score.dtype == torch.float32
     torch.testing.assert_close(decoded.pixel_values, code.reconstruction, atol=0.05, rtol=0)
