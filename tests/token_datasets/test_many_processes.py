@@ -32,7 +32,7 @@ def test_two_processes_write_what_one_writes(tmp_path, parquet):
     arguments = [str(parquet), "--model", str(tmp_path / "model"), "--threshold", "0.3", "--rows-per-shard", "2"]
     arguments += ["--device", "cpu"]
     done = run_two(SCRIPT, *arguments, "--output", str(tmp_path / "two"))
-    assert done.stderr.count("1 images could not be decoded") == 1, done.stderr
+    assert done.stderr.count("1 image could not be decoded") == 1, done.stderr
     assert main(["tokenize", *arguments, "--output", str(tmp_path / "one")]) == 1
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     assert done.stdout.count("10 images, ") == 1
