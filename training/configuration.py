@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from alit_hf.data_sources import is_hub_id
 
 
 @dataclass(kw_only=True)
@@ -215,7 +216,7 @@ class TrainingConfig:
         for section in (self.loss, self.data, self.optimization, self.logging):
             section.validate()
         if self.push_to_hub:
-            require(is_repo_id(self.hub_model_id), "hub_model_id", self.hub_model_id, "ORG/NAME of a Hub repository")
+            require(is_hub_id(self.hub_model_id), "hub_model_id", self.hub_model_id, "ORG/NAME of a Hub repository")
         every, pushes = self.logging.checkpoint_every, self.push_every
         require(
             pushes == 0 or (0 < every <= pushes and pushes % every == 0),
@@ -419,15 +420,6 @@ def _checked(hint: Any, value: Any, name: str) -> Any:
         return number
     require(isinstance(value, hint) and (hint is bool or not isinstance(value, bool)), name, value, hint.__name__)
     return value
-
-
-def is_repo_id(name: str) -> bool:
-    """Whether the Hub could have a repository `ORG/NAME` of this name."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return name.count("/") == 1
 
 
 def require(condition: bool, name: str, value: Any, allowed: str) -> None:

@@ -20,10 +20,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 from tqdm import tqdm
 
+from alit_hf.data_sources import is_hub_id
 from alit_hf.error_reason import reason
 from alit_hf.image_io import open_image
 
-from .configuration import DataConfig, is_repo_id
+from .configuration import DataConfig
 
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def _load(problem: str, *arguments: Any, **named: Any):
 
 def _is_hub_id(source: list[str]) -> bool:
     return (
-        len(source) == 1 and is_repo_id(source[0]) and not os.path.lexists(source[0]) and not _is_data_file(source[0])
+        len(source) == 1 and is_hub_id(source[0]) and not os.path.lexists(source[0]) and not _is_data_file(source[0])
     )
 
 

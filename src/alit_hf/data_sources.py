@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
 from .picture_files import PICTURE_SUFFIXES
 
 
@@ -12,8 +14,12 @@ class SplitError(ValueError):
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether it could be `ORGANIZATION/NAME`."""
-    return source.count("/") == 1 and all(source.split("/")) and not source.startswith((".", "~"))
+    """Whether the Hub could have a repository `ORGANIZATION/NAME` of this name."""
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return source.count("/") == 1
 
 
 def choose_split(name: str, splits: Sequence[str], split: str | None) -> str:

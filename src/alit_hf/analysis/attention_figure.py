@@ -11,8 +11,8 @@ from .charts import draw_estimates, new_figure, style
 
 _PANEL = 1.05  # inches
 _CHARTS_HEIGHT = 2.5
-_COLOR_MAP = "inferno"
-_OPACITY = 0.65
+MAP_COLORS = "inferno"
+MAP_OPACITY = 0.65
 _FONT_SIZE = 8
 
 
@@ -72,10 +72,10 @@ def _draw_rows(figure: SubFigure, rows: Sequence[MapRow], lengths: Sequence[int]
             axes.imshow(row.pixels.mean(axis=2), cmap="gray", vmin=0, vmax=1)
             axes.imshow(
                 map_,
-                cmap=_COLOR_MAP,
+                cmap=MAP_COLORS,
                 vmin=0,
                 vmax=row.maps.max(),
-                alpha=_OPACITY,
+                alpha=MAP_OPACITY,
                 extent=(-0.5, width - 0.5, height - 0.5, -0.5),
                 interpolation="bilinear",
             )
@@ -84,4 +84,4 @@ def _draw_rows(figure: SubFigure, rows: Sequence[MapRow], lengths: Sequence[int]
             axes.set_yticks([])
 
 
-__all__ = ["MapRow", "draw_attention"]
+__all__ = ["MAP_COLORS", "MAP_OPACITY", "MapRow", "draw_attention"]

@@ -4,9 +4,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-
-_COLOR_MAP = "inferno"
-_OPACITY = 0.65
+from alit_hf.analysis.attention_figure import MAP_COLORS, MAP_OPACITY
 
 
 def attention_overlay(picture: Image.Image, attention_map: np.ndarray) -> Image.Image:
@@ -20,8 +18,8 @@ def attention_overlay(picture: Image.Image, attention_map: np.ndarray) -> Image.
     """
     brightness = Image.fromarray((attention_map / attention_map.max()).astype(np.float32))
     smooth = np.asarray(brightness.resize(picture.size, Image.Resampling.BILINEAR))
-    colors = Image.fromarray(colormaps[_COLOR_MAP](smooth, bytes=True)[..., :3])
-    return Image.blend(picture.convert("L").convert("RGB"), colors, _OPACITY)
+    colors = Image.fromarray(colormaps[MAP_COLORS](smooth, bytes=True)[..., :3])
+    return Image.blend(picture.convert("L").convert("RGB"), colors, MAP_OPACITY)
 
 
 __all__ = ["attention_overlay"]
