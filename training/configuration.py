@@ -83,16 +83,22 @@ class OptimizationConfig:
         micro_batch_size (`int`): images a rank computes at once; gradients accumulate to `batch_size`. 0: all at once.
         max_steps, epochs (`int`): length of the run; exactly one is above 0.
         max_minutes (`float`): ends the run after this time, at a learning rate annealed to it. 0: no limit.
-        learning_rate, base_learning_rate (`float`): peak; the latter is scaled by `batch_size / 256`. Exactly one is
-            above 0.
+        optimizer (`"adamw"` or `"muon"`): with `"muon"` the matrices of the transformer layers are moved by Muon and
+            all else by AdamW. Not where parameters are sharded.
+        learning_rate, base_learning_rate (`float`): AdamW's peak; the latter is scaled by `batch_size / 256`. Exactly
+            one is above 0.
+        muon_learning_rate (`float`): Muon's peak; both follow one schedule.
         warmup_steps, warmup_epochs (`int`): linear warm-up, only one above 0.
-        betas (`list[float]`), weight_decay (`float`): of AdamW; biases, norms and embeddings do not decay.
+        betas (`list[float]`): of AdamW.
+        weight_decay (`float`): biases, norms and embeddings do not decay.
         max_grad_norm (`float`): gradients are clipped to this norm.
         ema_decay (`float` in [0, 1)): decay of the average of weights, which validation and checkpoints use. It rises
             to this value as (1 + step) / (10 + step).
         mixed_precision (`"no"` or `"bf16"`): autocast.
         channels_last (`bool`): memory layout of convolutions. Helps GPUs.
         gradient_checkpointing (`bool`): recompute activations in the backward pass (ALIT stages).
+        attention (`str`): implementation of attention by transformers' names (ALIT stages). Empty: `"eager"` on CPUs,
+            where it trains faster, otherwise `"sdpa"`.
         compile (`bool`): `torch.compile`.
     """
 
@@ -101,8 +107,10 @@ class OptimizationConfig:
     max_steps: int = 0
     epochs: int = 0
     max_minutes: float = 0.0
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 0.0
     base_learning_rate: float = 0.0
+    muon_learning_rate: float = 0.02
     warmup_steps: int = 0
     warmup_epochs: int = 0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -112,6 +120,7 @@ class OptimizationConfig:
     mixed_precision: Literal["no", "bf16"] = "no"
     channels_last: bool = False
     gradient_checkpointing: bool = False
+    attention: str = ""
     compile: bool = False
 
     @property
@@ -137,6 +146,7 @@ class OptimizationConfig:
             most, value = getattr(self, length), getattr(self, warmup)
             require(most == 0 or value < most, name + warmup, value, f"below {length}, which is {most}")
         require(self.max_minutes >= 0, name + "max_minutes", self.max_minutes, "at least 0")
+        require(self.muon_learning_rate > 0, name + "muon_learning_rate", self.muon_learning_rate, "above 0")
         betas = self.betas
         require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), name + "betas", betas, "two in [0, 1)")
         require(self.weight_decay >= 0, name + "weight_decay", self.weight_decay, "at least 0")
@@ -295,6 +305,12 @@ def config_from_dict(values: dict[str, Any]) -> TrainingConfig:
         "data.cached_crops",
         config.data.cached_crops,
         f"0 in stage {stage}, which trains the base",
+    )
+    require(
+        config.optimization.optimizer == "adamw" or bool(STAGES[stage].layer_classes),
+        "optimization.optimizer",
+        config.optimization.optimizer,
+        f"'adamw' in stage {stage}, which has no transformer layers",
     )
     STAGES[stage].check_config(config)
     return config

@@ -18,7 +18,7 @@ from .data import BatchSplit, TrainingImages, check_undecodable, load_validation
 from .interruption import Interruption
 from .latent_cache import cached_latents
 from .monitoring import Display, ScalarWindow, mean_scores, picture_columns
-from .optimization import adamw, learning_rate_share, set_learning_rate
+from .optimization import learning_rate_share, optimizers, set_learning_rates
 from .publishing import Publisher
 from .sharding import prepare, whole
 from .stages import STAGES
@@ -83,10 +83,10 @@ class Trainer:
             num_ranks=accelerator.num_processes,
         )
         accelerator.gradient_accumulation_steps = self.split.micro_batches
-        if accelerator.is_fsdp2 or accelerator.distributed_type == DistributedType.DEEPSPEED:
-            fitted = getattr(config.loss, "spatial_start", False)
-            # It would be fitted into gathered weights, which are then dropped for the shards.
-            require(not fitted, "loss.spatial_start", fitted, "false where weights are sharded: use DDP")
+        if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            # Muon needs the whole of a matrix's gradient.
+            optimizer = settings.optimizer
+            require(optimizer == "adamw", "optimization.optimizer", optimizer, "'adamw' where weights are sharded")
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             weight = getattr(config.loss, "adversarial_weight", 0)
             # Accelerate would send the discriminator's backward pass to the stage's engine.
@@ -122,13 +122,14 @@ class Trainer:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
             (self.output_dir / "config.yaml").write_text(text, encoding="utf-8")
-        self.wrapped, self.optimizer = prepare(
-            accelerator, stage, adamw(stage, settings, stage.learning_rate_share), stage.sharded_layers
+        self.wrapped, self.optimizers = prepare(
+            accelerator, stage, optimizers(stage, settings, stage.layer_classes), stage.layer_classes
         )
         self.opponent = _Opponent(stage.adversary, config, accelerator) if stage.adversary is not None else None
         self.trainable = [parameter for parameter in stage.parameters() if parameter.requires_grad]
         self.average = WeightAverage(stage, settings.ema_decay)
         self.progress = Progress()
+        self.warned = False
         self.checkpointer = Checkpointer(
             accelerator,
             self.wrapped,
@@ -182,10 +183,12 @@ class Trainer:
                     self._show(self._scalars(), display)
                 if self.held_out is not None and (finished or _is_time(progress.steps, every.validate_every)):
                     with self.average.applied():
-                        scores = mean_scores(
+                        means = mean_scores(
                             self.wrapped, self.held_out, self.split.micro_batch_size, self.accelerator
                         )
-                    self._show(scores, display)
+                    scores = self.stage.validation(means)
+                    self._show({f"validation/{name}": value for name, value in scores.items()}, display)
+                    self._warn(self.stage.warning(scores))
                 if self.held_out is not None and (finished or _is_time(progress.steps, every.pictures_every)):
                     with self.average.applied():
                         columns = picture_columns(self.wrapped, self.held_out[:_PICTURES], self.accelerator)
@@ -213,13 +216,19 @@ class Trainer:
         for tracker in self.accelerator.trackers:
             tracker.finish()
         # Loaders' workers and wrapped modules must be gone before the process group is.
-        del self.batches, self.wrapped, self.optimizer, self.opponent, self.checkpointer
+        del self.batches, self.wrapped, self.optimizers, self.opponent, self.checkpointer
         self.accelerator.free_memory()
 
     def _show(self, values: dict[str, float], display: Display) -> None:
         display.scalars(values, self.progress.steps)
         if self.publisher is not None:
             self.publisher.note(values, self.progress.steps)
+
+    def _warn(self, warning: str | None) -> None:
+        """Once: what is wrong stays so for many validations."""
+        if warning and not self.warned:
+            logger.warning("%s", warning)
+            self.warned = True
 
     def _push(self, model_folder: Path) -> None:
         if self.publisher is not None:
@@ -228,7 +237,7 @@ class Trainer:
     def _step(self) -> None:
         """One optimiser step of the stage, and of its adversary where that plays."""
         accelerator, stage, step = self.accelerator, self.stage, self.progress.steps
-        stage.step = step
+        stage.step, stage.share_done = step, self.share_done
         self._set_learning_rate()
         # Each step has random numbers of its own: resuming needs no generator's state.
         set_seed(self.config.seed + step * self.split.num_ranks + self.split.rank)
@@ -245,8 +254,9 @@ class Trainer:
                     norm = accelerator.clip_grad_norm_(self.trainable, self.settings.max_grad_norm)
                     if isinstance(norm, torch.Tensor):  # DeepSpeed clips on its own and gives a number or nothing
                         self.window.add(step, {"gradient_norm": whole(norm)})
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
                 if stage.adversary_batch is not None:
                     self.window.add(step, self.opponent.step(*stage.adversary_batch))
         self.average.update()
@@ -260,8 +270,9 @@ class Trainer:
 
     def _set_learning_rate(self) -> None:
         warmed_up = (self.progress.steps + 1) / max(1, self.warmup_steps)
-        self.learning_rate = self.settings.peak_learning_rate * learning_rate_share(warmed_up, self.share_done)
-        set_learning_rate(self.optimizer, self.learning_rate)
+        share = learning_rate_share(warmed_up, self.share_done)
+        self.learning_rate = self.settings.peak_learning_rate * share
+        set_learning_rates(self.optimizers, (self.learning_rate, self.settings.muon_learning_rate * share))
         if self.opponent is not None:
             self.opponent.set_learning_rate(self.learning_rate)
 
@@ -283,10 +294,11 @@ class _Opponent:
         self.max_grad_norm = config.optimization.max_grad_norm
         self.learning_rate_share = config.loss.discriminator_learning_rate
         adversary.to(accelerator.device)
-        self.wrapped, self.optimizer = prepare(accelerator, adversary, adamw(adversary, config.optimization), [])
+        # AdamW alone, as a discriminator has no transformer layers.
+        self.wrapped, (self.optimizer,) = prepare(accelerator, adversary, optimizers(adversary, config.optimization), [])
 
     def set_learning_rate(self, stage_learning_rate: float) -> None:
-        set_learning_rate(self.optimizer, stage_learning_rate * self.learning_rate_share)
+        set_learning_rates([self.optimizer], [stage_learning_rate * self.learning_rate_share])
 
     def step(self, pixel_values: torch.Tensor, reconstruction: torch.Tensor, rollout: int) -> dict[str, torch.Tensor]:
         """One micro-batch, and the optimiser's step where it was the last of the batch; gives scalars to log."""

@@ -124,8 +124,13 @@ class Display:
 
 
 @torch.no_grad()
-def mean_scores(stage: nn.Module, images: torch.Tensor, batch_size: int, accelerator: Accelerator) -> dict[str, float]:
-    """Mean scores over images, uint8 `(B, 3, H, W)`, which the ranks share, with the weights that the stage has."""
+def mean_scores(
+    stage: nn.Module, images: torch.Tensor, batch_size: int, accelerator: Accelerator
+) -> dict[str, torch.Tensor]:
+    """
+    What the stage's `score` gives, as means over images, uint8 `(B, 3, H, W)`, which the ranks share, with the weights
+    that the stage has.
+    """
     stage.eval()
     shares = images.tensor_split(accelerator.num_processes)
     # With fewer images than ranks everyone takes all: every rank has to take part in the sums.
@@ -135,9 +140,9 @@ def mean_scores(stage: nn.Module, images: torch.Tensor, batch_size: int, acceler
         with accelerator.autocast():
             scores = stage(batch.to(accelerator.device).float() / 255, "score")
         for name, value in scores.items():
-            sums[name] = sums.get(name, 0) + torch.stack([value.float().sum(), value.new_tensor(len(value)).float()])
-    totals = {name: accelerator.reduce(value, "sum").tolist() for name, value in sums.items()}
-    return {f"validation/{name}": total / count for name, (total, count) in totals.items()}
+            sums[name] = sums.get(name, 0) + value.float().sum(dim=0)
+    count = accelerator.reduce(torch.tensor(len(own), device=accelerator.device), "sum")
+    return {name: accelerator.reduce(value, "sum") / count for name, value in sums.items()}
 
 
 @torch.no_grad()

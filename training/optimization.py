@@ -1,8 +1,8 @@
-"""Optimiser and learning rate."""
+"""Optimisers and learning rate."""
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -10,40 +10,45 @@ from torch import nn
 from .configuration import OptimizationConfig
 
 
-def adamw(
-    module: nn.Module, config: OptimizationConfig, share: Callable[[str], float] = lambda name: 1.0
-) -> torch.optim.AdamW:
+def optimizers(
+    module: nn.Module, config: OptimizationConfig, layer_classes: Sequence[str] = ()
+) -> list[torch.optim.Optimizer]:
     """
-    AdamW over the trainable parameters; only weights of linear layers and convolutions decay.
-
-    Args:
-        share: the learning rate of a parameter, by its name, as a share of the run's. See `set_learning_rate`.
+    AdamW over the trainable parameters and, with `optimizer: muon`, Muon instead for the matrices of the layers of the
+    classes named in `layer_classes`. Only weights of linear layers and convolutions decay.
     """
+    matrices: set[nn.Parameter] = set()
+    if config.optimizer == "muon":
+        layers = [part for part in module.modules() if type(part).__name__ in layer_classes]
+        matrices = {weight for layer in layers for weight in layer.parameters() if weight.ndim == 2}
     groups = defaultdict(list)
     for prefix, submodule in module.named_modules():
         for name, parameter in submodule.named_parameters(prefix, recurse=False):
-            decays = name.endswith("weight") and isinstance(submodule, (nn.Linear, nn.Conv2d))
             if parameter.requires_grad:
-                groups[decays, share(name)].append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "weight_decay": config.weight_decay if decays else 0.0,
-                "lr": of_run * config.peak_learning_rate,
-                "share": of_run,
-            }
-            for (decays, of_run), parameters in sorted(groups.items(), key=lambda group: group[0], reverse=True)
-        ],
-        betas=tuple(config.betas),
-        fused=True,
-    )
+                decays = name.endswith("weight") and isinstance(submodule, (nn.Linear, nn.Conv2d))
+                groups["muon" if parameter in matrices else decays].append(parameter)
+    muon = groups.pop("muon", [])
+    found = [
+        torch.optim.AdamW(
+            [
+                {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0}
+                for decays, parameters in sorted(groups.items(), reverse=True)
+            ],
+            lr=config.peak_learning_rate,
+            betas=tuple(config.betas),
+            fused=True,
+        )
+    ]
+    if muon:
+        found.append(torch.optim.Muon(muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
+    return found
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Sets the run's learning rate, of which each group of an optimiser from `adamw` has its share."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["share"] * learning_rate
+def set_learning_rates(optimizers: Iterable[torch.optim.Optimizer], rates: Sequence[float]) -> None:
+    """Sets the learning rate of each optimiser."""
+    for optimizer, rate in zip(optimizers, rates, strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
 
 
 def learning_rate_share(warmed_up: float, progress: float) -> float:

@@ -11,10 +11,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def prepare(
-    accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer, layers: Sequence[str]
-) -> tuple[nn.Module, torch.optim.Optimizer]:
+    accelerator: Accelerator, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], layers: Sequence[str]
+) -> tuple[nn.Module, list[torch.optim.Optimizer]]:
     """
-    As `accelerator.prepare`. Where it shards (FSDP2), each layer of the classes named in `layers` is gathered on its
+    The module and its optimisers as `accelerator.prepare` gives them. Where it shards (FSDP2), each layer of the classes named in `layers` is gathered on its
     own, whatever Accelerate's configuration says: other parts are used by more than their `forward`, for which alone
     FSDP2 gathers. Precision is left to autocast, as without sharding: the quantiser and pixels stay in float32.
     """
@@ -23,7 +23,8 @@ def prepare(
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
         plugin.transformer_cls_names_to_wrap = list(layers)
         plugin.mixed_precision_policy = None
-    return accelerator.prepare(module, optimizer)
+    module, *optimizers = accelerator.prepare(module, *optimizers)
+    return module, optimizers
 
 
 def let_go(module: nn.Module) -> None:

@@ -350,17 +350,26 @@ class ALITDecoder(ALITPositionEmbeddings):
         self.layernorm_post = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.head = ALITPredictionHead(config)
 
-    def forward(self, latents: torch.Tensor, grid_size: tuple[int, int], **kwargs) -> torch.Tensor:
+    def forward(
+        self,
+        latents: torch.Tensor,
+        grid_size: tuple[int, int],
+        positions: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
         """
         Args:
             latents (`torch.Tensor` of shape `(B, T, D)`): factorised latents, T a multiple of `tokens_per_rollout`.
             grid_size (`tuple[int, int]`): rows and columns of the grid to rebuild.
+            positions (`torch.LongTensor` of shape `(T,)`, *optional*): places of these latent tokens in their code,
+                where training leaves some of them out. Defaults to the first T.
 
         Returns:
             logits over base codes or base latents, `(B, rows * columns, base_output_dim)`.
         """
         tokens = self.latent_projection(latents.to(self.latent_projection.weight.dtype))
-        tokens = tokens + self.latent_position_embeddings[: tokens.shape[1]]
+        first = slice(tokens.shape[1])
+        tokens = tokens + self.latent_position_embeddings[first if positions is None else positions]
         class_token = self.cls_token + self.positions(grid_size)[:, :1]
         grid = torch.cat([class_token, self.masked_positions(grid_size)], dim=1).expand(len(tokens), -1, -1)
         hidden_states = self.layernorm_pre(torch.cat([grid, tokens], dim=1))
@@ -399,7 +408,8 @@ class ALITPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight)
             return
         super()._init_weights(module)
-        std = self.config.initializer_range
+        # The published scale, at which tokens differ enough for attention to tell them apart.
+        std = self.config.hidden_size**-0.5
         if isinstance(module, ALITPositionEmbeddings):
             init.normal_(module.cls_token, std=std)
             init.normal_(module.mask_token, std=std)
@@ -701,6 +711,7 @@ class ALITModel(ALITPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         generator: torch.Generator | None = None,
         return_decoder_output: bool = True,
+        base_latents: torch.Tensor | None = None,
         **kwargs,
     ) -> ALITOutput:
         """
@@ -721,6 +732,8 @@ class ALITModel(ALITPreTrainedModel):
                 Source of randomness where the config turns dynamic halting on, as for `encode`.
             return_decoder_output (`bool`, *optional*, defaults to `True`):
                 Whether the distillation decoder runs where no reconstruction needs it; features do without.
+            base_latents (`torch.Tensor` of shape `(B, E, rows, columns)`, *optional*):
+                As in `rollouts`: spares the base's encoder.
 
         Returns:
             [`ALITOutput`]
@@ -736,7 +749,9 @@ class ALITModel(ALITPreTrainedModel):
                 )
         num_rollouts = self._num_rollouts(num_tokens)
         self._check_pixels(pixel_values, interpolate_pos_encoding)
-        recurrence = self._start(pixel_values, self.config.halting_threshold, generator)
+        if base_latents is not None:
+            self._check_base_latents(base_latents, pixel_values)
+        recurrence = self._start(pixel_values, self.config.halting_threshold, generator, base_latents)
         for _ in range(num_rollouts):
             recurrence = self._next_rollout(recurrence, **kwargs)
         fields = self._rollout_fields(recurrence, return_reconstruction, return_decoder_output, **kwargs)

@@ -23,7 +23,7 @@ from alit_hf import ALITConfig, ALITModel, base_tokenizer
 from alit_hf.losses.perceptual import LPIPS
 from training.averaging import WeightAverage
 from training.configuration import OptimizationConfig
-from training.optimization import adamw
+from training.optimization import optimizers
 from training.stages import Stage, pixel_loss
 from training.stages.distill import DistillLossConfig, DistillStage
 from training.stages.finetune import FinetuneLossConfig, FinetuneStage
@@ -115,7 +115,7 @@ def bytes_of_a_step(make_stage: Callable[[ALITModel], Stage], size: str, batch_s
         average = WeightAverage(stage, decay=0.999)
         averaged = live.now - weights
         trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
-        optimizer = adamw(stage, OptimizationConfig(learning_rate=1e-4, max_steps=1))
+        (optimizer,) = optimizers(stage, OptimizationConfig(learning_rate=1e-4, max_steps=1))
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
         losses = []

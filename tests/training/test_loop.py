@@ -85,8 +85,15 @@ CASES = {
     "distill": {"optimization__micro_batch_size": 2},
     "fixed": {"data__streaming": True, "data__in_memory": False, "data__shuffle_buffer": 7},
     "finetune": {"loss__adversarial_weight": 0.5, "loss__discriminator_layers": 1, "loss__revive_every": 2},
-    # A refit at step 8 clusters latents from before and after the checkpoint at step 6.
-    "finetune with noise": {"loss__latent_noise": 0.1, "loss__refit_every": 4, "loss__quantizer_weight": 0.0},
+    # The codebook set at step 8 clusters latents from before and after the checkpoint at step 6.
+    "distill with Muon": {
+        "optimization__optimizer": "muon",
+        "loss__rollouts": "drawn",
+        "loss__halting": False,
+        "loss__rollout_dropout": 0.5,
+        "loss__quantize_from": 8,
+        "loss__latent_noise": 0.1,
+    },
 }
 
 
@@ -238,14 +245,21 @@ def test_deepspeed_is_told_the_batch_sizes_and_refused_an_adversary(config, firs
         Trainer(config("finetune", init_from=first_model, loss__adversarial_weight=0.5))
 
 
-def test_a_fitted_start_is_refused_where_weights_are_sharded(config, monkeypatch):
-    fields = {"loss__spatial_start": True, "model__hidden_size": 64, "model__codebook_size": 16}
-    monkeypatch.setattr(Accelerator, "is_fsdp2", True)
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_muon_is_refused_where_weights_are_sharded(config, monkeypatch, kind):
+    plugin = SimpleNamespace(deepspeed_config={}, enable_msamp=False)
+    monkeypatch.setattr(Accelerator, "distributed_type", kind)
+    monkeypatch.setattr(AcceleratorState, "deepspeed_plugin", plugin)
     monkeypatch.setattr("training.loop.prepare", Mock(side_effect=InterruptedError))
-    with pytest.raises(ValueError, match=r"`loss\.spatial_start` is True.*sharded"):
-        Trainer(config("distill", **fields))
+    with pytest.raises(ValueError, match=r"`optimization\.optimizer` is 'muon'.*sharded"):
+        Trainer(config("distill", optimization__optimizer="muon"))
     with pytest.raises(InterruptedError):
         Trainer(config("distill"))
+
+
+def test_muon_is_refused_where_there_are_no_transformer_layers(config):
+    with pytest.raises(ValueError, match=r"`optimization\.optimizer` is 'muon'.*stage base"):
+        config("base", optimization__optimizer="muon")
 
 
 class Waiting(TorchDispatchMode):

@@ -4,7 +4,7 @@ from torch import nn
 
 from training.averaging import WeightAverage
 from training.configuration import OptimizationConfig
-from training.optimization import adamw, learning_rate_share, set_learning_rate
+from training.optimization import learning_rate_share, optimizers, set_learning_rates
 
 
 def test_only_matrices_decay():
@@ -13,7 +13,7 @@ def test_only_matrices_decay():
     )
     module.token = nn.Parameter(torch.zeros(1, 3))
     module["conv"].bias.requires_grad_(False)
-    optimizer = adamw(module, OptimizationConfig(learning_rate=1e-3, max_steps=1, weight_decay=0.05))
+    (optimizer,) = optimizers(module, OptimizationConfig(learning_rate=1e-3, max_steps=1, weight_decay=0.05))
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     names = {name: decays.get(id(parameter)) for name, parameter in module.named_parameters()}
     assert {name for name, decay in names.items() if decay == 0.05} == {"linear.weight", "conv.weight"}
@@ -21,15 +21,31 @@ def test_only_matrices_decay():
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
 
 
-def test_parameters_have_their_share_of_the_learning_rate():
-    module = nn.ModuleDict({"fast": nn.Linear(2, 3), "slow": nn.Linear(2, 3)})
-    config = OptimizationConfig(learning_rate=1e-3, max_steps=1)
-    optimizer = adamw(module, config, lambda name: 0.1 if name.startswith("slow.") else 1.0)
-    for learning_rate in (1e-3, 4e-4):
-        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-        assert {rates[id(p)] for p in module["fast"].parameters()} == {learning_rate}
-        assert {rates[id(p)] for p in module["slow"].parameters()} == {0.1 * learning_rate}
-        set_learning_rate(optimizer, 4e-4)
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(3)
+        self.linear = nn.Linear(3, 3)
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+
+
+def test_muon_moves_the_matrices_of_layers_and_adamw_all_else():
+    module = nn.ModuleDict({"layer": Layer(), "head": nn.Linear(3, 2), "codes": nn.Embedding(4, 3)})
+    config = OptimizationConfig(learning_rate=1e-3, max_steps=1, optimizer="muon", muon_learning_rate=0.02)
+    adamw, muon = optimizers(module, config, ["Layer"])
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert isinstance(muon, torch.optim.Muon)
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    moved = [
+        {names[parameter] for group in one.param_groups for parameter in group["params"]} for one in (adamw, muon)
+    ]
+    assert moved[1] == {"layer.linear.weight"}
+    assert moved[0] | moved[1] == {name for name in names.values() if "frozen" not in name}
+    assert not moved[0] & moved[1]
+    rates = [{group["lr"] for group in one.param_groups} for one in (adamw, muon)]
+    assert rates == [{1e-3}, {0.02}]
+    set_learning_rates([adamw, muon], [5e-4, 0.01])
+    assert [{group["lr"] for group in one.param_groups} for one in (adamw, muon)] == [{5e-4}, {0.01}]
 
 
 def test_the_learning_rate_warms_up_and_anneals_over_the_whole_run():

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from alit_hf import ALITModel
 from alit_hf.conversion import load_original
 from training.configuration import OptimizationConfig
-from training.optimization import adamw
+from training.optimization import optimizers
 from training.stages import STAGES
 from training.stages.distill import DistillLossConfig, DistillStage
 from training.stages.finetune import FinetuneStage
@@ -102,28 +102,6 @@ def test_every_trained_parameter_gets_a_gradient(build, pixels):
             found = gradients(stage, pixels)
             trained = {key for key, parameter in stage.named_parameters() if parameter.requires_grad}
             assert not [key for key in trained if found[key] is None], (name, rollout)
-
-
-@pytest.mark.parametrize("name", ["distill", "finetune"])
-def test_the_encoders_side_learns_at_its_own_rate(build, pixels, name):
-    shares = {}
-    for rate in (0.0, 0.25):
-        stage = build(name, loss__encoder_learning_rate=rate)
-        shares[rate] = {key: stage.learning_rate_share(key) for key, _ in stage.named_parameters()}
-    slow = {key for key, share in shares[0.25].items() if share == 0.25}
-    assert {share for key, share in shares[0.25].items() if key not in slow} == {1.0}
-    frozen = build(name, loss__encoder_learning_rate=0.0)
-    before = encoded(frozen.model, pixels)
-    names = moved(frozen, pixels, steps=2)
-    assert names
-    assert not names & slow
-    # The other way round: nothing else makes codes.
-    assert torch.equal(encoded(frozen.model, pixels), before)
-
-
-def encoded(model, pixels) -> torch.Tensor:
-    with torch.no_grad():
-        return model.encode(pixels).token_ids
 
 
 def test_halting_is_on_in_the_first_stage_and_off_elsewhere(build, pixels, monkeypatch):
@@ -305,8 +283,7 @@ def test_the_base_codebook_starts_from_latents(build, pixels):
     stage.training_loss(pixels)
     (replaced,) = stage.end_step()
     assert replaced.rows.all()
-    vectors = stage.model.encode(pixels).latents.permute(0, 2, 3, 1).flatten(0, 2)
-    assert torch.cdist(codebook, vectors).min(dim=1).values.max() < 1e-3
+    assert_means_of_clusters(codebook.detach(), stage.codebook_care.recent[: int(stage.codebook_care.num_collected)])
     stage.step = 2
     _, logs = stage.training_loss(pixels)
     assert "codebook_loss" in logs
@@ -346,7 +323,7 @@ def test_a_few_steps_lower_the_loss(build, pixels, name):
     stage = build(name, loss__revive_every=0)
     stage.drawn_rollout = lambda: 1
     stage.step = 5
-    optimizer = adamw(stage, OptimizationConfig(learning_rate=3e-3, max_steps=1))
+    (optimizer,) = optimizers(stage, OptimizationConfig(learning_rate=3e-3, max_steps=1))
     losses = []
     for _ in range(15):
         loss, _ = stage.training_loss(pixels)
@@ -362,12 +339,234 @@ def test_scores_and_pictures_of_every_length(build, pixels, request, base):
     stage = build("distill", init_from=request.getfixturevalue(base)).eval()
     with torch.no_grad():
         scores, columns = stage.score(pixels), stage.pictures(pixels)
-    assert [name for name in scores if name.startswith("l1/")] == ["l1/4", "l1/8", "l1/12"]
-    assert all(value.shape == (2,) for value in scores.values())
+    assert all(len(value) == 2 for value in scores.values())
+    found = stage.validation({name: value.mean(dim=0) for name, value in scores.items()})
+    for kind in ("l1", "psnr", "r2", "spread", "ids"):
+        assert [name for name in found if name.startswith(f"{kind}/")] == [f"{kind}/4", f"{kind}/8", f"{kind}/12"]
     assert list(columns) == ["base", "4", "8", "12"]
     reconstruction = columns["8"].clamp(0, 1)
-    expected = (reconstruction - pixels).abs().mean(dim=(1, 2, 3))
-    torch.testing.assert_close(scores["l1/8"], expected, rtol=1e-4, atol=1e-5)
+    assert found["l1/8"] == pytest.approx(float((reconstruction - pixels).abs().mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("base", ["vq_base", "kl_base"])
+def test_validation_by_hand(build, pixels, request, base):
+    """R², different ids and spread over a batch, from their definitions, whatever batches the pictures come in."""
+    stage = build("distill", init_from=request.getfixturevalue(base)).eval()
+    pixels = torch.cat([pixels, torch.rand(3, 3, 32, 32)])
+    model, length = stage.model, stage.model.config.tokens_per_rollout
+    with torch.no_grad():
+        parts = [stage.score(part) for part in pixels.split(2)]
+        rollouts = list(model.rollouts(pixels))
+        true = model.base_tokenizer.encode(pixels)
+        if model.config.base_type == "vqgan":
+            true = model.base_tokenizer.codebook[model.base_tokenizer.codes(true)]
+            true = true.transpose(1, 2).unflatten(2, model.config.grid_size)
+    found = stage.validation({name: torch.cat([part[name] for part in parts]).mean(dim=0) for name in parts[0]})
+    vectors = true.transpose(0, 1).flatten(1)
+    variance = (vectors - vectors.mean(dim=1, keepdim=True)).square().mean()
+    for rollout in rollouts:
+        soft = model.base_tokenizer.expected_latents(rollout.decoder_output, rollout.grid_size)
+        expected = 1 - (soft - true).square().mean() / variance
+        assert found[f"r2/{rollout.num_tokens}"] == pytest.approx(float(expected), rel=1e-3)
+        assert found[f"ids/{rollout.num_tokens}"] == len(rollout.token_ids.unique())
+        directions = rollout.latents[:, -length:]
+        spread = directions.var(dim=0, correction=0).sum(dim=-1).mean()
+        assert found[f"spread/{rollout.num_tokens}"] == pytest.approx(float(spread), abs=1e-5)
+
+
+DRAWN = {"loss__rollouts": "drawn", "loss__halting": False}
+
+
+def test_the_limit_of_drawn_rollouts_grows(build):
+    stage = build("distill", **DRAWN, loss__rollout_growth=[0.25, 0.75])
+    limits = []
+    for stage.share_done in (0, 0.25, 0.49, 0.5, 0.74, 0.75, 1):
+        limits.append(stage.rollout_limit)
+    assert limits == [1, 1, 1, 2, 2, 3, 3]
+    stage.share_done = 0.8
+    drawn = []
+    for stage.step in range(600):
+        shown = stage.drawn_rollouts()
+        assert shown.all()
+        drawn.append(len(shown))
+    counts = np.bincount(drawn, minlength=4)
+    # The limit in 60 % of the steps, and its share of the rest.
+    assert counts[0] == 0
+    assert counts[3] / 600 == pytest.approx(0.6 + 0.4 / 3, abs=0.06)
+    assert min(counts[1:]) / 600 == pytest.approx(0.4 / 3, abs=0.05)
+
+
+def test_rollout_dropout_shows_random_rollouts_and_fades(build):
+    stage = build("distill", **DRAWN, loss__rollout_growth=[0, 0.5], loss__rollout_dropout=0.8)
+    shares = {}
+    for stage.share_done in (0.5, 0.75, 0.999):
+        several = []
+        for stage.step in range(800):
+            shown = stage.drawn_rollouts()
+            assert shown.any()
+            if len(shown) > 1:
+                several.append(shown)
+        shares[stage.share_done] = np.mean([not shown.all() for shown in several])
+    # Of three rollouts all stay in one of eight draws, of two in one of four.
+    assert shares[0.5] == pytest.approx(0.8 * 0.86, abs=0.06)
+    assert shares[0.75] == pytest.approx(0.4 * 0.86, abs=0.06)
+    assert shares[0.999] < 0.02
+
+
+def test_a_drawn_step_decodes_once_and_only_what_is_shown(build, pixels):
+    stage = build("distill", **DRAWN)
+    given = []
+    stage.model.decoder.register_forward_pre_hook(lambda _, arguments: given.append(arguments))
+    passes = []
+    stage.model.encoder.register_forward_hook(lambda *_: passes.append(1))
+    stage.drawn_rollouts = lambda: np.array([True, False, True])
+    loss, logs = stage.training_loss(pixels)
+    assert len(passes) == 3
+    ((latents, _, positions),) = given
+    assert positions.tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+    with torch.no_grad():
+        output = stage.model(pixels, return_reconstruction=False)
+        torch.testing.assert_close(latents, output.latents[:, positions])
+        decoder = stage.model.decoder
+        alone = decoder(output.latents[:, positions], output.grid_size, positions)
+        assert not torch.allclose(alone, decoder(output.latents[:, positions], output.grid_size))
+    codes = stage.model.base_tokenizer.codes(stage.base_latents(pixels))
+    smoothed = torch.nn.functional.cross_entropy(alone.flatten(0, 1), codes.flatten(), label_smoothing=0.1)
+    assert float(logs["nll/12"]) == pytest.approx(float(smoothed), rel=1e-4)
+    # Weight 1, whatever was drawn.
+    assert float(loss) == pytest.approx(float(logs["nll/12"] + logs["code/12"] + logs["quantization/12"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("base", ["vq_base", "kl_base"])
+def test_every_parameter_of_a_drawn_step_gets_a_gradient(build, pixels, request, base):
+    for quantize_from in (0, 9):
+        stage = build(
+            "distill", init_from=request.getfixturevalue(base), **DRAWN, loss__quantize_from=quantize_from
+        )
+        for shown in ([True], [False, True], [True, False, True]):
+            stage.drawn_rollouts = lambda shown=shown: np.array(shown)
+            found = gradients(stage, pixels)
+            trained = {key for key, parameter in stage.named_parameters() if parameter.requires_grad}
+            assert not [key for key in trained if found[key] is None]
+
+
+LATE = {**DRAWN, "loss__quantize_from": 3, "loss__latent_noise": 0.2, "loss__revive_every": 0}
+
+
+def test_latents_are_noisy_unit_vectors_until_they_are_quantised(build, pixels):
+    stage = build("distill", **LATE)
+    stage.drawn_rollouts = lambda: np.array([True])
+    given, raw = [], []
+    stage.model.decoder.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0].detach()))
+    stage.model.latent_projection.register_forward_hook(lambda _, inputs, output: raw.append(output.detach()))
+    stage.training_loss(pixels)
+    stage.training_loss(pixels)
+    directions = torch.nn.functional.normalize(raw[0], dim=-1)
+    for latents in given:
+        torch.testing.assert_close(latents.norm(dim=-1), torch.ones(latents.shape[:-1]))
+        # On the sphere noise of length s·√D turns a direction by an angle of tangent s·√(D - 1), in the mean about.
+        angle = torch.arccos((latents * directions).sum(dim=-1).clamp(max=1)).tan().mean()
+        assert float(angle) == pytest.approx(0.2 * (directions.shape[-1] - 1) ** 0.5, rel=0.35)
+    assert not torch.equal(*given)
+    stage.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(stage.model.encode(pixels, num_tokens=4).latents, directions)
+        assert not [name for name in stage.score(pixels) if name.startswith("ids/")]
+        stage.step = 3
+        code = stage.model.encode(pixels, num_tokens=4)
+        assert torch.equal(code.latents, stage.model.quantizer.from_ids(code.token_ids))
+
+
+def assert_means_of_clusters(codes, latents) -> None:
+    """Each code is about the mean of the latents that it is the nearest to."""
+    nearest = torch.cdist(latents, codes).argmin(dim=1)
+    assert len(nearest.unique()) > len(codes) / 2
+    spread = latents.std(dim=0).mean()
+    for code in nearest.unique().tolist():
+        assert (latents[nearest == code].mean(dim=0) - codes[code]).abs().max() < 0.5 * spread
+
+
+def test_the_codebook_starts_from_clusters_of_latents_of_several_lengths(build, pixels):
+    stage = build("distill", **LATE)
+    codebook = stage.model.quantizer.codebook.weight
+    before = codebook.detach().clone()
+    for stage.step in range(3):
+        stage.drawn_rollouts = lambda shown=np.ones(1 + stage.step, dtype=bool): shown
+        stage.training_loss(pixels)
+        assert torch.equal(codebook, before)
+        replaced = stage.end_step()
+    assert replaced[0].parameter is codebook
+    assert replaced[0].rows.all()
+    care = stage.codebook_care
+    # Of each step, of 8, 16 and 24 latents, as many as there are codes.
+    assert int(care.num_collected) == 8 + 16 + 16
+    latents = torch.nn.functional.normalize(care.recent[: int(care.num_collected)], dim=-1)
+    assert_means_of_clusters(codebook.detach(), latents)
+    stage.step = 3
+    _, logs = stage.training_loss(pixels)
+    assert logs["quantization/12"] > 0
+    assert stage.summary()["codebook/usage"] > 0.2
+
+
+def test_too_few_latents_for_a_codebook_are_an_error(build, pixels):
+    stage = build("distill", **LATE, model__codebook_size=64)
+    stage.drawn_rollouts = lambda: np.array([True])
+    stage.step = 2
+    stage.training_loss(pixels)
+    with pytest.raises(ValueError, match="3 steps before quantisation gave 8 latents for 64 codes"):
+        stage.end_step()
+
+
+def test_only_the_last_latents_are_clustered(build):
+    care = build("distill", **LATE).codebook_care
+    size, dim = care.recent.shape
+    for value in range(1 + size // 16):
+        care.observe(torch.full((99, dim), float(value)), torch.zeros(99, dtype=torch.long), step=0)
+    assert not (care.recent == 0).any()
+    assert (care.recent == size // 16).all(dim=1).sum() == 16
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"loss__rollout_growth": [0.5]}, "loss.rollout_growth"),
+        ({"loss__rollout_growth": [0.5, 0.2]}, "loss.rollout_growth"),
+        ({"loss__rollout_dropout": 0.5}, "loss.rollout_dropout"),
+        ({"loss__rollouts": "drawn"}, "loss.halting"),
+        ({**DRAWN, "loss__rollout_dropout": 1.5}, "loss.rollout_dropout"),
+        ({**DRAWN, "loss__last_rollout_only": True}, "loss.last_rollout_only"),
+        ({"loss__rollouts": "some"}, "loss.rollouts"),
+        ({"loss__quantize_from": -1}, "loss.quantize_from"),
+        ({"loss__latent_noise": -0.1}, "loss.latent_noise"),
+    ],
+)
+def test_fields_of_the_short_form_that_do_not_fit_are_named(config, fields, named):
+    with pytest.raises(ValueError, match=named):
+        config("distill", **fields)
+
+
+def test_warnings_name_cause_and_cure(build):
+    """Not in the first steps, when no latents can say anything yet."""
+    collapsed = {"r2/4": 0.0, "spread/4": 0.9, "spread/8": 0.01, "ids/4": 12, "ids/8": 12}
+    few = {"spread/4": 0.9, "ids/4": 1, "spread/8": 0.9, "ids/8": 9}
+    healthy = {"spread/4": 0.9, "spread/8": 0.4, "ids/4": 12, "ids/8": 12}
+    cases = [({}, "loss.quantize_from"), (LATE, "loss.rollout_dropout"), ({**LATE, "loss__rollout_dropout": 0.5}, "")]
+    for fields, cure in cases:
+        stage = build("distill", **fields, **({} if fields else {"model__codebook_size": 64}))
+        assert stage.warning(collapsed) is None
+        stage.share_done = 0.1
+        assert "codes of 8 are nearly the same for all pictures" in stage.warning(collapsed)
+        assert (cure or "learning rate") in stage.warning(collapsed)
+        assert stage.warning(healthy) is None
+    stage = build("distill", model__codebook_size=64)
+    stage.share_done = 0.1
+    assert "Codes of 4 tokens have 1 different ids" in stage.warning(few)
+
+
+def test_attention_is_eager_on_a_cpu_unless_told_otherwise(build):
+    for name in ("distill", "finetune"):
+        assert build(name).model.config._attn_implementation == "eager"
+        assert build(name, optimization__attention="sdpa").model.config._attn_implementation == "sdpa"
 
 
 def test_a_missing_or_foreign_start_is_named(build, tmp_path, vq_base):
@@ -394,107 +593,3 @@ def test_a_finetuned_stage_saves_what_it_is_given(build, tmp_path):
     loaded = ALITModel.from_pretrained(tmp_path / "saved")
     assert all((parameter == 0).all() for parameter in loaded.parameters())
     assert (stage.model.encoder.layers[0].mlp.fc1.weight != 0).any()
-
-
-NOISY = {"loss__latent_noise": 0.2, "loss__refit_every": 2, "loss__quantizer_weight": 0.0}
-
-
-def decoded_latents(stage, pixels) -> torch.Tensor:
-    """What the distillation decoder is given in a training step."""
-    given = []
-    handle = stage.model.decoder.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
-    stage.training_loss(pixels)
-    handle.remove()
-    return given[0].detach()
-
-
-def test_noise_stands_in_for_quantising_in_training_only(build, pixels):
-    stage = build("finetune", **NOISY)
-    stage.drawn_rollout = lambda: 1
-    latents = []
-    stage.model.latent_projection.register_forward_hook(lambda _, arguments, output: latents.append(output.detach()))
-    first, second = decoded_latents(stage, pixels), decoded_latents(stage, pixels)
-    directions = torch.nn.functional.normalize(latents[0], dim=-1)
-    torch.testing.assert_close(first.norm(dim=-1), torch.ones(first.shape[:-1]))
-    assert not torch.equal(first, second)
-    # On the sphere noise of length s·√D turns a direction by an angle of tangent s·√(D - 1), in the mean about.
-    cosine = (first * directions).sum(dim=-1)
-    angle = torch.arccos(cosine.clamp(max=1)).tan().mean()
-    assert float(angle) == pytest.approx(0.2 * (directions.shape[-1] - 1) ** 0.5, rel=0.35)
-    with torch.no_grad():
-        code = stage.eval().model.encode(pixels, num_tokens=2 * stage.model.config.tokens_per_rollout)
-        assert torch.equal(code.latents, stage.model.quantizer.from_ids(code.token_ids))
-
-
-def test_noise_leaves_the_codebook_to_refits(build, pixels):
-    stage = build("finetune", loss__encoder_learning_rate=0.5, **NOISY)
-    stage.drawn_rollout = lambda: 1
-    names = moved(stage, pixels, steps=3)
-    assert "model.latent_projection.weight" in names
-    assert not [name for name in names if "quantizer" in name]
-
-
-def test_a_refit_codebook_is_the_means_of_clusters_of_recent_latents(build, pixels):
-    stage = build("finetune", **NOISY)
-    stage.drawn_rollout = lambda: 1
-    codebook = stage.model.quantizer.codebook.weight
-    stage.training_loss(pixels)
-    assert stage.end_step() == []
-    # As far from any latent as can be.
-    with torch.no_grad():
-        codebook.copy_(-stage.codebook_care.recent[:1].expand_as(codebook))
-    stage.step = 1
-    stage.training_loss(pixels)
-    (replaced,) = stage.end_step()
-    assert replaced.parameter is codebook
-    assert replaced.rows.all()
-    recent = torch.nn.functional.normalize(stage.codebook_care.recent[: stage.codebook_care.num_observed], dim=-1)
-    codes = torch.nn.functional.normalize(codebook.detach(), dim=-1)
-    nearest = (recent @ codes.T).argmax(dim=1)
-    for code in nearest.unique().tolist():
-        mean = recent[nearest == code].mean(dim=0)
-        torch.testing.assert_close(torch.nn.functional.normalize(mean, dim=0), codes[code], atol=0.05, rtol=0)
-
-
-def test_a_refit_waits_for_as_many_latents_as_codes(build, pixels):
-    stage = build("finetune", **{**NOISY, "loss__refit_every": 1})
-    stage.drawn_rollout = lambda: 0
-    care = stage.codebook_care
-    latents_a_step = pixels.shape[0] * stage.model.config.tokens_per_rollout
-    while int(care.num_observed) + latents_a_step < stage.model.config.codebook_size:
-        stage.training_loss(pixels)
-        assert stage.end_step() == []
-    stage.training_loss(pixels)
-    assert len(stage.end_step()) == 1
-
-
-def test_only_the_last_latents_are_clustered(build):
-    care = build("finetune", **NOISY).codebook_care
-    size, dim = care.recent.shape
-    care.observe(torch.zeros(size, dtype=torch.long), torch.ones(size, dim))
-    care.observe(torch.zeros(3, dtype=torch.long), torch.full((3, dim), 2.0))
-    assert (care.recent == 2).all(dim=1).sum() == 3
-    care.observe(torch.zeros(size + 1, dtype=torch.long), torch.full((size + 1, dim), 3.0))
-    assert (care.recent == 3).all()
-
-
-def test_a_base_encoder_that_does_not_train_stays(build, pixels):
-    names = moved(build("finetune", loss__train_base_encoder=False), pixels, steps=2)
-    base = {name.split(".")[3] for name in names if name.startswith("model.base_tokenizer.model.")}
-    assert "decoder" in base
-    assert not base & {"encoder", "quant_conv"}
-    assert any(name.startswith("model.encoder.") for name in names)
-
-
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"loss__latent_noise": -0.1}, "loss.latent_noise"),
-        ({"loss__refit_every": -1}, "loss.refit_every"),
-        ({"loss__latent_noise": 0.1, "loss__quantizer_weight": 0.0}, "loss.refit_every"),
-        ({"loss__latent_noise": 0.1, "loss__refit_every": 2}, "loss.quantizer_weight"),
-    ],
-)
-def test_fields_of_noise_that_do_not_fit_are_named(config, tmp_path, fields, named):
-    with pytest.raises(ValueError, match=named):
-        config("finetune", init_from=str(tmp_path), **fields)

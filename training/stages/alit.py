@@ -17,12 +17,6 @@ from .stage import Replaced, Stage
 
 
 _GIVEN_ELSEWHERE = {"image_size": "data.image_size", "base_tokenizer_config": "init_from", "patch_size": "init_from"}
-_DECODING = (
-    "model.decoder.",
-    "model.base_tokenizer.model.decoder.",
-    "model.base_tokenizer.model.post_quant_conv.",
-    "model.base_tokenizer.model.quantize.",
-)
 _BASE_CLASSES = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL}
 
 
@@ -31,41 +25,32 @@ class ALITLossConfig:
     """
     Args:
         revive_every (`int`): steps after which unused latent codes are replaced by latents of the batch; 0 for never.
-        refit_every (`int`): steps after which all latent codes are replaced by means of clusters of the last latents
-            (k-means); 0 for never.
-        encoder_learning_rate (`float`): learning rate of all that turns pictures into codes (the base's encoder, the
-            distillation encoder, the quantizer) as a share of the decoder's. At 0 it stays as it is.
     """
 
     revive_every: int = 0
-    refit_every: int = 0
-    encoder_learning_rate: float = 1.0
 
     def validate(self) -> None:
         require(self.revive_every >= 0, "loss.revive_every", self.revive_every, "at least 0")
-        require(self.refit_every >= 0, "loss.refit_every", self.refit_every, "at least 0")
-        rate = self.encoder_learning_rate
-        require(rate >= 0, "loss.encoder_learning_rate", rate, "at least 0")
 
 
 class ALITStage(Stage):
     """
-    A stage on an `ALITModel`: care of its latent codebook, scores and pictures at every length, saving.
+    A stage on an `ALITModel`: care of its latent codebook, pictures at every length, saving.
 
     Args:
         model: what is trained.
         loss: the stage's own fields.
         adversary: see `Stage`.
+        quantize_from: first step that quantises.
     """
 
-    sharded_layers = ("ALITLayer",)
+    layer_classes = ("ALITLayer",)
 
-    def __init__(self, model: ALITModel, loss: ALITLossConfig, adversary: Adversary | None = None):
+    def __init__(
+        self, model: ALITModel, loss: ALITLossConfig, adversary: Adversary | None = None, quantize_from: int = 0
+    ):
         super().__init__(model, adversary)
         self.loss = loss
-        if loss.encoder_learning_rate == 0:
-            for name, parameter in self.named_parameters():
-                parameter.requires_grad_(_decodes(name))
         self.codebook_care = None
         if model.quantizer is not None:
             self.codebook_care = CodebookCare(
@@ -73,7 +58,7 @@ class ALITStage(Stage):
                 model.config.codebook_size,
                 cosine=True,
                 revive_every=loss.revive_every,
-                refit_every=loss.refit_every,
+                start=quantize_from,
             )
             self._latents: list[torch.Tensor] = []
             model.latent_projection.register_forward_hook(self._remember_latents)
@@ -83,35 +68,17 @@ class ALITStage(Stage):
             self._latents.append(latents)
 
     def observe(self, ids: list[torch.Tensor | None]) -> None:
-        """Takes note of the ids of the rollouts that the forward pass has just computed."""
+        """Shows the codebook's care the rollouts that the forward pass has just computed, by their ids."""
         if self.codebook_care is not None:
             latents = torch.cat([one.detach().float().flatten(0, 1) for one in self._latents])
-            self.codebook_care.observe(torch.cat([one.flatten() for one in ids]), latents)
-            self.forget()
-
-    def forget(self) -> None:
-        """Leaves what was computed until now out of what `observe` takes note of."""
-        if self.codebook_care is not None:
+            self.codebook_care.observe(latents, torch.cat([one.flatten() for one in ids]), self.step)
             self._latents.clear()
-
-    def learning_rate_share(self, name: str) -> float:
-        return 1.0 if _decodes(name) else self.loss.encoder_learning_rate
 
     def end_step(self) -> list[Replaced]:
         return [] if self.codebook_care is None else self.codebook_care.end_step(self.step)
 
     def summary(self) -> dict[str, torch.Tensor]:
-        if self.codebook_care is None:
-            return {}
-        return {f"codebook/{name}": value for name, value in self.codebook_care.summary().items()}
-
-    def score(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        scores = {}
-        for rollout in self.model.rollouts(pixel_values):
-            error = (rollout.reconstruction.float().clamp(0, 1) - pixel_values).flatten(1)
-            scores[f"l1/{rollout.num_tokens}"] = error.abs().mean(dim=1)
-            scores[f"psnr/{rollout.num_tokens}"] = -10 * error.square().mean(dim=1).log10()
-        return scores
+        return {} if self.codebook_care is None else self.codebook_care.summary()
 
     def pictures(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         base = self.model.base_tokenizer
@@ -132,9 +99,9 @@ class ALITStage(Stage):
         return [self.model.encoder, self.model.decoder]
 
 
-def _decodes(name: str) -> bool:
-    """Whether the parameter of that name turns codes into pictures, and not pictures into codes."""
-    return name.startswith(_DECODING)
+def attention(config: TrainingConfig) -> str:
+    """The implementation of attention, by transformers' names, that the run uses."""
+    return config.optimization.attention or ("sdpa" if torch.accelerator.is_available() else "eager")
 
 
 def check_model_fields(model: dict[str, Any]) -> None:
@@ -176,6 +143,7 @@ def model_config(config: TrainingConfig) -> ALITConfig:
 def new_model(config: TrainingConfig) -> ALITModel:
     """An untrained `ALITModel` on the pretrained base tokenizer that `init_from` names."""
     model = ALITModel(model_config(config))
+    model.set_attn_implementation(attention(config))
     base_class = _BASE_CLASSES[model.config.base_tokenizer_config["_class_name"]]
     base = base_class.from_pretrained(config.init_from)
     model.base_tokenizer.model.load_state_dict(base.state_dict())

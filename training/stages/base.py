@@ -8,10 +8,7 @@ import torch
 from diffusers import VQModel
 from torch import nn
 
-from alit_hf.losses.codebook import sample_init
-
 from ..configuration import TrainingConfig, require
-from ..sharding import like
 from .adversary import Adversary, AdversaryConfig
 from .codebook_care import CodebookCare
 from .pixel_loss import PixelLoss, PixelLossConfig
@@ -23,7 +20,8 @@ class BaseLossConfig(PixelLossConfig, AdversaryConfig):
     """
     Args:
         codebook_weight (`float`): weight of codebook and commitment loss.
-        codebook_start (`int`): first step that quantises. Above 0, the codebook is set to latents of the step before.
+        codebook_start (`int`): first step that quantises. Above 0, k-means sets the codebook to clusters of the latents
+            of the steps before.
         revive_every (`int`): steps after which unused codes are replaced by latents of the batch; 0 for never.
     """
 
@@ -55,8 +53,8 @@ class BaseStage(Stage):
             model.config.num_vq_embeddings,
             cosine=False,
             revive_every=loss.revive_every,
+            start=loss.codebook_start,
         )
-        self._unquantized: torch.Tensor | None = None
 
     @classmethod
     def check_config(cls, config: TrainingConfig) -> None:
@@ -77,45 +75,27 @@ class BaseStage(Stage):
 
     def training_loss(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         latents = self.model.encode(pixel_values).latents
-        codes, codebook_loss = latents, None
-        if self.step >= self.loss.codebook_start:
-            codes, codebook_loss = self._quantize(latents)
-        else:
-            self._unquantized = _vectors(latents)
-        reconstruction = self.model.decode(codes, force_not_quantize=True).sample
+        with torch.autocast(latents.device.type, enabled=False):
+            codes, codebook_loss, (_, _, ids) = self.model.quantize(latents.float())
+        self.codebook_care.observe(latents.float().permute(0, 2, 3, 1).flatten(0, 2), ids, self.step)
+        quantized = self.step >= self.loss.codebook_start
+        reconstruction = self.model.decode(codes if quantized else latents, force_not_quantize=True).sample
         loss, logs = self.pixel_loss(reconstruction, pixel_values, self.step)
         logs = {"loss": loss.detach(), **logs}
         loss, adversarial_logs = self.with_adversarial_loss(
             loss, reconstruction, pixel_values, 0, self.model.decoder.conv_out.weight
         )
-        if codebook_loss is not None:
-            loss = loss + self.loss.codebook_weight * codebook_loss
+        if quantized:
             logs["codebook_loss"] = codebook_loss.detach()
-        else:
-            # Unused until its start; distributed training waits for its gradient all the same.
-            loss = loss + 0 * self.model.quantize.embedding.weight.sum()
+        # Before the start without weight: distributed training waits for the codebook's gradient all the same.
+        loss = loss + (self.loss.codebook_weight if quantized else 0) * codebook_loss
         return loss, {**logs, **adversarial_logs}
 
-    def _quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.autocast(latents.device.type, enabled=False):
-            codes, loss, (_, _, ids) = self.model.quantize(latents.float())
-        self.codebook_care.observe(ids, _vectors(latents))
-        return codes, loss
-
     def end_step(self) -> list[Replaced]:
-        if self.step + 1 == self.loss.codebook_start:
-            return [self._set_codebook()]
         return self.codebook_care.end_step(self.step)
 
-    @torch.no_grad()
-    def _set_codebook(self) -> Replaced:
-        codebook = self.model.quantize.embedding.weight
-        codebook.copy_(like(codebook, sample_init(self._unquantized, len(codebook), cosine=False)))
-        rows = torch.ones(len(codebook), dtype=torch.bool, device=codebook.device)
-        return Replaced(parameter=codebook, rows=rows)
-
     def summary(self) -> dict[str, torch.Tensor]:
-        return {f"codebook/{name}": value for name, value in self.codebook_care.summary().items()}
+        return self.codebook_care.summary()
 
     def reconstruct(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Reconstructions `(B, 3, H, W)` of images, quantised as in this step."""
@@ -137,11 +117,6 @@ class BaseStage(Stage):
     def compiled_parts(self) -> list[nn.Module]:
         # Not the decoder: torch 2.13 compiles it for CPUs to one without gradients, and does not say so.
         return [self.model.encoder]
-
-
-def _vectors(latents: torch.Tensor) -> torch.Tensor:
-    """Latents `(B, E, rows, columns)` as `(B * rows * columns, E)`, detached."""
-    return latents.detach().float().permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _check_model(model: dict[str, Any], image_size: int) -> None:

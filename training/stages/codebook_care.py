@@ -1,4 +1,4 @@
-"""Counting, logging and reviving a codebook's codes during training."""
+"""Setting, counting, logging and reviving a codebook's codes during training."""
 
 from collections.abc import Callable
 
@@ -18,22 +18,23 @@ from ..sharding import like, whole
 from .stage import Replaced
 
 
-# The latents that a refit clusters: so many times the codes.
+# The latents that the codebook is set to clusters of: so many times the codes.
 _LATENTS_PER_CODE = 16
 _KMEANS_ITERATIONS = 5
 
 
 class CodebookCare(nn.Module):
     """
-    Watches one codebook. A module for its counts and for the latents of a refit, which belong into checkpoints.
+    Watches one codebook. A module for its counts and for the latents that it starts from, which belong into
+    checkpoints.
 
     Args:
         codebook: returns the codebook's weight `(C, D)`; a function, so that the weight has one owner.
         codebook_size: C.
         cosine: whether codes are compared by direction.
         revive_every: steps after which codes that did not occur in them are replaced; 0 for never.
-        refit_every: steps after which all codes are replaced by means of clusters of the last latents, once there are
-            as many latents as codes; 0 for never.
+        start: first step that quantises. Above 0, k-means sets the codes to clusters of the latents of the steps
+            before.
     """
 
     def __init__(
@@ -42,55 +43,57 @@ class CodebookCare(nn.Module):
         codebook_size: int,
         cosine: bool,
         revive_every: int,
-        refit_every: int = 0,
+        start: int = 0,
     ):
         super().__init__()
         self.codebook = codebook
         self.cosine = cosine
         self.revive_every = revive_every
-        self.refit_every = refit_every
+        self.start = start
         self.register_buffer("since_revival", torch.zeros(codebook_size, dtype=torch.long))
         self.register_buffer("since_summary", torch.zeros(codebook_size, dtype=torch.long))
         self.latents: torch.Tensor | None = None
-        if refit_every:
+        if start:
             self.register_buffer("recent", torch.zeros(_LATENTS_PER_CODE * codebook_size, codebook().shape[1]))
-            self.register_buffer("num_observed", torch.zeros((), dtype=torch.long))
+            self.register_buffer("num_collected", torch.zeros((), dtype=torch.long))
 
-    def observe(self, ids: torch.Tensor, latents: torch.Tensor) -> None:
-        """Takes note of the ids of any shape that latents `(M, D)` were given."""
+    def observe(self, latents: torch.Tensor, ids: torch.Tensor, step: int) -> None:
+        """
+        Counts the ids, of any shape, that latents `(M, D)` were given; before the start collects the latents.
+        """
+        self.latents = latents.detach()
+        if step < self.start:
+            # A part, so that they come from many batches.
+            some = torch.randperm(len(latents), device=latents.device)[: len(self.since_revival)]
+            places = (self.num_collected + torch.arange(len(some), device=latents.device)) % len(self.recent)
+            self.recent[places] = self.latents[some].to(self.recent.dtype)
+            self.num_collected += len(some)
+            return
         counts = code_counts(ids, len(self.since_revival))
         self.since_revival += counts
         self.since_summary += counts
-        self.latents = latents.detach()
-        if self.refit_every:
-            latents = self.latents[-len(self.recent) :]
-            places = (self.num_observed + torch.arange(len(latents), device=latents.device)) % len(self.recent)
-            self.recent[places] = latents
-            self.num_observed += len(latents)
 
     def end_step(self, step: int) -> list[Replaced]:
-        """Refits and revives, where it is time to."""
-        if self.latents is None:
+        """Sets the codes at their start, and revives where it is time to."""
+        if self.start and step + 1 == self.start:
+            return [self._set()]
+        if self.latents is None or step < self.start or not self.revive_every or (step + 1) % self.revive_every:
             return []
-        due = [
-            replace
-            for every, replace in ((self.refit_every, self._refit), (self.revive_every, self._revive))
-            if every and (step + 1) % every == 0
-        ]
-        return [replaced for replace in due for replaced in replace()]
+        return [self._revive()]
 
-    def _refit(self) -> list[Replaced]:
-        codebook = self.codebook()
-        latents = self.recent[: int(self.num_observed)]
+    def _set(self) -> Replaced:
+        latents, codebook = self.recent[: int(self.num_collected)], self.codebook()
         if len(latents) < len(codebook):
-            return []
+            raise ValueError(
+                f"The {self.start} steps before quantisation gave {len(latents)} latents for {len(codebook)} codes: "
+                "begin it later, or take larger batches."
+            )
         codes = kmeans_init(latents, len(codebook), self.cosine, _KMEANS_ITERATIONS).to(latents.device)
         with torch.no_grad():
             codebook.copy_(like(codebook, codes))
-        self.since_revival.zero_()
-        return [Replaced(parameter=codebook, rows=torch.ones(len(codes), dtype=torch.bool, device=codes.device))]
+        return Replaced(parameter=codebook, rows=torch.ones(len(codes), dtype=torch.bool, device=codes.device))
 
-    def _revive(self) -> list[Replaced]:
+    def _revive(self) -> Replaced:
         counts = sum_over_ranks(self.since_revival)
         codebook = self.codebook()
         codes = whole(codebook).clone()
@@ -98,10 +101,10 @@ class CodebookCare(nn.Module):
         with torch.no_grad():
             codebook.copy_(like(codebook, codes))
         self.since_revival.zero_()
-        return [Replaced(parameter=codebook, rows=rows)]
+        return Replaced(parameter=codebook, rows=rows)
 
     def summary(self) -> dict[str, torch.Tensor]:
         """Usage and perplexity since the last call."""
         counts = sum_over_ranks(self.since_summary)
         self.since_summary.zero_()
-        return {"usage": codebook_usage(counts), "perplexity": perplexity(counts)}
+        return {"codebook/usage": codebook_usage(counts), "codebook/perplexity": perplexity(counts)}

@@ -1,56 +1,92 @@
-"""Stage `distill`: the paper's first stage. The base is frozen; every rollout is to predict its codes."""
+"""Stage `distill`: the paper's first stage. The base is frozen; rollouts are to predict its codes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
 from alit_hf import ALITModel
 from alit_hf.losses.distillation import code_distillation_loss, latent_distillation_loss, rollout_weights
 
 from ..configuration import TrainingConfig, require
-from ..fitted_start import fitted_start
-from ..spatial_start import check_spatial_start, spatial_start
 from .alit import ALITLossConfig, ALITStage, check_model_fields, model_config, new_model
 
 
 _HALTING_THRESHOLDS = {"vqgan": 0.55, "kl": 0.025}
+# Of the drawn steps those that run as many rollouts as the limit allows: the newest ones have most to learn.
+_AT_THE_LIMIT = 0.6
+# Below these a validation warns, once the warm-up of the run is over.
+_LEAST_SPREAD = 0.05
+_LEAST_IDS = 0.02
+_JUDGED_FROM = 0.04
 
 
 @dataclass(kw_only=True)
 class DistillLossConfig(ALITLossConfig):
     """
     Args:
+        rollouts (`"all"` or `"drawn"`): `"all"` is the published form: every step runs all rollouts, each with a loss.
+            `"drawn"` is the short one: a step draws its number of rollouts and has a loss on the last of them.
+        rollout_growth (`list[float]`): shares of the run between which the largest number that is drawn grows from 1
+            to `model.max_rollouts`.
+        rollout_dropout (`float` in [0, 1]): share of the drawn steps in which the decoder is shown the tokens of a
+            random half of the rollouts only. Without it the first rollout's tokens say all, and later ones the same
+            for every picture. After `rollout_growth` it fades to 0 at the end of the run.
+        quantize_from (`int`): first step that quantises latents. Before it they are unit vectors with noise; k-means
+            then sets the codebook. Quantised while latents say nothing, all pictures get the same few ids.
+        latent_noise (`float`): standard deviation of that noise in each dimension.
         label_smoothing (`float` in [0, 1)): of the cross-entropy (VQGAN base).
-        halting (`bool`): dynamic halting.
-        halting_threshold (`float`): probability (VQGAN base) or mean absolute latent error (KL base) at which a
-            position is halted. 0: the paper's, 0.55 or 0.025.
+        halting (`bool`): dynamic halting (`"all"` rollouts).
+        halting_threshold (`float`): probability (VQGAN base) or mean absolute latent error (KL base) from which a
+            position counts as explained. 0: the paper's, 0.55 or 0.025.
         last_rollout_only (`bool`): loss on the longest code alone, the paper's ablation.
-        spatial_start (`bool`): latent tokens start at places in the image, and what they say and how it is read is
-            fitted to the first batch, for short runs.
     """
 
+    rollouts: Literal["all", "drawn"] = "all"
+    rollout_growth: list[float] = field(default_factory=lambda: [0.0, 0.5])
+    rollout_dropout: float = 0.0
+    quantize_from: int = 0
+    latent_noise: float = 0.0
     label_smoothing: float = 0.1
     halting: bool = True
     halting_threshold: float = 0.0
     last_rollout_only: bool = False
     revive_every: int = 100
-    spatial_start: bool = False
 
     def validate(self) -> None:
         ALITLossConfig.validate(self)
+        growth = self.rollout_growth
+        require(
+            len(growth) == 2 and 0 <= growth[0] <= growth[1] <= 1,
+            "loss.rollout_growth",
+            growth,
+            "two shares of the run in [0, 1], the smaller one first",
+        )
+        require(0 <= self.rollout_dropout <= 1, "loss.rollout_dropout", self.rollout_dropout, "in [0, 1]")
+        if self.rollouts == "all":
+            require(self.rollout_dropout == 0, "loss.rollout_dropout", self.rollout_dropout, "0 with all rollouts")
+        else:
+            require(not self.halting, "loss.halting", self.halting, "false where `loss.rollouts` are drawn")
+            last = self.last_rollout_only
+            require(not last, "loss.last_rollout_only", last, "false where `loss.rollouts` are drawn")
+        require(self.quantize_from >= 0, "loss.quantize_from", self.quantize_from, "at least 0")
+        require(self.latent_noise >= 0, "loss.latent_noise", self.latent_noise, "at least 0")
         require(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "in [0, 1)")
         require(self.halting_threshold >= 0, "loss.halting_threshold", self.halting_threshold, "at least 0")
 
 
 class DistillStage(ALITStage):
-    """Trains all of an `ALITModel` but its base tokenizer: prediction of base codes or latents at every rollout."""
+    """Trains all of an `ALITModel` but its base tokenizer: prediction of base codes or latents by its rollouts."""
 
     loss_config = DistillLossConfig
     takes_base_latents = True
 
-    def __init__(self, model: ALITModel, loss: DistillLossConfig):
-        super().__init__(model, loss)
+    def __init__(self, model: ALITModel, loss: DistillLossConfig, seed: int = 0):
+        super().__init__(model, loss, quantize_from=loss.quantize_from)
+        self.seed = seed
         self.halting_threshold = None
         if loss.halting and model.config.max_rollouts > 1:
             self.halting_threshold = loss.halting_threshold or _HALTING_THRESHOLDS[model.config.base_type]
@@ -60,22 +96,19 @@ class DistillStage(ALITStage):
             model.embeddings.mask_token.requires_grad_(False)
         if model.config.max_rollouts == 1:
             model.encoder.layernorm_rollout.requires_grad_(False)
+        if model.quantizer is not None and loss.quantize_from > 0:
+            model.quantizer.register_forward_hook(self._put_off_quantization)
 
     @classmethod
     def check_config(cls, config: TrainingConfig) -> None:
         require(bool(config.init_from), "init_from", config.init_from, "the base tokenizer's folder or Hub id")
         check_model_fields(config.model)
         if Path(config.init_from).is_dir():
-            alit_config = model_config(config)
-            if config.loss.spatial_start:
-                check_spatial_start(alit_config)
+            model_config(config)
 
     @classmethod
     def build(cls, config: TrainingConfig) -> "DistillStage":
-        model = new_model(config)
-        if config.loss.spatial_start:
-            spatial_start(model)
-        return cls(model, config.loss)
+        return cls(new_model(config), config.loss, config.seed)
 
     def train(self, mode: bool = True) -> "DistillStage":
         super().train(mode)
@@ -94,14 +127,18 @@ class DistillStage(ALITStage):
     def training_loss(
         self, pixel_values: torch.Tensor, base_latents: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        model = self.model
-        if self.loss.spatial_start and self.training and self.step == 0:
-            with torch.autocast(pixel_values.device.type, enabled=False):
-                fitted_start(model, pixel_values)
-            self.forget()
         latents = self.base_latents(pixel_values) if base_latents is None else base_latents
+        if self.loss.rollouts == "drawn":
+            loss, logs = self._drawn_loss(pixel_values, latents)
+        else:
+            loss, logs = self._loss_of_all(pixel_values, latents)
+        return loss, {"loss": loss.detach(), **logs}
+
+    def _loss_of_all(
+        self, pixel_values: torch.Tensor, latents: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         rollouts = list(
-            model.rollouts(
+            self.model.rollouts(
                 pixel_values,
                 return_reconstruction=False,
                 halting_threshold=self.halting_threshold,
@@ -112,10 +149,142 @@ class DistillStage(ALITStage):
         weights = self.rollout_weights
         if self.loss.last_rollout_only:
             rollouts, weights = rollouts[-1:], weights[-1:]
-        if model.config.base_type == "vqgan":
-            codes = model.base_tokenizer.codes(latents)
-            codebook = model.base_tokenizer.codebook
-            loss, logs = code_distillation_loss(rollouts, codes, codebook, self.loss.label_smoothing, weights)
-        else:
-            loss, logs = latent_distillation_loss(rollouts, latents, weights)
-        return loss, {"loss": loss.detach(), **logs}
+        return self._distillation_loss(rollouts, latents, weights)
+
+    def _drawn_loss(
+        self, pixel_values: torch.Tensor, latents: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model = self.model
+        shown = self.drawn_rollouts()
+        length = model.config.tokens_per_rollout
+        rollout = model(
+            pixel_values,
+            num_tokens=len(shown) * length,
+            return_reconstruction=False,
+            return_decoder_output=False,
+            base_latents=latents,
+        )
+        self.observe([rollout.token_ids])
+        positions = torch.from_numpy(shown.repeat(length)).to(pixel_values.device).nonzero().squeeze(1)
+        output = model.decoder(rollout.latents[:, positions], rollout.grid_size, positions)
+        loss, logs = self._distillation_loss([replace(rollout, decoder_output=output)], latents, (1.0,))
+        if len(shown) == 1 and model.config.max_rollouts > 1:
+            # Unused by the first rollout; distributed training waits for its gradient all the same.
+            loss = loss + 0 * sum(parameter.sum() for parameter in model.encoder.layernorm_rollout.parameters())
+        return loss, logs
+
+    def _distillation_loss(
+        self, rollouts: list, latents: torch.Tensor, weights: tuple[float, ...]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if self.model.config.base_type == "kl":
+            return latent_distillation_loss(rollouts, latents, weights)
+        base = self.model.base_tokenizer
+        return code_distillation_loss(
+            rollouts, base.codes(latents), base.codebook, self.loss.label_smoothing, weights
+        )
+
+    @property
+    def rollout_limit(self) -> int:
+        """The largest number of rollouts that this step may draw."""
+        start, end = self.loss.rollout_growth
+        most = self.model.config.max_rollouts
+        if self.loss.rollouts == "all" or self.share_done >= end:
+            return most
+        grown = max(0.0, self.share_done - start) / max(end - start, 1e-9)
+        return 1 + int(grown * (most - 1))
+
+    def drawn_rollouts(self) -> np.ndarray:
+        """Which of this step's rollouts the decoder is shown, bool, one a rollout that runs; the same on all ranks."""
+        random = np.random.default_rng((self.seed, self.step))
+        limit = self.rollout_limit
+        number = limit if random.random() < _AT_THE_LIMIT else random.integers(1, limit + 1)
+        end = self.loss.rollout_growth[1]
+        fading = 1.0 if self.share_done < end else (1 - self.share_done) / (1 - end)
+        shown = np.ones(number, dtype=bool)
+        if number > 1 and random.random() < self.loss.rollout_dropout * fading:
+            shown = random.random(number) < 0.5
+            shown[-1] |= not shown.any()
+        return shown
+
+    def _put_off_quantization(self, _quantizer, arguments: tuple[torch.Tensor], output: tuple) -> tuple | None:
+        """Before `quantize_from`: unit latents, in training with noise, in place of codes."""
+        if self.step >= self.loss.quantize_from:
+            return None
+        _, ids, loss = output
+        directions = F.normalize(arguments[0].float(), dim=-1)
+        if self.training:
+            directions = F.normalize(directions + self.loss.latent_noise * torch.randn_like(directions), dim=-1)
+        # Distributed training waits for the codebook's gradient.
+        return directions, ids, 0 * loss
+
+    def score(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """
+        L1 and PSNR in dB at every length that has been trained, and what R², the number of different ids and the
+        spread of latents follow from.
+        """
+        base, length = self.model.base_tokenizer, self.model.config.tokens_per_rollout
+        latents = self.base_latents(pixel_values)
+        true = latents.float()
+        if self.model.config.base_type == "vqgan":
+            codes = F.embedding(base.codes(latents), base.codebook.float())
+            true = codes.transpose(1, 2).unflatten(2, latents.shape[-2:])
+        scores = {"square": true.square().flatten(1).mean(dim=1), "mean": true.flatten(2).mean(dim=2)}
+        for rollout in self.model.rollouts(pixel_values, self.rollout_limit * length, base_latents=latents):
+            name = rollout.num_tokens
+            error = (rollout.reconstruction.float().clamp(0, 1) - pixel_values).flatten(1)
+            scores[f"l1/{name}"] = error.abs().mean(dim=1)
+            scores[f"psnr/{name}"] = -10 * error.square().mean(dim=1).log10()
+            soft = base.expected_latents(rollout.decoder_output, rollout.grid_size)
+            scores[f"error/{name}"] = (soft.float() - true).square().flatten(1).mean(dim=1)
+            scores[f"direction/{name}"] = F.normalize(rollout.latents[:, -length:].float(), dim=-1)
+            if rollout.token_ids is not None and self.step >= self.loss.quantize_from:
+                occurs = torch.zeros(len(true), self.model.config.codebook_size, device=true.device)
+                scores[f"ids/{name}"] = occurs.scatter_(1, rollout.token_ids, 1.0)
+        return scores
+
+    def validation(self, means: dict[str, torch.Tensor]) -> dict[str, float]:
+        """
+        At each length: L1 and PSNR, R² of the soft code (VQGAN base) or latents (KL base), the number of different
+        ids over all pictures, and the spread of the newest rollout's tokens, the mean over them of the variance over
+        pictures of their unit-norm latents (0: the same for all pictures, near 1: as different as can be).
+        """
+        variance = means["square"] - means["mean"].square().mean()
+        logged = {}
+        for name, mean in means.items():
+            kind, _, length = name.partition("/")
+            if kind in ("l1", "psnr"):
+                logged[name] = float(mean)
+            elif kind == "error":
+                logged[f"r2/{length}"] = float(1 - mean / variance)
+            elif kind == "direction":
+                logged[f"spread/{length}"] = float(1 - mean.square().sum(dim=-1).mean())
+            elif kind == "ids":
+                logged[f"ids/{length}"] = int((mean > 0).sum())
+        return logged
+
+    def warning(self, validation: dict[str, float]) -> str | None:
+        if self.share_done < _JUDGED_FROM:
+            return None
+        for name, value in validation.items():
+            kind, _, length = name.partition("/")
+            if kind == "spread" and value < _LEAST_SPREAD:
+                return (
+                    f"The newest latent tokens of codes of {length} are nearly the same for all pictures (spread "
+                    f"{value:.3f}): they say nothing. " + self._advice(int(length))
+                )
+            if kind == "ids" and value < _LEAST_IDS * self.model.config.codebook_size:
+                return (
+                    f"Codes of {length} tokens have {value} different ids over all held-out pictures, of "
+                    f"{self.model.config.codebook_size}: the codebook has collapsed. " + self._advice(int(length))
+                )
+        return None
+
+    def _advice(self, length: int) -> str:
+        if self.model.quantizer is not None and self.loss.quantize_from == 0:
+            return "The likely cause is quantising from the first step: set `loss.quantize_from` to a later one."
+        if length > self.model.config.tokens_per_rollout and self.loss.rollout_dropout == 0:
+            return (
+                "The likely cause is that the first rollout's tokens suffice: set `loss.rollouts` to `drawn` and "
+                "`loss.rollout_dropout` to 0.5."
+            )
+        return "The likely cause is the learning rate: halve it, or make the warm-up longer."

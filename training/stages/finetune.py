@@ -4,13 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from alit_hf import ALITModel
 
 from ..configuration import TrainingConfig, require
 from .adversary import Adversary, AdversaryConfig
-from .alit import ALITLossConfig, ALITStage
+from .alit import ALITLossConfig, ALITStage, attention
 from .pixel_loss import PixelLoss, PixelLossConfig
 
 
@@ -19,31 +18,15 @@ class FinetuneLossConfig(ALITLossConfig, PixelLossConfig, AdversaryConfig):
     """
     Args:
         quantizer_weight (`float`): weight of the latent codebook's and commitment loss.
-        latent_noise (`float`): standard deviation of Gaussian noise that training puts on unit latents in place of
-            quantising them, 0 for quantising. With about the distance to the nearest code, the pictures teach the
-            encoder what to say at the codebook's precision, without a codebook that lags behind; `refit_every` then
-            makes the codebook.
-        train_base_encoder (`bool`): whether the base's encoder trains too; off, it stays as it is.
     """
 
     quantizer_weight: float = 1.0
-    latent_noise: float = 0.0
-    train_base_encoder: bool = True
 
     def validate(self) -> None:
         ALITLossConfig.validate(self)
         PixelLossConfig.validate(self)
         AdversaryConfig.validate(self)
         require(self.quantizer_weight >= 0, "loss.quantizer_weight", self.quantizer_weight, "at least 0")
-        require(self.latent_noise >= 0, "loss.latent_noise", self.latent_noise, "at least 0")
-        if self.latent_noise > 0:
-            require(self.refit_every > 0, "loss.refit_every", self.refit_every, "above 0 with `loss.latent_noise`")
-            require(
-                self.quantizer_weight == 0,
-                "loss.quantizer_weight",
-                self.quantizer_weight,
-                "0 with `loss.latent_noise`, which makes no use of the codebook",
-            )
 
 
 class FinetuneStage(ALITStage):
@@ -59,12 +42,6 @@ class FinetuneStage(ALITStage):
         # There is no halting in this stage.
         model.config.halting_threshold = None
         model.embeddings.mask_token.requires_grad_(False)
-        if not loss.train_base_encoder:
-            for name, parameter in model.base_tokenizer.model.named_parameters():
-                if name.startswith(("encoder.", "quant_conv.")):
-                    parameter.requires_grad_(False)
-        if loss.latent_noise > 0 and model.quantizer is not None:
-            model.quantizer.register_forward_hook(self._add_noise)
         if model.config.max_rollouts == 1:
             model.encoder.layernorm_rollout.requires_grad_(False)
 
@@ -78,7 +55,7 @@ class FinetuneStage(ALITStage):
     @classmethod
     def build(cls, config: TrainingConfig) -> "FinetuneStage":
         try:
-            model = ALITModel.from_pretrained(config.init_from)
+            model = ALITModel.from_pretrained(config.init_from, attn_implementation=attention(config))
         except OSError as error:
             raise ValueError(f"`init_from` is {config.init_from!r}, it must be an ALIT model: {error}") from error
         size = config.data.image_size
@@ -87,14 +64,6 @@ class FinetuneStage(ALITStage):
         if config.optimization.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         return cls(model, config.loss, config.seed)
-
-    def _add_noise(self, _quantizer, arguments: tuple[torch.Tensor], output: tuple) -> tuple | None:
-        if not self.training:
-            return None
-        _, ids, loss = output
-        directions = F.normalize(arguments[0].float(), dim=-1)
-        noisy = directions + self.loss.latent_noise * torch.randn_like(directions)
-        return F.normalize(noisy, dim=-1), ids, loss
 
     def drawn_rollout(self) -> int:
         """The index of this step's rollout, counted from 0, the same on every rank."""

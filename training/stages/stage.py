@@ -39,11 +39,14 @@ class Stage(nn.Module):
     takes_base_latents: bool = False
     """Whether the base is frozen, and `training_loss` takes what `base_latents` gives for the same pixels."""
 
-    sharded_layers: tuple[str, ...] = ()
-    """Classes of layers whose parameters FSDP2 gathers one layer at a time, and not with the rest of the stage."""
+    layer_classes: tuple[str, ...] = ()
+    """Classes of transformer layers: Muon moves their matrices, and FSDP2 gathers them one at a time."""
 
     step: int = 0
     """The step that is being computed, counted from 0; the loop sets it."""
+
+    share_done: float = 0.0
+    """How much of the run is over before this step, in [0, 1); the loop sets it."""
 
     def __init__(self, model: nn.Module, adversary: Adversary | None = None):
         super().__init__()
@@ -78,10 +81,6 @@ class Stage(nn.Module):
         """The loss, a scalar, and detached scalars to log."""
         raise NotImplementedError
 
-    def learning_rate_share(self, name: str) -> float:
-        """The learning rate of the parameter of that name, as a share of the run's."""
-        return 1.0
-
     def base_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Latents `(B, E, rows, columns)` of the frozen base, where the stage `takes_base_latents`."""
         raise NotImplementedError
@@ -95,8 +94,16 @@ class Stage(nn.Module):
         return {}
 
     def score(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Validation: named scores `(B,)` of held-out images."""
+        """Named scores `(B, …)` of held-out images, of which `validation` gets the means."""
         raise NotImplementedError
+
+    def validation(self, means: dict[str, torch.Tensor]) -> dict[str, float]:
+        """What is logged of the means of `score` over all held-out images."""
+        return {name: float(mean) for name, mean in means.items()}
+
+    def warning(self, validation: dict[str, float]) -> str | None:
+        """What `validation` shows to go wrong, with the likely cause and what to change; None where nothing does."""
+        return None
 
     def pictures(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """Named reconstructions `(B, 3, H, W)` to look at."""
