@@ -24,7 +24,7 @@ from .configuration import TrainingConfig, config_to_dict
 TEMPLATE = Path(__file__).parents[1] / "model_cards" / "TEMPLATE.md"
 
 _VALIDATION = "validation/"
-_LABELS = {"l1": "L1", "psnr": "PSNR", "lpips": "LPIPS"}
+_LABELS = {"l1": "L1", "psnr": "PSNR", "lpips": "LPIPS", "r2": "R²", "spread": "spread", "ids": "different ids"}
 _LPIPS_NETWORKS = {"vgg": "VGG16", "alex": "AlexNet"}
 # They say where a run happened and not what it was.
 _PRIVATE_FIELDS = ("output_dir", "resume", "push_to_hub", "hub_model_id", "hub_private", "push_every")
