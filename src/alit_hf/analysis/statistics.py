@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-from scipy.stats import DegenerateDataWarning, binomtest, bootstrap, rankdata
+from scipy.stats import DegenerateDataWarning, binomtest, bootstrap, mannwhitneyu, pearsonr, rankdata
 
 from alit_hf.evaluation.rounding import rounded
 
@@ -170,16 +170,14 @@ def _wilson(successes: np.ndarray) -> tuple[float, float]:
 
 def _correlation_of_shares(first: np.ndarray, second: np.ndarray) -> float:
     """Newcombe's correlation of zeros and ones `(N,)` of the same images, 0 where either are all alike."""
-    both, neither = (first * second).sum(), ((1 - first) * (1 - second)).sum()
-    only_first, only_second = (first * (1 - second)).sum(), ((1 - first) * second).sum()
-    ones = first.sum(), second.sum()
-    scale = np.sqrt(np.prod([(count, len(first) - count) for count in ones]))
+    num_images, ones, others = len(first), first.sum(), second.sum()
+    scale = np.sqrt(ones * (num_images - ones) * others * (num_images - others))
     if scale == 0:
         return 0.0
-    dependence = both * neither - only_first * only_second
+    dependence = num_images * (first * second).sum() - ones * others
     if dependence > 0:
         # Corrected for continuity: without it the interval of equal shares of a half would be of no width.
-        dependence = max(dependence - len(first) / 2, 0)
+        dependence = max(dependence - num_images / 2, 0)
     return dependence / scale
 
 
@@ -209,16 +207,13 @@ def _without_value(num_images: int, problem: str) -> dict:
 
 
 def _spearman(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
-    x, y = (rankdata(values, axis=axis) for values in (x, y))
-    x, y = (ranks - ranks.mean(axis=axis, keepdims=True) for ranks in (x, y))
-    return (x * y).sum(axis=axis) / np.sqrt((x**2).sum(axis=axis) * (y**2).sum(axis=axis))
+    return pearsonr(rankdata(x, axis=axis), rankdata(y, axis=axis), axis=axis).statistic
 
 
 def _auroc(negatives: np.ndarray, positives: np.ndarray, axis: int) -> np.ndarray:
-    num_negatives, num_positives = negatives.shape[axis], positives.shape[axis]
-    ranks = rankdata(np.concatenate([negatives, positives], axis=axis), axis=axis)
-    rank_sum = np.take(ranks, range(num_negatives, num_negatives + num_positives), axis=axis).sum(axis=axis)
-    return (rank_sum - num_positives * (num_positives + 1) / 2) / (num_negatives * num_positives)
+    # Any other method would spend its time on p-values.
+    pairs_won = mannwhitneyu(positives, negatives, axis=axis, method="asymptotic").statistic
+    return pairs_won / (negatives.shape[axis] * positives.shape[axis])
 
 
 __all__ = [
