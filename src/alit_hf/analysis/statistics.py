@@ -9,10 +9,9 @@ from scipy.stats import DegenerateDataWarning, binomtest, bootstrap, mannwhitney
 from alit_hf.evaluation.rounding import rounded
 
 
-MIN_IMAGES = 10
-"""Images below which nothing is estimated."""
-
-CONFIDENCE = 0.95
+# Below it nothing is estimated.
+_MIN_IMAGES = 10
+_CONFIDENCE = 0.95
 _NUM_RESAMPLES = 2000
 # Values of resamples that are in memory at once, of each sample. Of more than 1000 images it decides in which order
 # samples of different images are drawn.
@@ -24,9 +23,9 @@ _ALIKE = 1.5e-6
 
 def not_enough(num_images: int) -> str | None:
     """Why so few images say nothing; `None` where they do."""
-    if num_images >= MIN_IMAGES:
+    if num_images >= _MIN_IMAGES:
         return None
-    return f"not enough data: {num_images} images, at least {MIN_IMAGES} are needed"
+    return f"not enough data: {num_images} images, at least {_MIN_IMAGES} are needed"
 
 
 def estimate(
@@ -71,7 +70,7 @@ def estimate(
                 statistic,
                 n_resamples=_NUM_RESAMPLES,
                 batch=max(1, min(_NUM_RESAMPLES, _BATCH_VALUES // max(map(len, samples)))),
-                confidence_level=CONFIDENCE,
+                confidence_level=_CONFIDENCE,
                 method="percentile",
                 paired=paired,
                 vectorized=True,
@@ -164,7 +163,7 @@ def in_words(estimated: dict) -> str:
 
 def _wilson(successes: np.ndarray) -> tuple[float, float]:
     """Wilson's interval of the share of ones."""
-    interval = binomtest(int(np.sum(successes)), len(successes)).proportion_ci(CONFIDENCE, method="wilson")
+    interval = binomtest(int(np.sum(successes)), len(successes)).proportion_ci(_CONFIDENCE, method="wilson")
     return interval.low, interval.high
 
 
@@ -217,8 +216,6 @@ def _auroc(negatives: np.ndarray, positives: np.ndarray, axis: int) -> np.ndarra
 
 
 __all__ = [
-    "CONFIDENCE",
-    "MIN_IMAGES",
     "auroc",
     "estimate",
     "in_words",
