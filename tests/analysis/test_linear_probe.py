@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 
 from alit_hf.analysis.linear_probe import WEIGHT_DECAYS, choose_probe, fit_probe, stratified_split
+
+
+pytestmark = pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
 
 
 @pytest.fixture
@@ -21,13 +23,34 @@ def test_the_fit_is_a_minimum(noisy, weight_decay):
     features, labels = noisy
     probe = fit_probe(features, labels, weight_decay)
     standardised = (features - features.mean(axis=0)) / features.std(axis=0)
-    logits = standardised @ probe.weight.numpy().T + probe.bias.numpy()
+    weight, bias = probe.pipeline[-1].coef_, probe.pipeline[-1].intercept_
+    logits = standardised @ weight.T + bias
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     excess = (probabilities - np.eye(3)[labels]) / len(labels)
     # Its gradient is that of the cross-entropy, which the regularisation balances.
-    np.testing.assert_allclose(excess.T @ standardised, -weight_decay * probe.weight.numpy(), atol=2e-5)
+    np.testing.assert_allclose(excess.T @ standardised, -weight_decay * weight, atol=2e-5)
     np.testing.assert_allclose(excess.sum(axis=0), 0, atol=2e-5)
     np.testing.assert_array_equal(probe.predict(features), logits.argmax(axis=1))
+
+
+def test_weights_of_two_classes_are_regularised_as_those_of_more(noisy):
+    features, labels = noisy[0], np.minimum(noisy[1], 1)
+    probe = fit_probe(features, labels, 0.1)
+    standardised = (features - features.mean(axis=0)) / features.std(axis=0)
+    # The difference of the classes' weights, which are each other's negatives.
+    difference, bias = probe.pipeline[-1].coef_[0], probe.pipeline[-1].intercept_[0]
+    excess = (1 / (1 + np.exp(-standardised @ difference - bias)) - labels) / len(labels)
+    np.testing.assert_allclose(excess @ standardised, -0.1 * difference / 2, atol=2e-5)
+    np.testing.assert_array_equal(probe.predict(features), (standardised @ difference + bias > 0).astype(int))
+
+
+def test_features_that_are_nearly_dependent_are_fitted_to_the_end(noisy):
+    features, labels = noisy[0].astype(np.float64), noisy[1]
+    features[:, 1:] = features[:, :1] + 1e-3 * features[:, 1:]
+    probe = fit_probe(features, labels, 1e-5)
+    standardised = (features - features.mean(axis=0)) / features.std(axis=0)
+    excess = (probe.pipeline.predict_proba(features) - np.eye(3)[labels]) / len(labels)
+    np.testing.assert_allclose(excess.T @ standardised, -1e-5 * probe.pipeline[-1].coef_, atol=1e-7)
 
 
 def test_units_of_features_do_not_matter(noisy):
@@ -69,7 +92,7 @@ def test_the_chosen_probe_is_fitted_to_all_rows(noisy):
     features, labels = noisy
     chosen = choose_probe(features, labels, seed=0)
     again = fit_probe(features, labels, chosen.weight_decay)
-    torch.testing.assert_close(chosen.weight, again.weight)
+    np.testing.assert_array_equal(chosen.pipeline[-1].coef_, again.pipeline[-1].coef_)
 
 
 def test_stratified_split():

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -62,14 +61,12 @@ class Complexity(Analysis):
 
     def choose(self, images: EvaluationImages, settings: RunSettings) -> list[int]:
         """A random sample, as even over categories as they are large enough for."""
-        # NaN, which is not itself, is no category either.
-        categories = [name if name == name else None for name in images.column("category")]
-        seen, turns = Counter(), {}
-        for index in np.random.default_rng(settings.seed).permutation(len(images)).tolist():
-            turns[index] = seen[categories[index]]
-            seen[categories[index]] += 1
+        order = np.random.default_rng(settings.seed).permutation(len(images))
+        categories = pd.Series(list(images.column("category")), dtype=object).iloc[order]
+        # How many of its category come before an image; those without one are a category, too.
+        turns = categories.groupby(categories, dropna=False, sort=False).cumcount()
         # Stable, so that the order within a turn stays random.
-        return sorted(sorted(turns, key=turns.get)[: settings.limit])
+        return sorted(turns.sort_values(kind="stable").index[: settings.limit].tolist())
 
     def measure(self, context: Context, batch: ImageBatch) -> list[dict[str, Any]]:
         return [{"l1": errors} for errors in errors_by_length(context.model, batch.pixel_values)]

@@ -7,18 +7,17 @@ import torch
 from alit_hf.evaluation.lengths import smallest_satisfying
 from alit_hf.evaluation.rounding import rounded
 from alit_hf.modeling_alit import ALITModel
-from alit_hf.selection import Criterion, l1, score_images
+from alit_hf.selection import l1, score_images
 
 
-def errors_by_length(model: ALITModel, pixel_values: torch.Tensor, criterion: Criterion = l1) -> list[list[float]]:
+def errors_by_length(model: ALITModel, pixel_values: torch.Tensor) -> list[list[float]]:
     """
-    A criterion's value after each rollout, as `ALITModel.encode` compares it with a threshold: of pictures that are
+    The L1 after each rollout, as `ALITModel.encode` compares it with a threshold: of pictures that are
     not clamped.
 
     Args:
         model ([`ALITModel`]): in evaluation mode.
         pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1] on the model's device.
-        criterion (`Criterion`, *optional*, defaults to `l1`): lower is better.
 
     Returns:
         B lists of K values, the shortest code's first.
@@ -30,7 +29,7 @@ def errors_by_length(model: ALITModel, pixel_values: torch.Tensor, criterion: Cr
     generator = torch.Generator(model.device).manual_seed(0)
     errors = torch.stack(
         [
-            score_images(criterion, rollout.reconstruction, pixel_values)
+            score_images(l1, rollout.reconstruction, pixel_values)
             for rollout in model.rollouts(pixel_values, generator=generator)
         ],
         dim=1,

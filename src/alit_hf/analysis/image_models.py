@@ -42,7 +42,6 @@ class _AutoModel:
     """A model of the Hub or a folder with the image processor that belongs to it."""
 
     def __init__(self, auto_class: Any, name: str, device: torch.device):
-        self.name = name
         self._processor = AutoImageProcessor.from_pretrained(name)
         model, report = auto_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         if report["missing_keys"]:
@@ -87,7 +86,6 @@ class DepthModel:
     """
 
     def __init__(self, name: str, device: torch.device):
-        self.name = name
         self._model = _AutoModel(AutoModelForDepthEstimation, name, device)
         self.fingerprint = self._model.fingerprint
 

@@ -29,7 +29,18 @@ from .analysis import Analysis, Context, ImageBatch
 from .store import ImageStore
 
 
-_LIBRARIES = ("torch", "transformers", "diffusers", "numpy", "scipy", "pandas", "pyarrow", "pillow", "matplotlib")
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "diffusers",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pandas",
+    "pyarrow",
+    "pillow",
+    "matplotlib",
+)
 
 
 def run_analysis(

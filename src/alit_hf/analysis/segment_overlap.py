@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.stats.contingency import crosstab
 
 
 SHARES = tuple(percent / 100 for percent in range(5, 100, 5))
@@ -42,14 +43,11 @@ def segments_of_label_maps(label_maps: Sequence[np.ndarray], grid_size: tuple[in
         `ValueError`: where no segment is left.
     """
     rows, columns = grid_size
-    num_positions = rows * columns
-    positions = np.arange(num_positions).reshape(grid_size)
+    positions = np.arange(rows * columns).reshape(grid_size)
     areas, weights = [], []
     for label_map in label_maps:
         patch = (label_map.shape[0] // rows, label_map.shape[1] // columns)
-        labels, numbers = np.unique(label_map, return_inverse=True)
-        places = numbers.reshape(label_map.shape) * num_positions + np.kron(positions, np.ones(patch, dtype=int))
-        counts = np.bincount(places.ravel(), minlength=len(labels) * num_positions).reshape(-1, num_positions)
+        (labels, _), counts = crosstab(label_map, np.kron(positions, np.ones(patch, dtype=int)))
         counts = counts[(labels != 0) & (counts.sum(axis=1) >= patch[0] * patch[1])]
         if len(counts):
             areas.append(torch.from_numpy(counts).float())

@@ -2,9 +2,10 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 
 from alit_hf.image_processing_alit import ALITImageProcessor
 from alit_hf.losses.codebook import codebook_usage, perplexity
@@ -17,7 +18,8 @@ from .lengths import code_lengths, smallest_satisfying
 from .rounding import rounded
 from .scores import MAX_PSNR
 from .settings import EvaluationSettings
-from .tally import CodeCounts, ImageRecord
+from .tally import ImageRecord
+from .yardsticks import BYTES_PER_PIXEL
 
 
 _NUM_WORST = 12
@@ -33,7 +35,7 @@ def build_results(
     num_processes: int,
     records: Sequence[ImageRecord],
     undecodable: list[dict],
-    code_counts: CodeCounts,
+    code_counts: Mapping[str, torch.Tensor],
     frechet: dict[str, float],
     speed: dict,
     thumbnail_sizes: dict[int, tuple[int, int]],
@@ -44,6 +46,7 @@ def build_results(
     Args:
         records: of all images, by index.
         undecodable: `{"index", "image", "reason"}` of those that could not be read.
+        code_counts: how often each code occurs in each variant that has codes.
         frechet: the Fréchet distance of each variant; empty without one.
         speed: from `measure_speed`.
         thumbnail_sizes: width and height for each length.
@@ -77,7 +80,7 @@ def build_results(
         return means([variant] * len(records), variant)
 
     def codebook(variant: str) -> dict[str, float | None]:
-        counts = code_counts.counts.get(variant)
+        counts = code_counts.get(variant)
         return {
             "codebook_usage": None if counts is None else rounded(codebook_usage(counts)),
             "codebook_perplexity": None if counts is None else rounded(perplexity(counts)),
@@ -157,7 +160,7 @@ def build_results(
         },
         "adaptive": adaptive,
         "thumbnail": {
-            str(length): {"width": size[0], "height": size[1], "bytes": 3 * size[0] * size[1]}
+            str(length): {"width": size[0], "height": size[1], "bytes": BYTES_PER_PIXEL * size[0] * size[1]}
             | one(f"thumbnail/{length}")
             for length, size in thumbnail_sizes.items()
         },

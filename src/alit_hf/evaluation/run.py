@@ -2,12 +2,14 @@
 
 import hashlib
 import sys
+from collections import defaultdict
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from alit_hf.image_processing_alit import ALITImageProcessor
+from alit_hf.losses.codebook import code_counts
 from alit_hf.modeling_alit import ALITModel
 from alit_hf.processes import Processes
 from alit_hf.rollout_pictures import payload_bytes
@@ -23,7 +25,7 @@ from .results import build_results
 from .scores import ImageScorer
 from .settings import EvaluationSettings, SettingsError
 from .speed import measure_speed
-from .tally import CodeCounts, FrechetDistances, ImageRecord
+from .tally import FrechetDistances, ImageRecord
 from .yardsticks import smallest_jpeg, smallest_webp, thumbnail, thumbnail_size
 
 
@@ -88,9 +90,10 @@ def evaluate_model(
     undecodable = sorted(processes.gather(undecodable), key=lambda image: image["index"])
     if not records:
         raise ValueError(f"{', '.join(images.sources)}: none of {num_images} images can be decoded")
-    code_counts = CodeCounts()
-    for counts in processes.gather([pass_.code_counts]):
-        code_counts.merge(counts)
+    total_counts = defaultdict(int)
+    for own_counts in processes.gather([pass_.code_counts]):
+        for variant, counts in own_counts.items():
+            total_counts[variant] += counts
     speed = next(measured for measured in processes.gather([speed]) if measured is not None)
     return build_results(
         model=model,
@@ -100,7 +103,7 @@ def evaluate_model(
         num_processes=processes.count,
         records=records,
         undecodable=undecodable,
-        code_counts=code_counts,
+        code_counts=total_counts,
         frechet=pass_.frechet.compute() if pass_.frechet is not None else {},
         speed=speed,
         thumbnail_sizes=pass_.thumbnail_sizes,
@@ -129,7 +132,7 @@ class _Pass:
             sizes = {length: thumbnail_size(width, height, payload_bytes(config, length)) for length in lengths}
             self.thumbnail_sizes = {length: size for length, size in sizes.items() if size is not None}
         self.records: list[ImageRecord] = []
-        self.code_counts = CodeCounts()
+        self.code_counts: dict[str, torch.Tensor] = defaultdict(int)
         self.features = settings.feature_network
         self.frechet = None
         if self.features is not None:
@@ -179,16 +182,17 @@ class _Pass:
             leaving = waiting & ((criterion < thresholds) | (length == config.max_tokens))
             waiting &= ~leaving
             if rollout.token_ids is not None:
-                self.code_counts.add(variant, rollout.token_ids, config.codebook_size)
+                self.code_counts[variant] += code_counts(rollout.token_ids, config.codebook_size).cpu()
             for number, rows in enumerate(leaving):
                 if rollout.token_ids is not None:
-                    self.code_counts.add(f"adaptive/{number}", rollout.token_ids[rows], config.codebook_size)
+                    counts = code_counts(rollout.token_ids[rows], config.codebook_size)
+                    self.code_counts[f"adaptive/{number}"] += counts.cpu()
                 if features is not None and rows.any():
                     self.frechet.add(f"adaptive/{number}", original_features[rows], features[rows])
         reconstruction, ids = base_pictures(self.model, original)
         self._score("base", records, reconstruction, original, original_features)
         if ids is not None:
-            self.code_counts.add("base", ids, config.base_output_dim)
+            self.code_counts["base"] += code_counts(ids, config.base_output_dim).cpu()
 
     def _add_yardsticks(
         self,

@@ -8,6 +8,7 @@ import torch
 from alit_hf.modeling_alit import ALITModel
 
 from .base_pictures import base_pictures
+from .lengths import code_lengths
 
 
 # A CPU gains little from larger batches, and adaptive encoding of one takes minutes there.
@@ -47,10 +48,9 @@ def measure_speed(model: ALITModel, pixel_values: torch.Tensor, thresholds: Sequ
         return {"encode_images_per_second": encoding, "decode_images_per_second": decoding}
 
     rates(num_tokens=config.max_tokens)
-    lengths = range(config.tokens_per_rollout, config.max_tokens + 1, config.tokens_per_rollout)
     return {
         "num_images": len(pixel_values),
-        "lengths": {str(length): rates(num_tokens=length) for length in lengths},
+        "lengths": {str(length): rates(num_tokens=length) for length in code_lengths(config)},
         "adaptive": [rates(threshold=threshold) for threshold in thresholds],
         "base": {"images_per_second": rate(lambda: base_pictures(model, pixel_values))[0]},
     }

@@ -45,23 +45,6 @@ def count_codes(codes: Iterable[Sequence[int]], codebook_size: int) -> torch.Ten
     return code_counts(ids, codebook_size)
 
 
-class CodeCounts:
-    """How often each code of a codebook occurs, for each variant."""
-
-    def __init__(self):
-        self.counts: dict[str, torch.Tensor] = {}
-
-    def add(self, variant: str, ids: torch.Tensor, codebook_size: int) -> None:
-        """Adds ids of any shape; the negative ones, the padding, do not count."""
-        counts = code_counts(ids, codebook_size).cpu()
-        self.counts[variant] = self.counts[variant] + counts if variant in self.counts else counts
-
-    def merge(self, other: "CodeCounts") -> None:
-        """Adds what another process has counted."""
-        for variant, counts in other.counts.items():
-            self.counts[variant] = self.counts[variant] + counts if variant in self.counts else counts
-
-
 class _Features(nn.Module):
     """Stands where torchmetrics expects a network: the features are computed once for all its distances."""
 
@@ -100,4 +83,4 @@ class FrechetDistances:
         return {variant: distance.compute().item() for variant, distance in self._distances.items()}
 
 
-__all__ = ["CodeCounts", "FrechetDistances", "ImageRecord", "count_codes"]
+__all__ = ["FrechetDistances", "ImageRecord", "count_codes"]
