@@ -9,7 +9,7 @@ from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
 
 
-class FormerNames(MetaPathFinder, Loader):
+class FormerNames(MetaPathFinder):
     """
     Finds modules by former names: `import FORMER` gives the module itself, with a `DeprecationWarning`, and
     `python -m FORMER` runs it.
@@ -28,18 +28,22 @@ class FormerNames(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return ModuleSpec(fullname, self) if fullname in self.names else None
+        return ModuleSpec(fullname, _Moved(self.names[fullname])) if fullname in self.names else None
+
+
+class _Moved(Loader):
+    def __init__(self, name: str):
+        self.name = name
 
     def exec_module(self, module: ModuleType) -> None:
         former = module.__name__
-        name = self.names[former]
-        warnings.warn(f"{former} is now {name}", DeprecationWarning, stacklevel=2)
+        warnings.warn(f"{former} is now {self.name}", DeprecationWarning, stacklevel=2)
         # What stands here after execution is what an import gives.
-        sys.modules[former] = importlib.import_module(name)
+        sys.modules[former] = importlib.import_module(self.name)
 
     def get_code(self, fullname: str) -> CodeType:
         """What `python -m` runs."""
-        program = f"import runpy\nrunpy.run_module({self.names[fullname]!r}, run_name='__main__', alter_sys=True)"
+        program = f"import runpy\nrunpy.run_module({self.name!r}, run_name='__main__', alter_sys=True)"
         return compile(program, f"<{fullname}>", "exec")
 
 
