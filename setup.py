@@ -34,7 +34,7 @@ setup(
     ],
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"alit_hf": ["py.typed", "checkpoints/**", "demo/*.css", "evaluation/*.txt"]},
+    package_data={"alit_hf": ["py.typed", "checkpoints/**", "demo/*.css", "networks/*.txt"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",

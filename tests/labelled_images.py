@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from alit_hf.evaluation.images import EvaluationImages, open_images
+from alit_hf.data.images import EvaluationImages, open_images
 
 
 def save_images(path: Path, pictures: Sequence[Image.Image], columns: Mapping[str, Sequence] | None = None) -> Path:

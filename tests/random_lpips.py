@@ -2,7 +2,7 @@
 
 import torch
 
-from alit_hf.losses.perceptual import LPIPS
+from alit_hf.networks.lpips import LPIPS
 
 
 def random_lpips(net: str, normalize: bool) -> LPIPS:

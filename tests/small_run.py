@@ -11,7 +11,7 @@ from tiny_config import tiny_model
 from alit_hf import ALITImageProcessor
 from alit_hf.analysis.analysis import Analysis, Context, RunSettings
 from alit_hf.analysis.run import run_analysis
-from alit_hf.evaluation.images import open_images
+from alit_hf.data.images import open_images
 
 
 def tiny_photo(seed: int) -> Image.Image:

@@ -13,8 +13,8 @@ from PIL import Image
 from tiny_model import save_tiny_model
 
 from alit_hf import ALITImageProcessor, ALITModel, pretrained_path
-from alit_hf.image_io import open_image
-from alit_hf.token_file import TokenFile
+from alit_hf.codes.token_file import TokenFile
+from alit_hf.model.image_io import open_image
 
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo.py"

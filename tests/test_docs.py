@@ -107,7 +107,7 @@ def page_folder(tmp_path, monkeypatch, model_folder) -> Path:
     monkeypatch.setattr("alit_hf.pretrained_path", lambda: model_folder)
     monkeypatch.setattr("alit_hf.cli.loading.pretrained_path", lambda: model_folder)
     monkeypatch.setattr("training.stages.pixel_loss.LPIPS", random_lpips)
-    monkeypatch.setattr("alit_hf.losses.perceptual.LPIPS", random_lpips)
+    monkeypatch.setattr("alit_hf.networks.lpips.LPIPS", random_lpips)
     return tmp_path
 
 

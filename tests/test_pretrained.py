@@ -6,9 +6,9 @@ from PIL import Image
 from skimage import data
 
 from alit_hf import ALITConfig, ALITImageProcessor, ALITModel, pretrained_path
+from alit_hf.codes.rollout_pictures import payload_bytes
 from alit_hf.evaluation.pixels import to_pixels
 from alit_hf.evaluation.yardsticks import thumbnail, thumbnail_size
-from alit_hf.rollout_pictures import payload_bytes
 
 
 @pytest.fixture(scope="module")

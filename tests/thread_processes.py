@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from alit_hf.processes import Processes
+from alit_hf.utils.processes import Processes
 
 
 def in_processes(count: int, work: Callable[[Processes], Any]) -> list:

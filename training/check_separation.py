@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from scipy.fft import dctn
 from tqdm import tqdm
 
-from alit_hf.evaluation.images import open_images
+from alit_hf.data.images import open_images
 
 
 SIZE = 256

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from alit_hf.data_sources import is_hub_id
+from alit_hf.data.sources import is_hub_id
 
 
 @dataclass(kw_only=True)

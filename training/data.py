@@ -20,9 +20,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 from tqdm import tqdm
 
-from alit_hf.data_sources import is_hub_id
-from alit_hf.error_reason import reason
-from alit_hf.image_io import open_image
+from alit_hf.data.sources import is_hub_id
+from alit_hf.model.image_io import open_image
+from alit_hf.utils.error_reason import reason
 
 from .configuration import DataConfig
 

@@ -183,9 +183,7 @@ class Trainer:
                     self._show(self._scalars(), display)
                 if self.held_out is not None and (finished or _is_time(progress.steps, every.validate_every)):
                     with self.average.applied():
-                        means = mean_scores(
-                            self.wrapped, self.held_out, self.split.micro_batch_size, self.accelerator
-                        )
+                        means = mean_scores(self.wrapped, self.held_out, self.split.micro_batch_size, self.accelerator)
                     scores = self.stage.validation(means)
                     self._show({f"validation/{name}": value for name, value in scores.items()}, display)
                     self._warn(self.stage.warning(scores))
@@ -295,7 +293,9 @@ class _Opponent:
         self.learning_rate_share = config.loss.discriminator_learning_rate
         adversary.to(accelerator.device)
         # AdamW alone, as a discriminator has no transformer layers.
-        self.wrapped, (self.optimizer,) = prepare(accelerator, adversary, optimizers(adversary, config.optimization), [])
+        self.wrapped, (self.optimizer,) = prepare(
+            accelerator, adversary, optimizers(adversary, config.optimization), []
+        )
 
     def set_learning_rate(self, stage_learning_rate: float) -> None:
         set_learning_rates([self.optimizer], [stage_learning_rate * self.learning_rate_share])

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 
 from alit_hf.cli.errors import FAILED, WRONG_USE, FileError, UsageError, print_error
-from alit_hf.processes import Processes
+from alit_hf.utils.processes import Processes
 
 
 # Processes that are done wait for the others, which may have much more to do.

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .configuration_alit import _PAPER_SIZES, ALITConfig
-from .modeling_alit import ALITModel
+from .model.configuration_alit import _PAPER_SIZES, ALITConfig
+from .model.modeling_alit import ALITModel
 
 
 # Published checkpoints multiply the latents of a KL base by this, and decode them without dividing.

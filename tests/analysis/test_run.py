@@ -14,7 +14,7 @@ from thread_processes import in_processes
 
 from alit_hf.analysis.analysis import Analysis
 from alit_hf.analysis.run import run_analysis
-from alit_hf.evaluation.images import open_images
+from alit_hf.data.images import open_images
 from alit_hf.evaluation.run import Processes
 from alit_hf.evaluation.settings import SettingsError
 

@@ -4,7 +4,7 @@ import torch
 from tiny_config import tiny_model
 
 from alit_hf.analysis.untrained_model import untrained_copy
-from alit_hf.token_file import model_fingerprint
+from alit_hf.codes.token_file import model_fingerprint
 
 
 def test_weights_are_those_of_the_seed():

@@ -12,7 +12,7 @@ import torch
 from timing import seconds, two_threads
 
 from alit_hf import ALITConfig, ALITModel
-from alit_hf.selection import l1
+from alit_hf.model.selection import l1
 
 
 ROLLOUTS = (1, 2, 4)

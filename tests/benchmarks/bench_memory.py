@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from alit_hf import ALITConfig, ALITModel, base_tokenizer
-from alit_hf.losses.perceptual import LPIPS
+from alit_hf import ALITConfig, ALITModel
+from alit_hf.model import base_tokenizer
+from alit_hf.networks.lpips import LPIPS
 from training.averaging import WeightAverage
 from training.configuration import OptimizationConfig
 from training.optimization import optimizers

@@ -80,7 +80,7 @@ def test_a_page_of_the_worst_pictures(evaluate, tmp_path, monkeypatch):
 @pytest.fixture
 def lpips_without_weights(monkeypatch):
     """The pretrained weights have to be downloaded; for what is tested here, random ones do."""
-    monkeypatch.setattr("alit_hf.losses.perceptual.load_lpips_weights", lambda network: {})
+    monkeypatch.setattr("alit_hf.networks.lpips.load_lpips_weights", lambda network: {})
     monkeypatch.setattr("alit_hf.evaluation.scores.LPIPS", random_lpips)
 
 
@@ -176,7 +176,7 @@ def test_missing_lpips_weights_say_how_to_get_them(evaluate, tmp_path, monkeypat
     result = evaluate("--lpips", "alex")
     assert result.code == 2
     assert "--lpips alex cannot be used" in result.err
-    assert "-m alit_hf.losses.perceptual" in result.err
+    assert "-m alit_hf.networks.lpips" in result.err
 
 
 def test_a_model_too_small_for_lpips_is_wrong_use(evaluate, lpips_without_weights, tmp_path):

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from alit_hf.cli.decode import _save_picture
-from alit_hf.image_io import open_image
-from alit_hf.token_file import TokenFile, model_fingerprint
+from alit_hf.codes.token_file import TokenFile, model_fingerprint
+from alit_hf.model.image_io import open_image
 
 
 @pytest.fixture

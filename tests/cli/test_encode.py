@@ -10,10 +10,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_model import save_tiny_model
 
-from alit_hf import cli, selection
-from alit_hf.image_io import open_image
-from alit_hf.option_types import DEFAULT_THRESHOLD
-from alit_hf.token_file import TokenFile
+from alit_hf import cli
+from alit_hf.codes.token_file import TokenFile
+from alit_hf.model import selection
+from alit_hf.model.image_io import open_image
+from alit_hf.utils.option_types import DEFAULT_THRESHOLD
 
 
 TARGETS = {

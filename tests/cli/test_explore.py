@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from tiny_model import save_tiny_model
 
-from alit_hf.image_io import open_image
+from alit_hf.model.image_io import open_image
 
 
 def rows(out: str) -> list[list[str]]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_model import save_tiny_model
 
-from alit_hf.token_file import TokenFile, model_fingerprint
+from alit_hf.codes.token_file import TokenFile, model_fingerprint
 
 
 def values(out: str) -> dict[str, str]:

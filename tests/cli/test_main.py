@@ -55,7 +55,7 @@ def test_interruption_is_no_traceback(alit, photos, tmp_path, tiny_model, monkey
     def interrupt(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("alit_hf.image_io.open_image", interrupt)
+    monkeypatch.setattr("alit_hf.model.image_io.open_image", interrupt)
     result = alit("encode", photos, "-o", tmp_path / "out", "--model", tiny_model)
     assert (result.code, result.out) == (130, "")
     assert result.errors == ["alit: error: interrupted"]

@@ -12,7 +12,7 @@ from PIL import Image
 from token_data import contents, write_parquet
 
 from alit_hf.cli import tokenize as tokenize_command
-from alit_hf.image_io import open_image
+from alit_hf.model.image_io import open_image
 from alit_hf.token_datasets import TokenDatasetInfo, TokenDecoder
 
 
@@ -238,7 +238,7 @@ class TestHub:
         assert "tester/codes was not pushed" in result.errors[0]
         assert "the same command pushes" in result.errors[0]
         assert hub.messages(f"datasets/{self.REPO}") == []
-        monkeypatch.setattr("alit_hf.picture_codes.PictureEncoder.encode", None)
+        monkeypatch.setattr("alit_hf.codes.picture_codes.PictureEncoder.encode", None)
         assert tokenize("--num-tokens", 8, output=self.REPO).code == 0
         assert "tokenization.json" in self.files(hub)
 

@@ -8,9 +8,9 @@ import pytest
 from html_page import Page
 from noise_photo import noise_photo
 
+from alit_hf.codes.token_file import TokenFile
 from alit_hf.demo.attention_overlay import attention_overlay
 from alit_hf.demo.serving import served_demo
-from alit_hf.token_file import TokenFile
 
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser: pip install playwright")

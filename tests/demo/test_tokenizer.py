@@ -8,7 +8,7 @@ import torch
 from noise_photo import noise_photo
 
 from alit_hf.analysis.attention_maps import AttentionSource, rollout_maps
-from alit_hf.token_file import TokenFile
+from alit_hf.codes.token_file import TokenFile
 
 
 def test_every_length_is_that_of_the_model(tokenizer):

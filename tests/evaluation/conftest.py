@@ -9,7 +9,7 @@ from lively_model import lively_model
 from PIL import Image
 
 from alit_hf import ALITImageProcessor, ALITModel
-from alit_hf.evaluation.images import EvaluationImages, open_images
+from alit_hf.data.images import EvaluationImages, open_images
 
 
 @pytest.fixture(scope="session")

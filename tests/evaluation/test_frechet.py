@@ -7,17 +7,18 @@ import pytest
 import scipy.linalg
 import torch
 
-from alit_hf.evaluation import efficientnet_lite, frechet
-from alit_hf.evaluation.efficientnet_lite import (
+from alit_hf.evaluation import frechet
+from alit_hf.evaluation.frechet import FEATURE_NETWORKS, check_num_images, result_name
+from alit_hf.evaluation.settings import FEATURE_NETWORK_NAMES, LPIPS_NETWORKS
+from alit_hf.evaluation.tally import FrechetDistances
+from alit_hf.networks import efficientnet_lite
+from alit_hf.networks.efficientnet_lite import (
     EfficientNetLite,
     download_efficientnet_weights,
     efficientnet_cache_path,
     load_efficientnet_weights,
 )
-from alit_hf.evaluation.frechet import FEATURE_NETWORKS, check_num_images, result_name
-from alit_hf.evaluation.settings import FEATURE_NETWORK_NAMES, LPIPS_NETWORKS
-from alit_hf.evaluation.tally import FrechetDistances
-from alit_hf.losses.perceptual import LPIPS
+from alit_hf.networks.lpips import LPIPS
 
 
 def test_distance_is_that_of_gaussians():

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from skimage import metrics
 
-from alit_hf.evaluation import efficientnet_lite, frechet
-from alit_hf.losses.perceptual import download_lpips_weights
-from alit_hf.metrics import metric_path
+from alit_hf.evaluation import frechet
+from alit_hf.evaluation.metrics import metric_path
+from alit_hf.networks import efficientnet_lite
+from alit_hf.networks.lpips import download_lpips_weights
 
 
 @pytest.fixture(autouse=True)

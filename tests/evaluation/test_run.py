@@ -12,12 +12,12 @@ from PIL import Image
 from skimage import metrics
 from thread_processes import in_processes
 
+from alit_hf.data.images import open_images
 from alit_hf.evaluation import frechet
 from alit_hf.evaluation.description import describe_crop
-from alit_hf.evaluation.images import open_images
 from alit_hf.evaluation.run import evaluate_model
 from alit_hf.evaluation.settings import EvaluationSettings, SettingsError
-from alit_hf.losses.perceptual import LPIPS
+from alit_hf.networks.lpips import LPIPS
 
 
 SETTINGS = EvaluationSettings(thresholds=(0.1,), lpips_networks=(), batch_size=3)

@@ -10,7 +10,7 @@ from torch._subclasses import FakeTensorMode
 
 from alit_hf.conversion import load_original
 from alit_hf.losses.distillation import code_distillation_loss, latent_distillation_loss, rollout_weights
-from alit_hf.modeling_alit import ALITRolloutOutput
+from alit_hf.model.modeling_alit import ALITRolloutOutput
 
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "alit_vqgan_quantized"

@@ -9,13 +9,13 @@ from lively_model import lively_model
 from token_data import BROKEN, NUM_ROWS, png, write_parquet
 
 from alit_hf import ALITImageProcessor, ALITModel
-from alit_hf.image_io import open_image
-from alit_hf.length_choice import LengthChoice
-from alit_hf.picture_codes import Picture, PictureEncoder, to_picture
-from alit_hf.processes import Processes
-from alit_hf.token_datasets.image_rows import ImageRows, open_rows
+from alit_hf.codes.length_choice import LengthChoice
+from alit_hf.codes.picture_codes import Picture, PictureEncoder, to_picture
+from alit_hf.data.image_rows import ImageRows, open_rows
+from alit_hf.model.image_io import open_image
 from alit_hf.token_datasets.info import TokenDatasetInfo
 from alit_hf.token_datasets.tokenizing import TokenDatasetSummary, tokenize_rows
+from alit_hf.utils.processes import Processes
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from token_data import FEATURES, NUM_ROWS, png, write_parquet
 
-from alit_hf.token_datasets.image_rows import ImageRows, fetch, open_rows, read_picture
+from alit_hf.data.image_rows import ImageRows, fetch, open_rows, read_picture
 
 
 def save(folder, *names):

@@ -13,14 +13,14 @@ from lively_model import lively_model
 from thread_processes import in_processes
 from token_data import BROKEN, FEATURES, NUM_ROWS, contents, png, row, undecoded, write_parquet
 
-from alit_hf import whole_file
-from alit_hf.length_choice import LengthChoice
-from alit_hf.picture_codes import PictureEncoder
-from alit_hf.processes import Processes
+from alit_hf.codes.length_choice import LengthChoice
+from alit_hf.codes.picture_codes import PictureEncoder
+from alit_hf.data.image_rows import open_rows
 from alit_hf.token_datasets import shards as shards_module
 from alit_hf.token_datasets import tokenizing
-from alit_hf.token_datasets.image_rows import open_rows
 from alit_hf.token_datasets.tokenizing import TOKEN_FEATURES, OutputError
+from alit_hf.utils import whole_file
+from alit_hf.utils.processes import Processes
 
 
 NUMBERS = [number for number in range(sum(NUM_ROWS)) if number != BROKEN]

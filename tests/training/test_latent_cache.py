@@ -7,7 +7,7 @@ from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, VQModel
 from safetensors.torch import load_file
 
-from alit_hf.base_tokenizer import ALITBaseTokenizer
+from alit_hf.model.base_tokenizer import ALITBaseTokenizer
 from training import latent_cache
 from training.configuration import config_from_dict
 from training.data import TrainingImages, UndecodableImagesError

@@ -295,13 +295,13 @@ class Waiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", ["base", "distill", "finetune"])
 def test_a_step_does_not_wait_for_the_device(config, first_model, monkeypatch, name):
-    """With revival of codes, halting and, where there is one, the adversary."""
+    """With revival of codes, halting and, where there is one, the adversary; after the base's codebook was set."""
     fields = CASES[name] | ({"init_from": first_model} if name == "finetune" else {})
     fields |= {"optimization__micro_batch_size": 2, "loss__revive_every": 1}
     trainer = Trainer(config(name, **fields))
     trainer.batches = iter(list(itertools.islice(trainer.batches, 10)))
     waiting = Waiting(monkeypatch)
-    for trainer.progress.steps in range(5):
+    for trainer.progress.steps in range(2, 7):
         with waiting:
             trainer._step()
     assert waiting.found == []

@@ -20,8 +20,8 @@ class BaseLossConfig(PixelLossConfig, AdversaryConfig):
     """
     Args:
         codebook_weight (`float`): weight of codebook and commitment loss.
-        codebook_start (`int`): first step that quantises. Above 0, k-means sets the codebook to clusters of the latents
-            of the steps before.
+        codebook_start (`int`): first step that quantises. Above 0, k-means sets the codebook to clusters of the
+            latents of the steps before.
         revive_every (`int`): steps after which unused codes are replaced by latents of the batch; 0 for never.
     """
 

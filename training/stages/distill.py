@@ -179,9 +179,7 @@ class DistillStage(ALITStage):
         if self.model.config.base_type == "kl":
             return latent_distillation_loss(rollouts, latents, weights)
         base = self.model.base_tokenizer
-        return code_distillation_loss(
-            rollouts, base.codes(latents), base.codebook, self.loss.label_smoothing, weights
-        )
+        return code_distillation_loss(rollouts, base.codes(latents), base.codebook, self.loss.label_smoothing, weights)
 
     @property
     def rollout_limit(self) -> int:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from alit_hf.losses.perceptual import LPIPS
+from alit_hf.networks.lpips import LPIPS
 
 from ..configuration import require
 

@@ -1,6 +1,6 @@
 """The paper's experiments, each a command: `alit analyze NAME --data D --output DIR`. Nothing is imported here.
 
-An analysis is one file here and one line in `registry.py`. The file defines a subclass of [`Analysis`]
+An analysis is one file in `experiments/` and one line in `registry.py`. The file defines a subclass of [`Analysis`]
 (`analysis.py`) and names it `ANALYSIS`. What it says of itself:
 
 - Its fields are its options: keyword-only dataclass fields, given by `add_arguments` under the same names.

@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from alit_hf.evaluation.images import EvaluationImages
-from alit_hf.image_processing_alit import ALITImageProcessor
-from alit_hf.modeling_alit import ALITModel
+from alit_hf.data.images import EvaluationImages
+from alit_hf.model.image_processing_alit import ALITImageProcessor
+from alit_hf.model.modeling_alit import ALITModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,9 @@
 import argparse
 from dataclasses import dataclass
 
-from alit_hf.configuration_alit import ALITConfig
 from alit_hf.evaluation.settings import SettingsError
-from alit_hf.option_types import whole_number
+from alit_hf.model.configuration_alit import ALITConfig
+from alit_hf.utils.option_types import whole_number
 
 from .analysis import Analysis, Context
 from .attention_maps import SIDES, AttentionSource, num_layers

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from alit_hf.configuration_alit import ALITConfig
-from alit_hf.modeling_alit import ALITModel
+from alit_hf.model.configuration_alit import ALITConfig
+from alit_hf.model.modeling_alit import ALITModel
 
 
 SIDES = ("decoder", "encoder")

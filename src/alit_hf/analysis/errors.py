@@ -6,8 +6,8 @@ import torch
 
 from alit_hf.evaluation.lengths import smallest_satisfying
 from alit_hf.evaluation.rounding import rounded
-from alit_hf.modeling_alit import ALITModel
-from alit_hf.selection import l1, score_images
+from alit_hf.model.modeling_alit import ALITModel
+from alit_hf.model.selection import l1, score_images
 
 
 def errors_by_length(model: ALITModel, pixel_values: torch.Tensor) -> list[list[float]]:

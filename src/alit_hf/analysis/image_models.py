@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation, AutoModelForImageClassification
 
-from alit_hf.evaluation.efficientnet_lite import EFFICIENTNET_NAMES, EfficientNetLite, imagenet_classes
 from alit_hf.evaluation.settings import SettingsError
+from alit_hf.networks.efficientnet_lite import EFFICIENTNET_NAMES, EfficientNetLite, imagenet_classes
 
 
 class Classifier(Protocol):

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from alit_hf.image_processing_alit import ALITImageProcessor
+from alit_hf.model.image_processing_alit import ALITImageProcessor
 
 
 _NUM_LABELS = 2**24

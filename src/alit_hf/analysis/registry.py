@@ -19,7 +19,7 @@ ANALYSES = {
     "thresholds": "how many images each length satisfies, over a sweep of L1 thresholds (Fig. 2)",
     "unfamiliar": "what pictures of any kind look like at every length (Fig. 14)",
 }
-"""What each analysis asks, by name. The name is that of the file, too."""
+"""What each analysis asks, by name. The name is that of its file in `experiments/`, too."""
 
 
 def load_analysis(name: str) -> "type[Analysis]":
@@ -32,7 +32,7 @@ def load_analysis(name: str) -> "type[Analysis]":
     """
     if name not in ANALYSES:
         raise ValueError(f"`name` is {name!r}, it must be one of {', '.join(ANALYSES)}.")
-    return importlib.import_module(f".{name}", __package__).ANALYSIS
+    return importlib.import_module(f".experiments.{name}", __package__).ANALYSIS
 
 
 __all__ = ["ANALYSES", "load_analysis"]

@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from alit_hf import __version__
+from alit_hf.data.images import check_columns
 from alit_hf.evaluation.description import (
     check_crop,
     describe_crop,
@@ -21,9 +22,8 @@ from alit_hf.evaluation.description import (
     describe_model,
     describe_versions,
 )
-from alit_hf.evaluation.images import check_columns
 from alit_hf.evaluation.settings import SettingsError
-from alit_hf.processes import Processes
+from alit_hf.utils.processes import Processes
 
 from .analysis import Analysis, Context, ImageBatch
 from .store import ImageStore

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alit_hf.evaluation.settings import SettingsError
-from alit_hf.whole_file import whole_file
+from alit_hf.utils.whole_file import whole_file
 
 
 _IDENTITY_KEY = b"alit"

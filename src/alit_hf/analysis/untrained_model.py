@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from alit_hf.modeling_alit import ALITModel
+from alit_hf.model.modeling_alit import ALITModel
 
 
 def untrained_copy(model: ALITModel, seed: int) -> ALITModel:

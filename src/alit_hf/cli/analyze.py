@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alit_hf.analysis.registry import ANALYSES, load_analysis
-from alit_hf.error_reason import reason
 from alit_hf.evaluation.settings import SettingsError
-from alit_hf.option_types import positive_integer, whole_number
-from alit_hf.whole_file import whole_file
+from alit_hf.utils.error_reason import reason
+from alit_hf.utils.option_types import positive_integer, whole_number
+from alit_hf.utils.whole_file import whole_file
 
 from .errors import FAILED, FileError, UsageError, file_problem, print_error
 from .jobs import check_writable
@@ -19,8 +19,8 @@ from .parser import OneLineParser
 
 if TYPE_CHECKING:
     from alit_hf.analysis.analysis import Analysis
-    from alit_hf.evaluation.images import EvaluationImages
-    from alit_hf.processes import Processes
+    from alit_hf.data.images import EvaluationImages
+    from alit_hf.utils.processes import Processes
 
 
 _DOTS_PER_INCH = 200
@@ -119,7 +119,7 @@ def analyze(
 
     from alit_hf.analysis.analysis import Context, RunSettings
     from alit_hf.analysis.run import run_analysis
-    from alit_hf.figure import save_figure
+    from alit_hf.codes.figure import save_figure
 
     from .loading import load_model
 
@@ -167,7 +167,7 @@ def _split_name(option: str) -> str:
 
 
 def _open(option: str, options: argparse.Namespace) -> "EvaluationImages":
-    from alit_hf.evaluation.images import open_images
+    from alit_hf.data.images import open_images
 
     try:
         return open_images(getattr(options, option), getattr(options, _split_name(option)))

@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from alit_hf.option_types import positive_integer
+from alit_hf.utils.option_types import positive_integer
 
 from .errors import FileError, UsageError, file_problem
 from .jobs import check_writable
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable(folder.absolute().parent)
 
     from alit_hf.conversion import load_original
-    from alit_hf.image_processing_alit import ALITImageProcessor
+    from alit_hf.model.image_processing_alit import ALITImageProcessor
 
     from .loading import quiet_libraries
 

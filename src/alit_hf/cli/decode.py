@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from alit_hf.whole_file import whole_file
+from alit_hf.utils.whole_file import whole_file
 
 from .batches import run_jobs
 from .errors import FAILED
@@ -36,8 +36,8 @@ def add_parser(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     jobs = plan_jobs(arguments.inputs, arguments.output, frozenset({".alit"}), OUTPUT_SUFFIXES)
 
-    from alit_hf.picture_codes import decode_pictures
-    from alit_hf.token_file import TokenFile, model_fingerprint
+    from alit_hf.codes.picture_codes import decode_pictures
+    from alit_hf.codes.token_file import TokenFile, model_fingerprint
 
     from .loading import load_model
 

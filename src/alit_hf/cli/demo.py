@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from alit_hf.error_reason import reason
+from alit_hf.utils.error_reason import reason
 
 from .errors import FileError, UsageError
 from .options import add_model_arguments

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from alit_hf.picture_files import PICTURE_SUFFIXES
+from alit_hf.data.picture_files import PICTURE_SUFFIXES
 
 from .batches import run_jobs
 from .errors import FAILED
@@ -14,7 +14,7 @@ from .options import add_batch_size_argument, add_model_arguments
 
 
 if TYPE_CHECKING:
-    from alit_hf.picture_codes import Picture, PictureCode
+    from alit_hf.codes.picture_codes import Picture, PictureCode
 
 
 class _Written(NamedTuple):
@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     choice = length_choice(arguments)
     jobs = plan_jobs(arguments.inputs, arguments.output, PICTURE_SUFFIXES, (".alit",))
 
-    from alit_hf.image_io import open_image
-    from alit_hf.picture_codes import to_picture
+    from alit_hf.codes.picture_codes import to_picture
+    from alit_hf.model.image_io import open_image
 
     from .loading import load_model
 

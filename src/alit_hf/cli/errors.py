@@ -3,7 +3,7 @@
 import os
 import sys
 
-from alit_hf.error_reason import reason
+from alit_hf.utils.error_reason import reason
 
 
 FAILED = 1

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alit_hf.error_reason import reason
 from alit_hf.evaluation.settings import (
     DEFAULT_THRESHOLDS,
     FEATURE_NETWORK_NAMES,
@@ -13,8 +12,9 @@ from alit_hf.evaluation.settings import (
     EvaluationSettings,
     SettingsError,
 )
-from alit_hf.option_types import distinct_numbers, positive_integer
-from alit_hf.whole_file import whole_file
+from alit_hf.utils.error_reason import reason
+from alit_hf.utils.option_types import distinct_numbers, positive_integer
+from alit_hf.utils.whole_file import whole_file
 
 from .errors import FAILED, FileError, UsageError, file_problem, print_error
 from .explore import FIGURE_SUFFIXES
@@ -24,7 +24,7 @@ from .options import add_batch_size_argument, add_model_arguments
 
 if TYPE_CHECKING:
     from alit_hf.evaluation.frechet import FeatureNetwork
-    from alit_hf.processes import Processes
+    from alit_hf.utils.processes import Processes
 
 
 def add_parser(commands) -> None:
@@ -98,12 +98,12 @@ def run(arguments: argparse.Namespace, processes: "Processes | None" = None) -> 
 
     import datasets
 
-    from alit_hf.evaluation.images import open_images
+    from alit_hf.codes.figure import save_figure
+    from alit_hf.data.images import open_images
     from alit_hf.evaluation.rate_distortion import draw_rate_distortion
     from alit_hf.evaluation.report import results_table
     from alit_hf.evaluation.run import evaluate_model
     from alit_hf.evaluation.worst_pictures import draw_worst_pictures
-    from alit_hf.figure import save_figure
 
     from .loading import load_model
 
@@ -172,7 +172,7 @@ def _check_file(path: Path, suffixes: tuple[str, ...]) -> None:
 
 
 def _check_lpips(networks: tuple[str, ...]) -> None:
-    from alit_hf.losses.perceptual import load_lpips_weights
+    from alit_hf.networks.lpips import load_lpips_weights
 
     for network in networks:
         try:

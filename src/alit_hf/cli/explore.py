@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from alit_hf.option_types import add_threshold_argument
+from alit_hf.utils.option_types import add_threshold_argument
 
 from .errors import FileError, UsageError, file_problem
 from .jobs import check_writable
@@ -49,9 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     if figure_path.resolve() == image_path.resolve():
         raise UsageError(f"the input {image_path} would be overwritten by the output")
 
-    from alit_hf.figure import draw_panels, frame_caption, rollout_panels, save_figure
-    from alit_hf.image_io import open_image
-    from alit_hf.rollout_pictures import pick_rollout, rollout_pictures
+    from alit_hf.codes.figure import draw_panels, frame_caption, rollout_panels, save_figure
+    from alit_hf.codes.rollout_pictures import pick_rollout, rollout_pictures
+    from alit_hf.model.image_io import open_image
 
     from .loading import load_model
 

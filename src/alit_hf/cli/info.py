@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _describe_file(path: Path) -> list[tuple[str, str]]:
-    from alit_hf.token_file import TokenFile
+    from alit_hf.codes.token_file import TokenFile
 
     try:
         tokens = TokenFile.load(path)
@@ -57,8 +57,8 @@ def _describe_file(path: Path) -> list[tuple[str, str]]:
 
 
 def _describe_model(name: str | None) -> list[tuple[str, str]]:
-    from alit_hf.rollout_pictures import payload_bytes
-    from alit_hf.token_file import model_fingerprint
+    from alit_hf.codes.rollout_pictures import payload_bytes
+    from alit_hf.codes.token_file import model_fingerprint
 
     from .loading import load_model
 

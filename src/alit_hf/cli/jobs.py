@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from alit_hf.error_reason import reason
+from alit_hf.utils.error_reason import reason
 
 from .errors import UsageError
 

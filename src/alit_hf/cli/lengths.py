@@ -3,16 +3,16 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from alit_hf.error_reason import reason
-from alit_hf.length_choice import LengthChoice
-from alit_hf.option_types import DEFAULT_THRESHOLD, finite_number, positive_integer
+from alit_hf.codes.length_choice import LengthChoice
+from alit_hf.utils.error_reason import reason
+from alit_hf.utils.option_types import DEFAULT_THRESHOLD, finite_number, positive_integer
 
 from .errors import UsageError
 
 
 if TYPE_CHECKING:
     from alit_hf import ALITModel
-    from alit_hf.picture_codes import PictureEncoder
+    from alit_hf.codes.picture_codes import PictureEncoder
 
 
 def add_length_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +62,7 @@ def make_encoder(model: "ALITModel", choice: LengthChoice) -> "PictureEncoder":
     Raises:
         `UsageError`: if the model cannot give such codes, or there is no such criterion.
     """
-    from alit_hf.picture_codes import PictureEncoder
+    from alit_hf.codes.picture_codes import PictureEncoder
 
     try:
         return PictureEncoder(model, choice)

@@ -8,7 +8,7 @@ import transformers
 from transformers import PreTrainedConfig
 
 from alit_hf import ALITImageProcessor, ALITModel, pretrained_path
-from alit_hf.error_reason import reason
+from alit_hf.utils.error_reason import reason
 
 from .errors import UsageError
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from alit_hf.option_types import positive_integer
+from alit_hf.utils.option_types import positive_integer
 
 
 def add_batch_size_argument(parser: argparse.ArgumentParser) -> None:

@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alit_hf.cache import cache_folder
-from alit_hf.data_sources import is_hub_id
-from alit_hf.error_reason import reason
-from alit_hf.image_count import image_count
-from alit_hf.option_types import positive_integer
+from alit_hf.data.sources import is_hub_id
+from alit_hf.utils.cache import cache_folder
+from alit_hf.utils.error_reason import reason
+from alit_hf.utils.image_count import image_count
+from alit_hf.utils.option_types import positive_integer
 
 from .errors import FAILED, FileError, UsageError, print_error
 from .jobs import check_writable
@@ -18,8 +18,8 @@ from .options import add_batch_size_argument, add_model_arguments
 
 
 if TYPE_CHECKING:
-    from alit_hf.processes import Processes
     from alit_hf.token_datasets.tokenizing import TokenDatasetSummary
+    from alit_hf.utils.processes import Processes
 
 
 def add_parser(commands) -> None:
@@ -75,8 +75,8 @@ def run(arguments: argparse.Namespace, processes: "Processes | None" = None) -> 
 
     import datasets
 
+    from alit_hf.data.image_rows import open_rows
     from alit_hf.token_datasets.hub import check_repository, push
-    from alit_hf.token_datasets.image_rows import open_rows
     from alit_hf.token_datasets.info import TokenDatasetInfo
     from alit_hf.token_datasets.tokenizing import OutputError, tokenize_rows
 

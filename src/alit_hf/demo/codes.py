@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from alit_hf.rollout_pictures import RolloutPicture, pick_rollout
-from alit_hf.token_file import TokenFile
+from alit_hf.codes.rollout_pictures import RolloutPicture, pick_rollout
+from alit_hf.codes.token_file import TokenFile
 
 
 # All of these are compared by identity, as pictures and arrays have no other equality that is one truth value.

@@ -11,8 +11,8 @@ from pathlib import PurePath
 
 from PIL import Image, ImageOps
 
-from alit_hf.rollout_pictures import RolloutPicture
-from alit_hf.token_file import TokenFile
+from alit_hf.codes.rollout_pictures import RolloutPicture
+from alit_hf.codes.token_file import TokenFile
 
 from .attention_overlay import attention_overlay
 from .codes import ChosenCode, DecodedFile, Kept

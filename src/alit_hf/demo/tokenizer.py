@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from alit_hf.analysis.attention_maps import AttentionSource, recorded_maps
-from alit_hf.image_processing_alit import ALITImageProcessor
-from alit_hf.modeling_alit import ALITModel
-from alit_hf.rollout_pictures import payload_bytes, rollout_pictures
-from alit_hf.token_file import TokenFile, model_fingerprint
+from alit_hf.codes.rollout_pictures import payload_bytes, rollout_pictures
+from alit_hf.codes.token_file import TokenFile, model_fingerprint
+from alit_hf.model.image_processing_alit import ALITImageProcessor
+from alit_hf.model.modeling_alit import ALITModel
 
 from .codes import DecodedFile, EncodedPicture
 

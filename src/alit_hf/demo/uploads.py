@@ -4,9 +4,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from alit_hf.error_reason import reason
-from alit_hf.image_io import open_image
-from alit_hf.token_file import MAGIC, TokenFile
+from alit_hf.codes.token_file import MAGIC, TokenFile
+from alit_hf.model.image_io import open_image
+from alit_hf.utils.error_reason import reason
 
 from .codes import Kept
 from .tokenizer import DemoTokenizer

@@ -2,7 +2,7 @@
 
 import torch
 
-from alit_hf.modeling_alit import ALITModel
+from alit_hf.model.modeling_alit import ALITModel
 
 
 def base_pictures(model: ALITModel, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

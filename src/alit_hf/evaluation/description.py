@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 from alit_hf import __version__
-from alit_hf.image_processing_alit import ALITImageProcessor
-from alit_hf.modeling_alit import ALITModel
-from alit_hf.public_names import public_name
-from alit_hf.token_file import model_fingerprint
+from alit_hf.codes.token_file import model_fingerprint
+from alit_hf.model.image_processing_alit import ALITImageProcessor
+from alit_hf.model.modeling_alit import ALITModel
+from alit_hf.utils.public_names import public_name
 
 from .settings import SettingsError
 

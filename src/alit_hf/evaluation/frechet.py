@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from .efficientnet_lite import EfficientNetLite
+from alit_hf.networks.efficientnet_lite import EfficientNetLite
 
 
 MIN_IMAGES = 256

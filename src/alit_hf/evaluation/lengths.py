@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from alit_hf.configuration_alit import ALITConfig
+from alit_hf.model.configuration_alit import ALITConfig
 
 
 def code_lengths(config: ALITConfig) -> list[int]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alit_hf.image_io import to_rgb
+from alit_hf.model.image_io import to_rgb
 
 
 def to_pixels(pictures: Sequence[Image.Image]) -> torch.Tensor:

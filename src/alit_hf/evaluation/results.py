@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from alit_hf.image_processing_alit import ALITImageProcessor
+from alit_hf.data.images import EvaluationImages
 from alit_hf.losses.codebook import codebook_usage, perplexity
-from alit_hf.modeling_alit import ALITModel
+from alit_hf.model.image_processing_alit import ALITImageProcessor
+from alit_hf.model.modeling_alit import ALITModel
 
 from .description import describe_crop, describe_device, describe_model, describe_versions
 from .frechet import result_name
-from .images import EvaluationImages
 from .lengths import code_lengths, smallest_satisfying
 from .rounding import rounded
 from .scores import MAX_PSNR

@@ -8,17 +8,17 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from alit_hf.image_processing_alit import ALITImageProcessor
+from alit_hf.codes.rollout_pictures import payload_bytes
+from alit_hf.data.images import EvaluationImages
 from alit_hf.losses.codebook import code_counts
-from alit_hf.modeling_alit import ALITModel
-from alit_hf.processes import Processes
-from alit_hf.rollout_pictures import payload_bytes
-from alit_hf.selection import l1, score_images
+from alit_hf.model.image_processing_alit import ALITImageProcessor
+from alit_hf.model.modeling_alit import ALITModel
+from alit_hf.model.selection import l1, score_images
+from alit_hf.utils.processes import Processes
 
 from .base_pictures import base_pictures
 from .description import check_crop
 from .frechet import check_num_images
-from .images import EvaluationImages
 from .lengths import code_lengths
 from .pixels import to_pixels
 from .results import build_results

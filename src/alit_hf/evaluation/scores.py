@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from alit_hf.losses.perceptual import LPIPS
-from alit_hf.selection import l1
+from alit_hf.model.selection import l1
+from alit_hf.networks.lpips import LPIPS
 
 
 MAX_PSNR = 100.0

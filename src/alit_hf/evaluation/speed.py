@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from alit_hf.modeling_alit import ALITModel
+from alit_hf.model.modeling_alit import ALITModel
 
 from .base_pictures import base_pictures
 from .lengths import code_lengths

@@ -2,12 +2,11 @@
 
 from matplotlib.figure import Figure
 
-from alit_hf.figure import draw_panels, rollout_panels
-from alit_hf.image_processing_alit import ALITImageProcessor
-from alit_hf.modeling_alit import ALITModel
-from alit_hf.rollout_pictures import rollout_pictures
-
-from .images import EvaluationImages
+from alit_hf.codes.figure import draw_panels, rollout_panels
+from alit_hf.codes.rollout_pictures import rollout_pictures
+from alit_hf.data.images import EvaluationImages
+from alit_hf.model.image_processing_alit import ALITImageProcessor
+from alit_hf.model.modeling_alit import ALITModel
 
 
 _PICTURES_IN_A_ROW = 2

@@ -1,4 +1,1 @@
-"""Training losses, one module a subject: `distillation`, `perceptual`, `adversarial` and `codebook` (codebook health).
-
-Nothing is imported here, so that `python -m alit_hf.losses.perceptual` runs its module once.
-"""
+"""Training losses, one module a subject: `distillation`, `adversarial` and `codebook` (codebook health)."""

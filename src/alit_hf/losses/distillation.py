@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.nn.functional as F
 
-from ..modeling_alit import ALITRolloutOutput
+from alit_hf.model.modeling_alit import ALITRolloutOutput
 
 
 _FIRST_WEIGHTS = (2.5, 2.0, 1.5, 1.25)

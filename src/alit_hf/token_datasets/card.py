@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from alit_hf.image_count import image_count
+from alit_hf.utils.image_count import image_count
 
 from .info import INFO_FILE, TokenDatasetInfo
 from .shards import Shards

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
-from alit_hf.image_processing_alit import ALITImageProcessor
-from alit_hf.modeling_alit import ALITModel
-from alit_hf.picture_codes import decode_pictures
-from alit_hf.token_file import check_fingerprints, model_fingerprint
+from alit_hf.codes.picture_codes import decode_pictures
+from alit_hf.codes.token_file import check_fingerprints, model_fingerprint
+from alit_hf.model.image_processing_alit import ALITImageProcessor
+from alit_hf.model.modeling_alit import ALITModel
 
 from .info import TokenDatasetInfo
 

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import huggingface_hub
 
-from alit_hf.data_sources import is_hub_id
-from alit_hf.image_processing_alit import ALITImageProcessor
-from alit_hf.picture_codes import PictureEncoder
-from alit_hf.public_names import public_name
-from alit_hf.token_file import TokenFile
-
-from .image_rows import ImageRows
+from alit_hf.codes.picture_codes import PictureEncoder
+from alit_hf.codes.token_file import TokenFile
+from alit_hf.data.image_rows import ImageRows
+from alit_hf.data.sources import is_hub_id
+from alit_hf.model.image_processing_alit import ALITImageProcessor
+from alit_hf.utils.public_names import public_name
 
 
 INFO_FILE = "tokenization.json"

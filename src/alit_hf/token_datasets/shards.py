@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alit_hf.whole_file import unfinished_files, whole_file
+from alit_hf.utils.whole_file import unfinished_files, whole_file
 
 
 _FOLDER = "data"

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from alit_hf.image_processing_alit import ALITImageProcessor
-from alit_hf.picture_codes import PictureCode, PictureEncoder, to_picture
-from alit_hf.processes import Processes
-from alit_hf.whole_file import unfinished_files, whole_file
+from alit_hf.codes.picture_codes import PictureCode, PictureEncoder, to_picture
+from alit_hf.data.image_rows import FILE_NAME, ImageRows, fetch, read_picture
+from alit_hf.model.image_processing_alit import ALITImageProcessor
+from alit_hf.utils.processes import Processes
+from alit_hf.utils.whole_file import unfinished_files, whole_file
 
 from .card import CARD_FILE, UNDECODABLE_FILE, card
-from .image_rows import FILE_NAME, ImageRows, fetch, read_picture
 from .info import INFO_FILE, TokenDatasetInfo
 from .shards import ShardRecord, Shards, first_missing_block
 

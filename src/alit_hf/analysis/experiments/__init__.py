@@ -1,0 +1,1 @@
+"""The paper's experiments, one file a question. `analysis/registry.py` lists them."""

@@ -1,0 +1,111 @@
+"""Batches of pictures to codes that can be stored, and back."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
+
+from alit_hf.model.image_processing_alit import ALITImageProcessor
+from alit_hf.model.modeling_alit import ALITModel
+from alit_hf.model.selection import resolve_criterion
+
+from .length_choice import LengthChoice
+from .token_file import TokenFile, model_fingerprint
+
+
+class Picture(NamedTuple):
+    """A picture that was read: pixels `(3, H, W)` in [0, 1] at the model's size, and its own width and height."""
+
+    pixel_values: torch.Tensor
+    original_size: tuple[int, int]
+
+
+def to_picture(image: Image.Image, processor: ALITImageProcessor) -> Picture:
+    """What the processor makes of an upright picture."""
+    return Picture(processor(image, return_tensors="pt").pixel_values[0], image.size)
+
+
+class PictureCode(NamedTuple):
+    """A picture's code, with the criterion's value where a threshold chose its length."""
+
+    tokens: TokenFile
+    score: float | None
+    satisfied: bool | None
+
+
+class PictureEncoder:
+    """
+    Encodes with one model and one choice of lengths. A picture gets the same code in any batch.
+
+    Args:
+        model ([`ALITModel`]): in evaluation mode.
+        choice ([`LengthChoice`])
+
+    Raises:
+        `ValueError`: for a model with continuous latent tokens, which has no ids, a length that the model does not
+            have, and an unknown criterion.
+        `OSError`: where the criterion's network is not there.
+    """
+
+    def __init__(self, model: ALITModel, choice: LengthChoice):
+        config = model.config
+        if not config.quantize:
+            raise ValueError("the model has continuous latent tokens, only ids of discrete ones can be stored")
+        step, longest, num_tokens = config.tokens_per_rollout, config.max_tokens, choice.num_tokens
+        if num_tokens is not None and (num_tokens % step or not step <= num_tokens <= longest):
+            raise ValueError(
+                f"`num_tokens` is {num_tokens}, it must be a multiple of {step} between {step} and {longest}"
+            )
+        self.model = model
+        self.choice = choice
+        self.criterion = resolve_criterion(choice.criterion)
+        self.fingerprint = model_fingerprint(model)
+
+    @torch.inference_mode()
+    def encode(self, pictures: Sequence[Picture]) -> list[PictureCode]:
+        """The code of each picture, one batch for the model."""
+        model, choice = self.model, self.choice
+        pixel_values = torch.stack([picture.pixel_values for picture in pictures]).to(model.device)
+        # Only a model with dynamic halting draws numbers; the same pictures are to give the same codes.
+        generator = torch.Generator(model.device).manual_seed(0)
+        code = model.encode(
+            pixel_values,
+            num_tokens=choice.num_tokens,
+            threshold=choice.threshold,
+            criterion=self.criterion,
+            generator=generator,
+        )
+        codes = []
+        for row, (picture, length) in enumerate(zip(pictures, code.num_tokens.tolist(), strict=True)):
+            tokens = TokenFile(
+                token_ids=code.token_ids[row, :length],
+                original_size=picture.original_size,
+                grid_size=code.grid_size,
+                codebook_size=model.config.codebook_size,
+                fingerprint=self.fingerprint,
+            )
+            chosen = (None, None) if code.score is None else (code.score[row].item(), code.satisfied[row].item())
+            codes.append(PictureCode(tokens, *chosen))
+        return codes
+
+
+@torch.inference_mode()
+def decode_pictures(model: ALITModel, processor: ALITImageProcessor, codes: Sequence[TokenFile]) -> list[Image.Image]:
+    """
+    The pictures that codes stand for, in the model's size, each grid size as a batch. Whether the model made them is
+    not checked, see [`TokenFile.check_model`].
+    """
+    pictures: dict[int, Image.Image] = {}
+    for grid_size in {tokens.grid_size for tokens in codes}:
+        rows = [row for row, tokens in enumerate(codes) if tokens.grid_size == grid_size]
+        token_ids = pad_sequence(
+            [torch.tensor(codes[row].token_ids) for row in rows], batch_first=True, padding_value=-1
+        )
+        pixel_values = model.decode(token_ids=token_ids.to(model.device), grid_size=grid_size).pixel_values
+        pictures.update(zip(rows, processor.postprocess(pixel_values), strict=True))
+    return [pictures[row] for row in range(len(codes))]
+
+
+__all__ = ["Picture", "PictureCode", "PictureEncoder", "decode_pictures", "to_picture"]

@@ -1,0 +1,87 @@
+"""A picture at every length: what each rollout makes of it, and which one a threshold picks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from alit_hf.model.configuration_alit import ALITConfig
+from alit_hf.model.image_processing_alit import ALITImageProcessor
+from alit_hf.model.modeling_alit import ALITModel
+from alit_hf.model.selection import l1, negative_psnr
+
+
+@dataclass(frozen=True)
+class RolloutPicture:
+    """
+    A picture after one rollout.
+
+    Args:
+        num_tokens (`int`): length of its code.
+        token_ids (`torch.LongTensor` of shape `(num_tokens,)`): its ids; `None` where latents are continuous.
+        picture (`PIL.Image.Image`): what the code decodes to.
+        l1 (`float`): mean absolute error in units of pixels in [0, 1], as `encode` compares it with a threshold.
+        psnr (`float`): peak signal-to-noise ratio in dB.
+        payload_bytes (`int`): bytes of the bit-packed ids, without the 33 others of an `.alit` file; `None` where
+            latents are continuous.
+    """
+
+    num_tokens: int
+    token_ids: torch.LongTensor | None
+    picture: Image.Image
+    l1: float
+    psnr: float
+    payload_bytes: int | None
+
+
+def payload_bytes(config: ALITConfig, num_tokens: int) -> int:
+    """Bytes that hold `num_tokens` bit-packed ids of a model's latent codebook."""
+    return (num_tokens * config.bits_per_token + 7) // 8
+
+
+@torch.inference_mode()
+def rollout_pictures(
+    model: ALITModel, processor: ALITImageProcessor, pixel_values: torch.Tensor
+) -> list[RolloutPicture]:
+    """
+    Runs all rollouts of one image.
+
+    Args:
+        model ([`ALITModel`]): in evaluation mode.
+        processor ([`ALITImageProcessor`]): makes pictures of pixels.
+        pixel_values (`torch.Tensor` of shape `(1, 3, H, W)`): pixels in [0, 1], from the processor.
+
+    Returns:
+        one [`RolloutPicture`] for each length, the shortest first.
+
+    Raises:
+        `ValueError`: for another shape, or a size that the model does not take.
+    """
+    if len(pixel_values) != 1:
+        raise ValueError(f"`pixel_values` has shape {tuple(pixel_values.shape)}, it must be one image.")
+    pixel_values = pixel_values.to(model.device)
+    # As `alit encode`: only a model with dynamic halting draws numbers.
+    generator = torch.Generator(model.device).manual_seed(0)
+    pictures = []
+    for rollout in model.rollouts(pixel_values, generator=generator):
+        quantized = rollout.token_ids is not None
+        pictures.append(
+            RolloutPicture(
+                num_tokens=rollout.num_tokens,
+                token_ids=rollout.token_ids[0].cpu() if quantized else None,
+                picture=processor.postprocess(rollout.reconstruction)[0],
+                l1=l1(rollout.reconstruction, pixel_values).item(),
+                psnr=-negative_psnr(rollout.reconstruction, pixel_values).item(),
+                payload_bytes=payload_bytes(model.config, rollout.num_tokens) if quantized else None,
+            )
+        )
+    return pictures
+
+
+def pick_rollout(pictures: Sequence[RolloutPicture], threshold: float) -> RolloutPicture:
+    """The picture of the length that `ALITModel.encode(threshold=threshold)` gives: the first below, else the last."""
+    return next((rollout for rollout in pictures if rollout.l1 < threshold), pictures[-1])
+
+
+__all__ = ["RolloutPicture", "payload_bytes", "pick_rollout", "rollout_pictures"]

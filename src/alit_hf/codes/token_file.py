@@ -1,0 +1,321 @@
+"""
+`.alit` files: the code of one image, with what is needed to decode it and to notice that it cannot be decoded.
+
+All numbers are little-endian and unsigned. A file with k tokens has 33 + ceil(k · bits / 8) bytes, where bits is the
+smallest number that holds every id of the codebook: 81 bytes for 32 tokens at 4096 codes, 48 of them ids.
+
+| bytes | field |
+|---|---|
+| 4 | magic, `ALIT` |
+| 1 | version, 1 |
+| 4, 4 | width and height of the original image in pixels |
+| 2, 2 | rows and columns of the base tokenizer's grid |
+| 2 | largest id, codebook size − 1 |
+| 2 | number of tokens k |
+| 8 | fingerprint of the model's weights |
+| ceil(k · bits / 8) | ids, each with its most significant bit first, then zero bits up to a whole byte |
+| 4 | CRC-32 of everything before |
+"""
+
+import hashlib
+import json
+import os
+import struct
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from alit_hf.model.modeling_alit import ALITModel
+
+
+MAGIC = b"ALIT"
+VERSION = 1
+FINGERPRINT_SIZE = 8
+
+MAX_TOKENS = 2**16 - 1
+MAX_CODEBOOK_SIZE = 2**16
+# What a file declares decides how much memory its decoding takes, so a checksum that fits does not make every size
+# believable. Pillow refuses larger originals as decompression bombs; 2^16 positions are 4096x4096 pixels at patch 16.
+MAX_PIXELS = 2**28
+MAX_POSITIONS = 2**16
+MAX_GRID_GROWTH = 16
+
+_HEADER = struct.Struct(f"<{len(MAGIC)}sBIIHHHH{FINGERPRINT_SIZE}s")
+_CHECKSUM = struct.Struct("<I")
+# Ids of any codebook fit into 16 bits.
+_MAX_FILE_SIZE = _HEADER.size + 2 * MAX_TOKENS + _CHECKSUM.size
+_HALF_FINGERPRINT = FINGERPRINT_SIZE // 2
+_VALUES_UNKNOWN = bytes(_HALF_FINGERPRINT)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenFile:
+    """
+    The contents of an `.alit` file. Two are equal where their bytes are.
+
+    Args:
+        token_ids (`np.ndarray`, `torch.Tensor` or sequence of integers, of shape `(k,)`):
+            Ids in [0, codebook_size), without padding, 1 to 65535 of them. Kept as a read-only int64 array. Ids mean
+            something only together with their number, since every rollout rewrites all of them (paper, section 2).
+        original_size (`tuple[int, int]`):
+            Width and height in pixels of the image that was encoded, at most 2^28 pixels.
+        grid_size (`tuple[int, int]`):
+            Rows and columns of the base tokenizer's grid, at most 2^16 positions.
+        codebook_size (`int`):
+            Entries of the latent codebook, 2 to 65536.
+        fingerprint (`bytes`):
+            What [`model_fingerprint`] gives for the model that made the ids.
+
+    Raises:
+        `ValueError`: where a field is not as above.
+    """
+
+    token_ids: np.ndarray
+    original_size: tuple[int, int]
+    grid_size: tuple[int, int]
+    codebook_size: int
+    fingerprint: bytes
+
+    def __post_init__(self):
+        codebook_size = _whole_number("codebook_size", self.codebook_size, 2, MAX_CODEBOOK_SIZE)
+        checked = {
+            "codebook_size": codebook_size,
+            "token_ids": _checked_ids(self.token_ids, codebook_size),
+            "original_size": _checked_area("original_size", self.original_size, 2**32 - 1, MAX_PIXELS, "pixels"),
+            "grid_size": _checked_area("grid_size", self.grid_size, 2**16 - 1, MAX_POSITIONS, "positions"),
+            "fingerprint": _checked_fingerprint(self.fingerprint),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        return self.to_bytes() == other.to_bytes() if isinstance(other, TokenFile) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.to_bytes())
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens k."""
+        return len(self.token_ids)
+
+    def to_bytes(self) -> bytes:
+        """The bytes of the file; the same contents always give the same bytes."""
+        header = _HEADER.pack(
+            MAGIC,
+            VERSION,
+            *self.original_size,
+            *self.grid_size,
+            self.codebook_size - 1,
+            self.num_tokens,
+            self.fingerprint,
+        )
+        body = header + _pack_ids(self.token_ids, _bits_per_token(self.codebook_size))
+        return body + _CHECKSUM.pack(zlib.crc32(body))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "TokenFile":
+        """
+        Reads what [`~TokenFile.to_bytes`] wrote. Memory is taken for the bytes that are there, never for what they
+        declare.
+
+        Raises:
+            `ValueError`: if the bytes are no `.alit` file, of a later version, truncated, followed by others or
+                altered.
+        """
+        if data[: len(MAGIC)] != MAGIC:
+            raise ValueError("this is no .alit file, it does not begin with the letters ALIT")
+        if len(data) < _HEADER.size:
+            raise ValueError(f"the .alit file is truncated, it ends within its header after {len(data)} bytes")
+        _, version, width, height, rows, columns, largest_id, num_tokens, fingerprint = _HEADER.unpack_from(data)
+        if version != VERSION:
+            raise ValueError(f"the .alit file has version {version}, this release of alit_hf reads version {VERSION}")
+        codebook_size = largest_id + 1
+        bits = _bits_per_token(codebook_size)
+        end = _HEADER.size + (num_tokens * bits + 7) // 8
+        if len(data) != end + _CHECKSUM.size:
+            raise ValueError(
+                f"the .alit file declares {num_tokens} tokens of {bits} bits but does not have the "
+                f"{end + _CHECKSUM.size} bytes that these take: it is truncated, altered or followed by something else"
+            )
+        if zlib.crc32(data[:end]) != _CHECKSUM.unpack_from(data, end)[0]:
+            raise ValueError("the .alit file has been altered, its checksum does not fit its contents")
+        return cls(
+            token_ids=_unpack_ids(data[_HEADER.size : end], num_tokens, bits),
+            original_size=(width, height),
+            grid_size=(rows, columns),
+            codebook_size=codebook_size,
+            fingerprint=bytes(fingerprint),
+        )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """
+        Writes the file. Whenever the process ends, `path` holds the whole file or what it held before.
+
+        Raises:
+            `OSError`: if it cannot be written.
+        """
+        path = Path(path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".alit-") as folder:
+            unfinished = Path(folder) / "unfinished"
+            unfinished.write_bytes(self.to_bytes())
+            os.replace(unfinished, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "TokenFile":
+        """
+        Reads a file, never more of it than the longest `.alit` file has (128 KiB).
+
+        Raises:
+            `ValueError`: naming the file, if it is not a whole and unaltered `.alit` file.
+            `OSError`: if it cannot be read (`FileNotFoundError` where there is none).
+        """
+        with open(path, "rb") as file:
+            # One byte more shows that a file goes on behind its end.
+            data = file.read(_MAX_FILE_SIZE + 1)
+        try:
+            return cls.from_bytes(data)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+    def check_model(self, model: ALITModel | bytes) -> None:
+        """
+        Raises unless the ids come from this model and it can be meant to decode their grid. Its dtype and device may
+        be others than they were at encoding.
+
+        Args:
+            model (`ALITModel` or `bytes`):
+                The model that is to decode the ids, or its [`model_fingerprint`] where many files are checked.
+
+        Raises:
+            `ValueError`: if another model made the ids, if the grid has more than 16 times the positions that the
+            model was trained on (where the model itself is given), or if `model` is bytes that are no fingerprint.
+        """
+        fingerprint = _checked_fingerprint(model if isinstance(model, bytes) else model_fingerprint(model))
+        check_fingerprints(self.fingerprint, fingerprint)
+        if not isinstance(model, bytes):
+            self.check_grid(model)
+
+    def check_grid(self, model: ALITModel) -> None:
+        """Raises `ValueError` where the grid has more than 16 times the positions that the model was trained on."""
+        rows, columns = self.grid_size
+        most = MAX_GRID_GROWTH * model.config.num_positions
+        if rows * columns > most:
+            raise ValueError(
+                f"the file declares a grid of {rows} × {columns} positions, this model decodes at most {most}"
+            )
+
+
+@torch.no_grad()
+def model_fingerprint(model: ALITModel) -> bytes:
+    """
+    Eight bytes that tell a model's weights, and what its configuration says of how ids are decoded, from another's.
+
+    They do not depend on the device, and hardly on the dtype in which a checkpoint was loaded, so that what one
+    machine encodes in bfloat16 another decodes in float32. The first four hash the sign of every weight, which every
+    rounding keeps and every step of training changes somewhere. The last four hash the weights rounded to bfloat16:
+    equal for float32 and bfloat16 loads of a checkpoint. Rounding to float16 has already lost the value that this
+    needs, so a model with float16 weights has zeros there, and [`TokenFile.check_model`] then compares the signs
+    alone.
+
+    Args:
+        model (`ALITModel`):
+            Any model, on any device. Takes about a second for each 100 M parameters on a CPU.
+    """
+    config = model.config
+    # What changes the meaning of ids without changing a name or shape in the state dict.
+    invisible = {
+        "grid_size": config.grid_size,
+        "num_attention_heads": config.num_attention_heads,
+        "hidden_act": config.hidden_act,
+        "layer_norm_eps": config.layer_norm_eps,
+        "base_tokenizer_config": config.base_tokenizer_config,
+        "unscale_base_latents": config.unscale_base_latents,
+    }
+    description = json.dumps(invisible, sort_keys=True).encode()
+    signs, values = hashlib.sha256(description), hashlib.sha256(description)
+    values_known = True
+    for name, tensor in sorted(model.state_dict().items()):
+        label = f"{name} {tuple(tensor.shape)}".encode()
+        # The bits of a bfloat16 number, whose topmost is the sign.
+        bits = tensor.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().astype("<i2", copy=False)
+        signs.update(label)
+        signs.update(np.packbits(bits < 0).tobytes())
+        values.update(label)
+        values.update(bits.tobytes())
+        values_known = values_known and tensor.dtype != torch.float16
+    return signs.digest()[:_HALF_FINGERPRINT] + (
+        values.digest()[:_HALF_FINGERPRINT] if values_known else _VALUES_UNKNOWN
+    )
+
+
+def check_fingerprints(of_tokens: bytes, of_model: bytes) -> None:
+    """Raises `ValueError` where what [`model_fingerprint`] gave for the model that made tokens is another's."""
+    same_signs = of_tokens[:_HALF_FINGERPRINT] == of_model[:_HALF_FINGERPRINT]
+    values = {of_tokens[_HALF_FINGERPRINT:], of_model[_HALF_FINGERPRINT:]}
+    if not same_signs or (len(values) > 1 and _VALUES_UNKNOWN not in values):
+        raise ValueError(
+            f"the tokens were made by another model: their fingerprint is {of_tokens.hex()}, this model's is "
+            f"{of_model.hex()}"
+        )
+
+
+def _bits_per_token(codebook_size: int) -> int:
+    return (codebook_size - 1).bit_length()
+
+
+def _pack_ids(token_ids: np.ndarray, bits: int) -> bytes:
+    rows = np.unpackbits(token_ids.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)
+    return np.packbits(rows[:, 16 - bits :]).tobytes()
+
+
+def _unpack_ids(payload: bytes, num_tokens: int, bits: int) -> np.ndarray:
+    stream = np.unpackbits(np.frombuffer(payload, dtype=np.uint8))
+    if stream[num_tokens * bits :].any():
+        raise ValueError("the .alit file has been altered, the bits behind its last token are not zero")
+    rows = np.zeros((num_tokens, 16), dtype=np.uint8)
+    rows[:, 16 - bits :] = stream[: num_tokens * bits].reshape(num_tokens, bits)
+    return np.packbits(rows, axis=1).view(">u2")[:, 0].astype(np.int64)
+
+
+def _whole_number(name: str, value: int, smallest: int, largest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not smallest <= value <= largest:
+        raise ValueError(f"`{name}` is {value!r}, it must be a whole number from {smallest} to {largest}")
+    return int(value)
+
+
+def _checked_area(name: str, size: tuple[int, int], max_side: int, max_area: int, unit: str) -> tuple[int, int]:
+    if not isinstance(size, tuple | list) or len(size) != 2:
+        raise ValueError(f"`{name}` is {size!r}, it must be two whole numbers")
+    first, second = (_whole_number(name, side, 1, max_side) for side in size)
+    if first * second > max_area:
+        raise ValueError(f"`{name}` is {first}x{second}, it must be at most {max_area} {unit}")
+    return first, second
+
+
+def _checked_fingerprint(fingerprint: bytes) -> bytes:
+    if not isinstance(fingerprint, bytes) or len(fingerprint) != FINGERPRINT_SIZE:
+        raise ValueError(f"`fingerprint` is {fingerprint!r}, it must be {FINGERPRINT_SIZE} bytes")
+    return fingerprint
+
+
+def _checked_ids(token_ids: np.ndarray, codebook_size: int) -> np.ndarray:
+    if isinstance(token_ids, torch.Tensor):
+        token_ids = token_ids.detach().cpu()
+    ids = np.asarray(token_ids)
+    if ids.ndim != 1 or not 1 <= len(ids) <= MAX_TOKENS:
+        raise ValueError(f"`token_ids` has shape {ids.shape}, it must be (k,) with k from 1 to {MAX_TOKENS}")
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"`token_ids` has dtype {ids.dtype}, it must be an integer one")
+    if ids.min() < 0 or ids.max() >= codebook_size:
+        raise ValueError(
+            f"`token_ids` has ids from {ids.min()} to {ids.max()}, they must be in [0, {codebook_size}), "
+            "without padding"
+        )
+    ids = ids.astype(np.int64)
+    ids.setflags(write=False)
+    return ids

@@ -1,0 +1,1 @@
+"""Pictures in: files, folders, parquet files and data sets on the Hub."""

@@ -1,0 +1,225 @@
+"""What the model's methods ask of their arguments. Each check raises a `ValueError` that names the argument, its value
+and what it may be, and gives the argument in the form that the model works with."""
+
+import math
+import reprlib
+
+import torch
+
+from .configuration_alit import ALITConfig
+
+
+PADDING_ID = -1
+"""What stands behind an image's last token in a batch of ids."""
+
+
+def check_num_tokens(config: ALITConfig, num_tokens: int | None, threshold: float | torch.Tensor | None = None) -> int:
+    """The number of rollouts that give a code of `num_tokens`; all of them for `None`."""
+    if num_tokens is not None and threshold is not None:
+        raise ValueError(f"`num_tokens` is {num_tokens} and `threshold` is {threshold}: only one may be given.")
+    step, longest = config.tokens_per_rollout, config.max_tokens
+    if num_tokens is None:
+        return config.max_rollouts
+    if not isinstance(num_tokens, int) or isinstance(num_tokens, bool):
+        raise ValueError(f"`num_tokens` is {num_tokens!r}, it must be an integer.")
+    if num_tokens % step or not step <= num_tokens <= longest:
+        raise ValueError(
+            f"`num_tokens` is {num_tokens}, it must be a multiple of {step} between {step} and {longest}."
+        )
+    return num_tokens // step
+
+
+def check_pixels(config: ALITConfig, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> None:
+    channels, patch = config.num_channels, config.patch_size
+    if not isinstance(pixel_values, torch.Tensor) or not pixel_values.is_floating_point():
+        kind = pixel_values.dtype if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
+        raise ValueError(f"`pixel_values` is {kind}, it must be a floating point tensor with values in [0, 1].")
+    shape = tuple(pixel_values.shape)
+    if pixel_values.ndim != 4 or shape[0] < 1 or shape[1] != channels:
+        raise ValueError(f"`pixel_values` has shape {shape}, it must be (batch, {channels}, height, width).")
+    if interpolate_pos_encoding:
+        if any(side < patch or side % patch for side in shape[2:]):
+            raise ValueError(f"`pixel_values` has shape {shape}, each side must be a positive multiple of {patch}.")
+    elif shape[2:] != config.image_height_width:
+        raise ValueError(
+            f"`pixel_values` has shape {shape}, height and width must be {config.image_height_width} "
+            "(or set `interpolate_pos_encoding=True`)."
+        )
+
+
+def check_range(pixel_values: torch.Tensor) -> None:
+    """Together, so that a device is waited for once."""
+    lowest, highest = torch.stack([pixel_values.amin(), pixel_values.amax()]).tolist()
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        raise ValueError("`pixel_values` has NaN or infinite values, all must be finite.")
+    # Resizing may overshoot a little.
+    if lowest < -0.1 or highest > 1.1:
+        raise ValueError(
+            f"`pixel_values` has values from {lowest:g} to {highest:g}, they must be in [0, 1], as "
+            "ALITImageProcessor gives them: without a mean and standard deviation."
+        )
+
+
+def check_base_latents(config: ALITConfig, base_latents: torch.Tensor | None, pixel_values: torch.Tensor) -> None:
+    if base_latents is None:
+        return
+    batch_size, _, height, width = pixel_values.shape
+    patch = config.patch_size
+    expected = (batch_size, config.base_embed_dim, height // patch, width // patch)
+    if not isinstance(base_latents, torch.Tensor) or tuple(base_latents.shape) != expected:
+        got = tuple(base_latents.shape) if isinstance(base_latents, torch.Tensor) else type(base_latents).__name__
+        raise ValueError(f"`base_latents` is {got}, it must be a tensor of shape {expected}.")
+
+
+def check_threshold(threshold: float | torch.Tensor | None, pixel_values: torch.Tensor) -> torch.Tensor | None:
+    """The threshold of each image, float32 `(B,)`."""
+    if threshold is None:
+        return None
+    batch_size = len(pixel_values)
+    try:
+        threshold = torch.as_tensor(threshold, dtype=torch.float32, device=pixel_values.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`threshold` is {threshold!r}, it must be one number or one an image.") from error
+    if threshold.shape not in ((), (batch_size,)):
+        raise ValueError(
+            f"`threshold` has shape {tuple(threshold.shape)}, it must be one number or one an image, ({batch_size},)."
+        )
+    if threshold.isnan().any():
+        raise ValueError(f"`threshold` is {threshold.tolist()}, it must not be NaN.")
+    return threshold.expand(batch_size)
+
+
+def check_halting_threshold(halting_threshold: float | None) -> None:
+    if halting_threshold is not None and not halting_threshold > 0:
+        raise ValueError(f"`halting_threshold` is {halting_threshold}, it must be above 0 or None.")
+
+
+def check_attention_weights(config: ALITConfig, **kwargs) -> None:
+    """Whether attention gives the weights that `kwargs` ask for."""
+    for name in ("output_attentions", "output_decoder_attentions"):
+        if kwargs.get(name) and config._attn_implementation != "eager":
+            raise ValueError(
+                f"`{name}` is set, but {config._attn_implementation} attention has no weights to return: "
+                'load the model with `attn_implementation="eager"` or call `set_attn_implementation("eager")`.'
+            )
+
+
+def check_grid_size(config: ALITConfig, grid_size: tuple[int, int] | None) -> tuple[int, int]:
+    if grid_size is None:
+        return config.grid_size
+    sides = tuple(grid_size) if isinstance(grid_size, (list, tuple)) else ()
+    if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
+        raise ValueError(f"`grid_size` is {grid_size!r}, it must be (rows, columns), integers of at least 1.")
+    return sides
+
+
+def check_codes(
+    config: ALITConfig,
+    token_ids: torch.LongTensor | None,
+    latents: torch.Tensor | None,
+    num_tokens: torch.LongTensor | int | None,
+) -> tuple[torch.LongTensor | None, torch.LongTensor]:
+    """Ids `(B, T)` as int64, if codes are given as ids, and the lengths of the codes `(B,)`."""
+    if (token_ids is None) == (latents is None):
+        given = "both" if latents is not None else "neither"
+        raise ValueError(f"One of `token_ids` and `latents` must be given, got {given}.")
+    if token_ids is None:
+        return None, _check_latents(config, latents, num_tokens)
+    return _check_token_ids(config, token_ids, num_tokens)
+
+
+def _check_token_ids(
+    config: ALITConfig, token_ids: torch.LongTensor, num_tokens: torch.LongTensor | int | None
+) -> tuple[torch.LongTensor, torch.LongTensor]:
+    if not config.quantize:
+        raise ValueError("`token_ids` were given, but this model's latents are continuous: give `latents`.")
+    if not isinstance(token_ids, torch.Tensor) or token_ids.ndim != 2 or not _is_integer(token_ids):
+        raise ValueError(
+            f"`token_ids` is {_briefly(token_ids)}, it must be an integer tensor of shape (batch, tokens)."
+        )
+    token_ids = token_ids.long()
+    filled = token_ids != PADDING_ID
+    found = filled.sum(dim=1)
+    inside = torch.arange(token_ids.shape[1], device=token_ids.device) < found.unsqueeze(1)
+    if not torch.equal(filled, inside):
+        raise ValueError(f"`token_ids` has {PADDING_ID} before an id, it may only be behind the last one.")
+    lengths = _check_lengths(config, found if num_tokens is None else num_tokens, token_ids)
+    if not torch.equal(lengths, found):
+        raise ValueError(
+            f"`num_tokens` is {lengths.tolist()}, but `token_ids` has {found.tolist()} ids that are not "
+            f"{PADDING_ID}: a code is not a prefix of a longer one, ids and lengths must belong together."
+        )
+    used = token_ids[inside]
+    if used.min() < 0 or used.max() >= config.codebook_size:
+        raise ValueError(
+            f"`token_ids` has values from {int(used.min())} to {int(used.max())}, they must be in "
+            f"[0, {config.codebook_size}) before the padding of {PADDING_ID}."
+        )
+    return token_ids, lengths
+
+
+def _check_latents(
+    config: ALITConfig, latents: torch.Tensor, num_tokens: torch.LongTensor | int | None
+) -> torch.LongTensor:
+    """Lengths `(B,)` of codes given as factorised latents."""
+    dim = config.codebook_dim
+    if not isinstance(latents, torch.Tensor) or latents.ndim != 3 or latents.shape[-1] != dim:
+        got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+        raise ValueError(f"`latents` is {got}, it must be a tensor of shape (batch, tokens, {dim}).")
+    if not latents.is_floating_point():
+        raise ValueError(f"`latents` is {latents.dtype}, it must be a floating point tensor.")
+    if num_tokens is None and latents.shape[1] and (latents[:, -1] == 0).all(dim=-1).any():
+        raise ValueError(
+            "`latents` has zeros behind an image's last token, as `encode` pads them: give `num_tokens` with them."
+        )
+    lengths = _check_lengths(config, latents.shape[1] if num_tokens is None else num_tokens, latents)
+    inside = torch.arange(latents.shape[1], device=latents.device) < lengths.unsqueeze(1)
+    if not torch.isfinite(latents[inside]).all():
+        raise ValueError("`latents` has NaN or infinite values, all must be finite.")
+    return lengths
+
+
+def _check_lengths(config: ALITConfig, num_tokens: torch.LongTensor | int, codes: torch.Tensor) -> torch.LongTensor:
+    """Lengths `(B,)` that exist and fit `codes` `(B, T, ...)`."""
+    batch_size, available = codes.shape[:2]
+    step, longest = config.tokens_per_rollout, min(config.max_tokens, available)
+    if batch_size < 1:
+        raise ValueError(f"The batch of codes has shape {tuple(codes.shape)}, it must hold at least one image.")
+    try:
+        lengths = torch.as_tensor(num_tokens, device=codes.device)
+    except (TypeError, ValueError, RuntimeError):
+        lengths = torch.empty(0, 0)
+    if not _is_integer(lengths) or lengths.shape not in ((), (batch_size,)):
+        raise ValueError(
+            f"`num_tokens` is {_briefly(num_tokens)}, it must be an integer or an integer tensor of shape "
+            f"({batch_size},)."
+        )
+    lengths = lengths.long()
+    if (lengths % step).any() or lengths.min() < step or lengths.max() > longest:
+        raise ValueError(
+            f"`num_tokens` is {lengths.tolist()}, each must be a multiple of {step} between {step} and {longest}."
+        )
+    return lengths.expand(batch_size)
+
+
+def _is_integer(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _briefly(value: object) -> str:
+    """For messages: shape and dtype of a tensor, the beginning of anything else."""
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else reprlib.repr(value)
+
+
+__all__ = [
+    "PADDING_ID",
+    "check_attention_weights",
+    "check_base_latents",
+    "check_codes",
+    "check_grid_size",
+    "check_halting_threshold",
+    "check_num_tokens",
+    "check_pixels",
+    "check_range",
+    "check_threshold",
+]

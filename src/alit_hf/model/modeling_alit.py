@@ -1,0 +1,662 @@
+"""ALIT: adaptive-length image tokenization by recurrent allocation (arXiv 2411.02393)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .base_tokenizer import ALITBaseTokenizer
+from .checks import (
+    PADDING_ID,
+    check_attention_weights,
+    check_base_latents,
+    check_codes,
+    check_grid_size,
+    check_halting_threshold,
+    check_num_tokens,
+    check_pixels,
+    check_range,
+    check_threshold,
+)
+from .configuration_alit import ALITConfig
+from .layers import ALITAttention, ALITLayer
+from .outputs import ALITDecoderOutput, ALITEncoderOutput, ALITOutput, ALITRolloutOutput
+from .quantizer import ALITCodebook, ALITVectorQuantizer
+from .selection import Criterion, resolve_criterion, score_images
+
+
+class ALITPositionEmbeddings(nn.Module):
+    """Class token, mask token and position table of a grid, for the encoder's and for the decoder's side."""
+
+    def __init__(self, config: ALITConfig):
+        super().__init__()
+        self.grid_size = config.grid_size
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.empty(1, 1 + config.num_positions, config.hidden_size))
+
+    def positions(self, grid_size: tuple[int, int]) -> torch.Tensor:
+        """Position table `(1, 1 + rows * columns, W)`, interpolated where the grid is not the trained one."""
+        if tuple(grid_size) == self.grid_size:
+            return self.position_embeddings
+        class_position, grid_positions = self.position_embeddings[:, :1], self.position_embeddings[:, 1:]
+        table = grid_positions.transpose(1, 2).unflatten(2, self.grid_size)
+        table = F.interpolate(table.float(), size=tuple(grid_size), mode="bicubic", align_corners=False)
+        return torch.cat([class_position, table.to(class_position.dtype).flatten(2).transpose(1, 2)], dim=1)
+
+    def masked_positions(self, grid_size: tuple[int, int]) -> torch.Tensor:
+        """Mask token plus position at every grid position, `(1, rows * columns, W)`."""
+        return self.mask_token + self.positions(grid_size)[:, 1:]
+
+
+class ALITEmbeddings(ALITPositionEmbeddings):
+    """Turns pixels and base latents into the encoder's image tokens (paper section 2)."""
+
+    def __init__(self, config: ALITConfig):
+        super().__init__(config)
+        self.patch_embeddings = nn.Conv2d(
+            config.num_channels,
+            config.hidden_size - config.base_embed_dim,
+            kernel_size=config.patch_size,
+            stride=config.patch_size,
+        )
+
+    def forward(self, pixel_values: torch.Tensor, base_latents: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1].
+            base_latents (`torch.Tensor` of shape `(B, E, rows, columns)`): from `ALITBaseTokenizer.encode`.
+
+        Returns:
+            class token and image tokens with their positions, `(B, 1 + rows * columns, W)`.
+        """
+        grid = torch.cat([base_latents, self.patch_embeddings(pixel_values)], dim=1)
+        tokens = F.normalize(grid.flatten(2).transpose(1, 2), dim=-1)
+        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        return tokens + self.positions(grid.shape[-2:])
+
+
+class ALITLatentTokens(nn.Module):
+    """The fresh latent tokens that each rollout appends (paper section 2)."""
+
+    def __init__(self, config: ALITConfig):
+        super().__init__()
+        tokens_shape = (config.tokens_per_rollout, config.hidden_size)
+        self.tokens = nn.Parameter(torch.empty(tokens_shape))
+        self.position_embeddings = nn.Parameter(torch.empty(tokens_shape))
+        self.rollout_embeddings = nn.Parameter(torch.empty(config.max_rollouts, *tokens_shape))
+
+    def forward(self, rollout: int) -> torch.Tensor:
+        """Latent tokens `(L, W)` for the rollout of that index, counted from 0."""
+        return self.tokens + self.position_embeddings + self.rollout_embeddings[rollout]
+
+
+class ALITEncoder(nn.Module):
+    """Distillation encoder: one forward pass is one rollout (paper section 2)."""
+
+    def __init__(self, config: ALITConfig):
+        super().__init__()
+        self.layernorm_pre = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm_rollout = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList([ALITLayer(config) for _ in range(config.num_encoder_layers)])
+        self.layernorm_post = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor, new_tokens: torch.Tensor, rollout: int, **kwargs) -> torch.Tensor:
+        """
+        Args:
+            hidden_states (`torch.Tensor` of shape `(B, S, W)`): the image tokens for rollout 0, otherwise what the
+                rollout before returned.
+            new_tokens (`torch.Tensor` of shape `(L, W)`): latent tokens to append.
+            rollout (`int`): the rollout's index, counted from 0.
+
+        Returns:
+            all tokens refined, `(B, S + L, W)`.
+        """
+        new_tokens = new_tokens.expand(len(hidden_states), -1, -1)
+        layernorm = self.layernorm_pre if rollout == 0 else self.layernorm_rollout
+        hidden_states = layernorm(torch.cat([hidden_states, new_tokens], dim=1))
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return hidden_states
+
+
+class ALITPredictionHead(nn.Module):
+    """What the decoder says at each grid position: `(B, N, W)` to `(B, N, base_output_dim)`."""
+
+    def __init__(self, config: ALITConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, 2 * config.hidden_size)
+        self.fc2 = nn.Linear(2 * config.hidden_size, config.base_output_dim)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.fc1(hidden_states).tanh())
+
+
+class ALITDecoder(ALITPositionEmbeddings):
+    """Distillation decoder: rebuilds the base tokenizer's grid from latent tokens alone (paper section 2)."""
+
+    def __init__(self, config: ALITConfig):
+        super().__init__(config)
+        self.latent_position_embeddings = nn.Parameter(torch.empty(config.max_tokens, config.hidden_size))
+        self.latent_projection = nn.Linear(config.codebook_dim, config.hidden_size)
+        self.layernorm_pre = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList([ALITLayer(config) for _ in range(config.num_decoder_layers)])
+        self.layernorm_post = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.head = ALITPredictionHead(config)
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        grid_size: tuple[int, int],
+        positions: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """
+        Args:
+            latents (`torch.Tensor` of shape `(B, T, D)`): factorised latents, T a multiple of `tokens_per_rollout`.
+            grid_size (`tuple[int, int]`): rows and columns of the grid to rebuild.
+            positions (`torch.LongTensor` of shape `(T,)`, *optional*): places of these latent tokens in their code,
+                where training leaves some of them out. Defaults to the first T.
+
+        Returns:
+            logits over base codes or base latents, `(B, rows * columns, base_output_dim)`.
+        """
+        tokens = self.latent_projection(latents.to(self.latent_projection.weight.dtype))
+        first = slice(tokens.shape[1])
+        tokens = tokens + self.latent_position_embeddings[first if positions is None else positions]
+        class_token = self.cls_token + self.positions(grid_size)[:, :1]
+        grid = torch.cat([class_token, self.masked_positions(grid_size)], dim=1).expand(len(tokens), -1, -1)
+        hidden_states = self.layernorm_pre(torch.cat([grid, tokens], dim=1))
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        hidden_states = self.layernorm_post(hidden_states[:, 1 : grid.shape[1]])
+        return self.head(hidden_states)
+
+
+class ALITPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know about every ALIT model."""
+
+    config: ALITConfig
+    base_model_prefix = "alit"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ALITBaseTokenizer", "ALITEmbeddings", "ALITLayer", "ALITDecoder"]
+    # In bfloat16 the nearest code is another one for about 3 % of the tokens.
+    _keep_in_fp32_modules_strict = ["quantizer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(ALITLayer, layer_name="encoder"),
+        "attentions": OutputRecorder(ALITAttention, index=1, layer_name="encoder"),
+        "decoder_hidden_states": OutputRecorder(ALITLayer, layer_name="decoder"),
+        "decoder_attentions": OutputRecorder(ALITAttention, index=1, layer_name="decoder"),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, ALITCodebook):
+            # Directions are all that counts; a normal distribution spreads them evenly over the sphere.
+            init.normal_(module.weight)
+            return
+        super()._init_weights(module)
+        # The published scale, at which tokens differ enough for attention to tell them apart.
+        std = self.config.hidden_size**-0.5
+        if isinstance(module, ALITPositionEmbeddings):
+            init.normal_(module.cls_token, std=std)
+            init.normal_(module.mask_token, std=std)
+            init.normal_(module.position_embeddings, std=std)
+        if isinstance(module, ALITDecoder):
+            init.normal_(module.latent_position_embeddings, std=std)
+        if isinstance(module, ALITLatentTokens):
+            init.normal_(module.tokens, std=std)
+            init.normal_(module.position_embeddings, std=std)
+            init.normal_(module.rollout_embeddings, std=std)
+
+
+@dataclass(frozen=True)
+class _Recurrence:
+    """What one rollout hands to the next."""
+
+    hidden_states: torch.Tensor  # (B, 1 + N + T, W), (B, 1 + N, W) before the first rollout
+    base_latents: torch.Tensor  # (B, E, rows, columns)
+    rollout: int  # rollouts that have run
+    halting_threshold: float | None
+    halting_noise: torch.Tensor | None  # (B, K - 1, N) in [0, 1)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        return tuple(self.base_latents.shape[-2:])
+
+    @property
+    def num_tokens(self) -> int:
+        return self.hidden_states.shape[1] - 1 - self.base_latents[0, 0].numel()
+
+    def lengths(self) -> torch.LongTensor:
+        """Length of each image's code `(B,)`."""
+        hidden_states = self.hidden_states
+        return hidden_states.new_full((len(hidden_states),), self.num_tokens, dtype=torch.long)
+
+    def rows(self, kept: torch.Tensor) -> "_Recurrence":
+        """The same recurrence for the images in `kept` (bool, `(B,)`)."""
+        tensors = {name: value[kept] for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **tensors)
+
+
+class ALITModel(ALITPreTrainedModel):
+    r"""
+    ALIT (arXiv 2411.02393): images to codes of 1D latent tokens, each image as many as it needs, and back.
+
+    Pixels are in [0, 1] everywhere, without mean/std normalisation. As in all of transformers, methods record
+    gradients unless called under `torch.no_grad()`.
+
+    Args:
+        config ([`ALITConfig`]): sizes and base tokenizer.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from PIL import Image
+    >>> from alit_hf import ALITImageProcessor, ALITModel, pretrained_path
+
+    >>> processor = ALITImageProcessor.from_pretrained(pretrained_path())
+    >>> model = ALITModel.from_pretrained(pretrained_path()).eval()
+    >>> inputs = processor(Image.new("RGB", (640, 480), "orange"), return_tensors="pt")
+    >>> with torch.no_grad():
+    ...     code = model.encode(**inputs, threshold=0.1)
+    ...     picture = model.decode(token_ids=code.token_ids, num_tokens=code.num_tokens).pixel_values
+    ```"""
+
+    def __init__(self, config: ALITConfig):
+        # Fields that were set one by one are checked together only here.
+        config.validate()
+        super().__init__(config)
+        self.base_tokenizer = ALITBaseTokenizer(config)
+        self.embeddings = ALITEmbeddings(config)
+        self.latent_tokens = ALITLatentTokens(config)
+        self.encoder = ALITEncoder(config)
+        self.latent_projection = nn.Linear(config.hidden_size, config.codebook_dim)
+        self.quantizer = ALITVectorQuantizer(config) if config.quantize else None
+        self.decoder = ALITDecoder(config)
+        self.post_init()
+
+    @can_return_tuple
+    def encode(
+        self,
+        pixel_values: torch.Tensor,
+        num_tokens: int | None = None,
+        threshold: float | torch.Tensor | None = None,
+        criterion: str | Criterion = "l1",
+        return_reconstruction: bool = False,
+        interpolate_pos_encoding: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> ALITEncoderOutput:
+        """
+        Gives each image a code: of a fixed length, or the smallest that meets a criterion (paper section 3).
+
+        With `num_tokens` nothing is decoded on the way. With `threshold` every image leaves the batch at its own first
+        rollout whose score is below it; the others go on as a smaller batch.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`):
+                Pixels in [0, 1], at the trained size unless `interpolate_pos_encoding`.
+            num_tokens (`int`, *optional*):
+                Length of every code, a multiple of `tokens_per_rollout` up to `config.max_tokens`. Without it and
+                without a threshold: the full length.
+            threshold (`float` or `torch.Tensor` of shape `(B,)`, *optional*):
+                An image is satisfied when its score is strictly below this. Excludes `num_tokens`.
+            criterion (`str` or `Callable`, *optional*, defaults to `"l1"`):
+                Token selection criterion: `"l1"`, `"l2"`, `"psnr"` (negative, in dB), `"lpips"`, or a callable
+                `(reconstruction, original) -> (B,) scores`, lower is better.
+            return_reconstruction (`bool`, *optional*, defaults to `False`):
+                Whether to return the pictures that the codes decode to.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether other sizes and aspect ratios than the trained one are accepted (multiples of `patch_size`).
+            generator (`torch.Generator`, *optional*):
+                Source of randomness where the config turns dynamic halting on for a VQGAN base. All images of a batch
+                share its draws, so that a code does not depend on batch mates.
+
+        Returns:
+            [`ALITEncoderOutput`]
+
+        Raises:
+            `ValueError`: for pixels of the wrong size or type, with NaN or clearly not in [0, 1], a length that does
+            not exist, both length and threshold, an unknown criterion, or a criterion that does not give one score an
+            image.
+        """
+        num_rollouts = check_num_tokens(self.config, num_tokens, threshold)
+        criterion = resolve_criterion(criterion)
+        check_pixels(self.config, pixel_values, interpolate_pos_encoding)
+        threshold = check_threshold(threshold, pixel_values)
+        check_range(pixel_values)
+
+        recurrence = self._start(pixel_values, self.config.halting_threshold, generator)
+        if threshold is not None:
+            return self._encode_adaptively(recurrence, pixel_values, threshold, criterion, return_reconstruction)
+        recurrence = self._run(recurrence, num_rollouts)
+        output = self._read(recurrence, return_reconstruction, return_decoder_output=False)
+        return ALITEncoderOutput(
+            token_ids=output.token_ids,
+            num_tokens=recurrence.lengths(),
+            latents=output.latents,
+            grid_size=output.grid_size,
+            reconstruction=output.reconstruction,
+        )
+
+    def _encode_adaptively(
+        self,
+        recurrence: _Recurrence,
+        pixel_values: torch.Tensor,
+        threshold: torch.Tensor,
+        criterion: Criterion,
+        return_reconstruction: bool,
+    ) -> ALITEncoderOutput:
+        """The smallest code whose score is below `threshold` `(B,)`, image by image."""
+        waiting = torch.arange(len(pixel_values), device=pixel_values.device)
+        finished = []
+        while len(waiting):
+            recurrence = self._next_rollout(recurrence)
+            output = self._read(recurrence)
+            # A criterion may work in place.
+            score = score_images(criterion, output.reconstruction.clone(), pixel_values[waiting])
+            satisfied = score < threshold[waiting]
+            leaving = satisfied | (recurrence.rollout == self.config.max_rollouts)
+            if leaving.any():
+                finished.append(
+                    {
+                        "row": waiting[leaving],
+                        "token_ids": None if output.token_ids is None else output.token_ids[leaving],
+                        "num_tokens": recurrence.lengths()[leaving],
+                        "latents": output.latents[leaving],
+                        "score": score[leaving],
+                        "satisfied": satisfied[leaving],
+                        "reconstruction": output.reconstruction[leaving] if return_reconstruction else None,
+                    }
+                )
+            waiting = waiting[~leaving]
+            if len(waiting):
+                recurrence = self._halt(recurrence.rows(~leaving), output.decoder_output[~leaving])
+
+        longest = int(finished[-1]["num_tokens"][0])
+        order = torch.cat([part.pop("row") for part in finished]).argsort()
+        padding = {"token_ids": PADDING_ID, "latents": 0}
+
+        def gather(name: str) -> torch.Tensor | None:
+            parts = [part[name] for part in finished]
+            if parts[0] is None:
+                return None
+            if name in padding:
+                parts = [_pad_tokens(part, longest, padding[name]) for part in parts]
+            return torch.cat(parts)[order]
+
+        return ALITEncoderOutput(**{name: gather(name) for name in finished[0]}, grid_size=recurrence.grid_size)
+
+    @can_return_tuple
+    def decode(
+        self,
+        token_ids: torch.LongTensor | None = None,
+        *,
+        latents: torch.Tensor | None = None,
+        num_tokens: torch.LongTensor | int | None = None,
+        grid_size: tuple[int, int] | None = None,
+    ) -> ALITDecoderOutput:
+        """
+        Decodes codes to pictures. Codes of mixed length are decoded in groups of equal length.
+
+        Args:
+            token_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
+                Ids in [0, codebook_size), padded with -1 behind an image's last token.
+            latents (`torch.Tensor` of shape `(B, T, D)`, *optional*):
+                Factorised latents instead of ids; what is behind an image's last token is ignored.
+            num_tokens (`torch.LongTensor` of shape `(B,)` or `int`, *optional*):
+                Length of each code, a multiple of `tokens_per_rollout`. Without it: up to the padding of `token_ids`,
+                or all T `latents`, which must then have no padding.
+            grid_size (`tuple[int, int]`, *optional*):
+                Rows and columns of the picture's grid, as `encode` returned it. Defaults to the trained one.
+
+        Returns:
+            [`ALITDecoderOutput`]
+
+        Raises:
+            `ValueError`: where not exactly one of ids and latents is given, ids are out of range, lengths do not fit
+            the ids (a code is not a prefix of a longer one) or the grid is not one.
+        """
+        token_ids, lengths = check_codes(self.config, token_ids, latents, num_tokens)
+        grid_size = check_grid_size(self.config, grid_size)
+        if token_ids is not None:
+            latents = self.quantizer.from_ids(token_ids.clamp(min=0))
+
+        groups = []
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero(as_tuple=True)[0]
+            groups.append((rows, self._picture(self.decoder(latents[rows, :length], grid_size), grid_size)))
+        order = torch.cat([rows for rows, _ in groups]).argsort()
+        return ALITDecoderOutput(pixel_values=torch.cat([pixels for _, pixels in groups])[order])
+
+    def rollouts(
+        self,
+        pixel_values: torch.Tensor,
+        num_tokens: int | None = None,
+        return_reconstruction: bool = True,
+        interpolate_pos_encoding: bool = False,
+        halting_threshold: float | None = None,
+        generator: torch.Generator | None = None,
+        base_latents: torch.Tensor | None = None,
+        return_decoder_output: bool = True,
+    ) -> Iterator[ALITRolloutOutput]:
+        """
+        Runs rollout by rollout, each only when it is asked for (paper section 2): for looking at a picture at every
+        length, and for the first stage of training, which has a loss on every rollout.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`):
+                Pixels in [0, 1], at the trained size unless `interpolate_pos_encoding`.
+            num_tokens (`int`, *optional*):
+                Length of the last rollout's code, a multiple of `tokens_per_rollout`. Defaults to the full length.
+            return_reconstruction (`bool`, *optional*, defaults to `True`):
+                Whether each rollout's picture is decoded by the base tokenizer.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether other sizes than the trained one are accepted.
+            halting_threshold (`float`, *optional*):
+                Dynamic halting, for training. Defaults to the config's.
+            generator (`torch.Generator`, *optional*):
+                Source of randomness of dynamic halting, shared by all images of the batch. Without it each image
+                has its own draws.
+            base_latents (`torch.Tensor` of shape `(B, E, rows, columns)`, *optional*):
+                What `base_tokenizer.encode(pixel_values)` gives, where that is known already: the base's encoder then
+                does not run.
+            return_decoder_output (`bool`, *optional*, defaults to `True`):
+                Whether the distillation decoder runs where no reconstruction needs it; features do without.
+
+        Yields:
+            [`ALITRolloutOutput`]
+
+        Raises:
+            `ValueError`: as `encode`, at the call and not at the first rollout. Values are not looked at.
+        """
+        num_rollouts = check_num_tokens(self.config, num_tokens)
+        check_pixels(self.config, pixel_values, interpolate_pos_encoding)
+        check_halting_threshold(halting_threshold)
+        check_base_latents(self.config, base_latents, pixel_values)
+
+        def iterate() -> Iterator[ALITRolloutOutput]:
+            threshold = self.config.halting_threshold if halting_threshold is None else halting_threshold
+            recurrence = self._start(pixel_values, threshold, generator, base_latents)
+            for rollout in range(num_rollouts):
+                recurrence = self._next_rollout(recurrence)
+                output = self._read(recurrence, return_reconstruction, return_decoder_output)
+                yield output
+                if rollout + 1 < num_rollouts:
+                    recurrence = self._halt(recurrence, output.decoder_output)
+
+        return iterate()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        num_tokens: int | None = None,
+        return_reconstruction: bool = True,
+        interpolate_pos_encoding: bool = False,
+        generator: torch.Generator | None = None,
+        return_decoder_output: bool = True,
+        base_latents: torch.Tensor | None = None,
+        **kwargs,
+    ) -> ALITOutput:
+        """
+        Encodes to one length and decodes once, with a gradient from the pictures to every part of the model: the
+        second stage of training, and feature extraction (paper section 2 and appendix A.4).
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`):
+                Pixels in [0, 1], at the trained size unless `interpolate_pos_encoding`. NaN is not looked for.
+            num_tokens (`int`, *optional*):
+                Length of the code, a multiple of `tokens_per_rollout`; rollouts beyond it do not run. Defaults to the
+                full length.
+            return_reconstruction (`bool`, *optional*, defaults to `True`):
+                Whether the base tokenizer decodes a picture.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether other sizes than the trained one are accepted.
+            generator (`torch.Generator`, *optional*):
+                Source of randomness where the config turns dynamic halting on, as for `encode`.
+            return_decoder_output (`bool`, *optional*, defaults to `True`):
+                Whether the distillation decoder runs where no reconstruction needs it; features do without.
+            base_latents (`torch.Tensor` of shape `(B, E, rows, columns)`, *optional*):
+                As in `rollouts`: spares the base's encoder.
+
+        Returns:
+            [`ALITOutput`]
+
+        Raises:
+            `ValueError`: as `encode`.
+        """
+        check_attention_weights(self.config, **kwargs)
+        num_rollouts = check_num_tokens(self.config, num_tokens)
+        check_pixels(self.config, pixel_values, interpolate_pos_encoding)
+        check_base_latents(self.config, base_latents, pixel_values)
+        recurrence = self._start(pixel_values, self.config.halting_threshold, generator, base_latents)
+        recurrence = self._run(recurrence, num_rollouts, **kwargs)
+        return ALITOutput(**self._read(recurrence, return_reconstruction, return_decoder_output, **kwargs))
+
+    def _start(
+        self,
+        pixel_values: torch.Tensor,
+        halting_threshold: float | None,
+        generator: torch.Generator | None,
+        base_latents: torch.Tensor | None = None,
+    ) -> _Recurrence:
+        """Image tokens, before the first rollout."""
+        pixel_values = pixel_values.to(self.embeddings.patch_embeddings.weight.dtype)
+        if base_latents is None:
+            base_latents = self.base_tokenizer.encode(pixel_values)
+        noise = None
+        if halting_threshold is not None and self.config.base_type == "vqgan":
+            # Drawn at once for all rollouts, so that what is halted does not depend on who leaves the batch when; and
+            # the same for all images under a generator, so that it does not depend on an image's row either.
+            rows = len(pixel_values) if generator is None else 1
+            shape = (rows, self.config.max_rollouts - 1, base_latents[0, 0].numel())
+            device = pixel_values.device if generator is None else generator.device
+            noise = torch.rand(shape, generator=generator, device=device)
+            noise = noise.to(pixel_values.device).expand(len(pixel_values), -1, -1)
+        return _Recurrence(self.embeddings(pixel_values, base_latents), base_latents, 0, halting_threshold, noise)
+
+    def _next_rollout(self, recurrence: _Recurrence, **kwargs) -> _Recurrence:
+        """One pass of the distillation encoder over all tokens and L fresh ones."""
+        new_tokens = self.latent_tokens(recurrence.rollout)
+        hidden_states = self.encoder(recurrence.hidden_states, new_tokens, recurrence.rollout, **kwargs)
+        return replace(recurrence, hidden_states=hidden_states, rollout=recurrence.rollout + 1)
+
+    def _run(self, recurrence: _Recurrence, num_rollouts: int, **kwargs) -> _Recurrence:
+        """Rollouts of which only the last one's code is needed."""
+        for _ in range(num_rollouts - 1):
+            recurrence = self._halt(self._next_rollout(recurrence, **kwargs))
+        return self._next_rollout(recurrence, **kwargs)
+
+    def _read(
+        self,
+        recurrence: _Recurrence,
+        return_reconstruction: bool = True,
+        return_decoder_output: bool = True,
+        **kwargs,
+    ) -> ALITRolloutOutput:
+        """The code after a rollout, and what it decodes to."""
+        tokens = self.encoder.layernorm_post(recurrence.hidden_states[:, -recurrence.num_tokens :])
+        latents, token_ids, quantizer_loss = self.latent_projection(tokens), None, None
+        if self.quantizer is not None:
+            latents, token_ids, quantizer_loss = self.quantizer(latents)
+        decoder_output = reconstruction = None
+        if return_decoder_output or return_reconstruction:
+            decoder_output = self.decoder(latents, recurrence.grid_size, **kwargs)
+        if return_reconstruction:
+            reconstruction = self._picture(decoder_output, recurrence.grid_size)
+        return ALITRolloutOutput(
+            last_hidden_state=recurrence.hidden_states,
+            num_tokens=recurrence.num_tokens,
+            token_ids=token_ids,
+            latents=latents,
+            quantizer_loss=quantizer_loss,
+            decoder_output=decoder_output,
+            reconstruction=reconstruction,
+            grid_size=recurrence.grid_size,
+        )
+
+    def _picture(self, decoder_output: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+        """Pixels `(B, 3, H, W)` of the distillation decoder's output."""
+        return self.base_tokenizer.decode(self.base_tokenizer.expected_latents(decoder_output, grid_size))
+
+    def _halt(self, recurrence: _Recurrence, decoder_output: torch.Tensor | None = None) -> _Recurrence:
+        """Masks the grid positions that a rollout has explained, before the next one (dynamic halting)."""
+        if recurrence.halting_threshold is None:
+            return recurrence
+        with torch.no_grad():
+            if decoder_output is None:
+                decoder_output = self._read(recurrence, return_reconstruction=False).decoder_output
+            explained = self._explained_positions(recurrence, decoder_output.float())
+        hidden_states = recurrence.hidden_states
+        first_latent = 1 + explained.shape[1]
+        grid = torch.where(
+            explained.unsqueeze(-1),
+            self.embeddings.masked_positions(recurrence.grid_size).to(hidden_states.dtype),
+            hidden_states[:, 1:first_latent],
+        )
+        hidden_states = torch.cat([hidden_states[:, :1], grid, hidden_states[:, first_latent:]], dim=1)
+        return replace(recurrence, hidden_states=hidden_states)
+
+    def _explained_positions(self, recurrence: _Recurrence, decoder_output: torch.Tensor) -> torch.Tensor:
+        """Which grid positions need no more attention, bool `(B, N)`."""
+        threshold = recurrence.halting_threshold
+        if self.config.base_type == "kl":
+            error = decoder_output - recurrence.base_latents.float().flatten(2).transpose(1, 2)
+            return error.abs().mean(dim=-1) < threshold
+        true_codes = self.base_tokenizer.codes(recurrence.base_latents)
+        probability = decoder_output.softmax(dim=-1).gather(-1, true_codes.unsqueeze(-1)).squeeze(-1)
+        return (probability >= threshold) & (recurrence.halting_noise[:, recurrence.rollout - 1] < probability)
+
+
+def _pad_tokens(tokens: torch.Tensor, length: int, value: int) -> torch.Tensor:
+    """`(B, T)` or `(B, T, D)` with `value` appended up to `length` tokens."""
+    padding = tokens.new_full((len(tokens), length - tokens.shape[1], *tokens.shape[2:]), value)
+    return torch.cat([tokens, padding], dim=1)
+
+
+# save_pretrained then copies this file and those it imports, so that a pushed model runs where alit_hf is missing.
+ALITModel.register_for_auto_class("AutoModel")
+
+__all__ = [
+    "ALITDecoderOutput",
+    "ALITEncoderOutput",
+    "ALITModel",
+    "ALITOutput",
+    "ALITPreTrainedModel",
+    "ALITRolloutOutput",
+]

@@ -1,0 +1,110 @@
+"""What the model's methods return."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class ALITEncoderOutput(ModelOutput):
+    """
+    The codes of a batch of images, each of its own length.
+
+    Args:
+        token_ids (`torch.LongTensor` of shape `(B, T)`):
+            Ids in [0, codebook_size), padded with -1 behind an image's last token; T is the longest length in the
+            batch. `None` where the model's latents are continuous. A code is no prefix of a longer one: ids mean
+            something only together with `num_tokens`.
+        num_tokens (`torch.LongTensor` of shape `(B,)`):
+            Length of each image's code, a multiple of `tokens_per_rollout`.
+        latents (`torch.FloatTensor` of shape `(B, T, D)`):
+            Factorised latents that `decode` takes (unit-norm codes where quantised), zero behind the last token.
+        grid_size (`tuple[int, int]`):
+            Rows and columns of the grid that `decode` rebuilds.
+        score (`torch.FloatTensor` of shape `(B,)`, only with a `threshold`):
+            The criterion's value at the chosen length, lower is better.
+        satisfied (`torch.BoolTensor` of shape `(B,)`, only with a `threshold`):
+            Whether the score is below the threshold; where not, the image has the full length.
+        reconstruction (`torch.FloatTensor` of shape `(B, 3, H, W)`, only with `return_reconstruction`):
+            Pictures decoded from the codes, nominally in [0, 1], not clamped.
+    """
+
+    token_ids: torch.LongTensor | None = None
+    num_tokens: torch.LongTensor | None = None
+    latents: torch.FloatTensor | None = None
+    grid_size: tuple[int, int] | None = None
+    score: torch.FloatTensor | None = None
+    satisfied: torch.BoolTensor | None = None
+    reconstruction: torch.FloatTensor | None = None
+
+
+@dataclass
+class ALITDecoderOutput(ModelOutput):
+    """
+    Args:
+        pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`):
+            Decoded pictures, nominally in [0, 1], not clamped.
+    """
+
+    pixel_values: torch.FloatTensor | None = None
+
+
+@dataclass
+class ALITRolloutOutput(ModelOutput):
+    """
+    The state after one rollout, for all images of the batch.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(B, 1 + N + T, W)`):
+            Output of the distillation encoder: class token, N grid positions in raster order, T latent tokens.
+        num_tokens (`int`):
+            T, the rollout's number times `tokens_per_rollout`.
+        token_ids (`torch.LongTensor` of shape `(B, T)`):
+            Ids in [0, codebook_size); `None` where latents are continuous.
+        latents (`torch.FloatTensor` of shape `(B, T, D)`):
+            Factorised latents, unit-norm codes with a straight-through gradient where quantised.
+        quantizer_loss (`torch.FloatTensor`, a scalar):
+            Codebook plus commitment loss; `None` where latents are continuous.
+        decoder_output (`torch.FloatTensor` of shape `(B, N, base_output_dim)`, unless `return_decoder_output` is off):
+            Logits over base codes (VQGAN base) or base latents (KL base) at each grid position.
+        reconstruction (`torch.FloatTensor` of shape `(B, 3, H, W)`, only with `return_reconstruction`):
+            The picture at this length, nominally in [0, 1], not clamped.
+        grid_size (`tuple[int, int]`):
+            Rows and columns of the grid.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    num_tokens: int | None = None
+    token_ids: torch.LongTensor | None = None
+    latents: torch.FloatTensor | None = None
+    quantizer_loss: torch.FloatTensor | None = None
+    decoder_output: torch.FloatTensor | None = None
+    reconstruction: torch.FloatTensor | None = None
+    grid_size: tuple[int, int] | None = None
+
+
+@dataclass
+class ALITOutput(ALITRolloutOutput):
+    """
+    The state after the last rollout that ran (see `ALITRolloutOutput`), with recorded intermediate outputs.
+
+    Args:
+        hidden_states (`tuple[torch.FloatTensor]`, with `output_hidden_states=True`):
+            Input of the first encoder layer, then the output of every encoder layer of every rollout, rollout by
+            rollout, each `(B, 1 + N + T_k, W)`.
+        attentions (`tuple[torch.FloatTensor]`, with `output_attentions=True` and eager attention):
+            Attention weights of every encoder layer of every rollout, each `(B, heads, 1 + N + T_k, 1 + N + T_k)`.
+        decoder_hidden_states, decoder_attentions (`tuple[torch.FloatTensor]`, with `output_decoder_hidden_states=True`
+            or `output_decoder_attentions=True` and eager attention):
+            Outputs and attention weights of the layers of the distillation decoder, which runs once (after every
+            rollout with dynamic halting): `(B, 1 + N + T, W)` and `(B, heads, 1 + N + T, 1 + N + T)`.
+    """
+
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+__all__ = ["ALITDecoderOutput", "ALITEncoderOutput", "ALITOutput", "ALITRolloutOutput"]

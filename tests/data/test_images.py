@@ -1,0 +1,166 @@
+"""Where images come from: files, folders, parquet files and the Hub, in an order that is always the same."""
+
+import io
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from alit_hf.data import images as images_module
+from alit_hf.data.images import check_columns, open_images
+
+
+def save(folder, *names):
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20 + number, 30), (number, 0, 0)).save(folder / name)
+
+
+def parquet(path, column="image", count=3):
+    rows = []
+    for number in range(count):
+        stream = io.BytesIO()
+        Image.new("RGB", (20, 30 + number)).save(stream, "WEBP")
+        rows.append({"bytes": stream.getvalue(), "path": f"folder/{number}.webp"})
+    datasets.Dataset.from_dict({column: rows, "label": ["x"] * count}).to_parquet(path)
+    return str(path)
+
+
+def numbers(path, count):
+    table = pa.table({"image": pa.array(range(count), pa.int64())})
+    pq.write_table(table, path)
+
+
+def test_folders_and_files_in_order_without_hidden_ones(tmp_path):
+    save(tmp_path, "b.png", "a.JPG", "sub/c.webp", ".hidden/d.png", ".e.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    images = open_images([str(tmp_path / "sub" / "c.webp"), str(tmp_path)])
+    names = [images.name(index)[len(str(tmp_path)) + 1 :] for index in range(len(images))]
+    assert names == ["sub/c.webp", "a.JPG", "b.png", "sub/c.webp"]
+    assert images.read(2).size == (20, 30)
+    assert images.split is None
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_rows_of_parquet_files(tmp_path, as_folder):
+    path = parquet(tmp_path / "photos.parquet")
+    images = open_images([str(tmp_path) if as_folder else path])
+    assert len(images) == 3
+    assert [images.read(index).size for index in range(3)] == [(20, 30), (20, 31), (20, 32)]
+    assert images.name(1) == "row 1 (1.webp)"
+
+
+def test_a_row_without_image_fails_alone(tmp_path):
+    feature = datasets.Features({"image": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"image": [None, Image.new("RGB", (5, 5))]}, features=feature)
+    rows.to_parquet(tmp_path / "a.parquet")
+    images = open_images([str(tmp_path / "a.parquet")])
+    with pytest.raises(ValueError, match="row 0 has no image"):
+        images.read(0)
+    assert images.read(1).size == (5, 5)
+
+
+def test_a_cell_without_bytes_and_path_is_no_image(tmp_path):
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": None}]})
+    cell = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
+    rows.cast(cell).to_parquet(tmp_path / "a.parquet")
+    images = open_images([str(tmp_path / "a.parquet")])
+    with pytest.raises(ValueError, match="row 0 has no image"):
+        images.read(0)
+
+
+class TestClassLabels:
+    def save(self, path, names, labels):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        pictures = [Image.new("RGB", (5, 5)) for _ in labels]
+        datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=features).to_parquet(path)
+        return str(path)
+
+    def test_are_read_as_names(self, tmp_path):
+        path = self.save(tmp_path / "a.parquet", ["cat", "dog"], [1, 0, -1, None])
+        assert list(open_images([path]).column("label")) == ["dog", "cat", None, None]
+
+    def test_files_of_other_names_are_refused(self, tmp_path):
+        names = [["cat", "dog"], ["dog", "cat"]]
+        paths = [self.save(tmp_path / f"{n}.parquet", names[n], [0, 1]) for n in (0, 1)]
+        with pytest.raises(ValueError, match=r"`label` are \['cat', 'dog'\] in .*0\.parquet, but \['dog', 'cat'\]"):
+            open_images(paths)
+
+
+@pytest.mark.parametrize(
+    ("make", "sources", "message"),
+    [
+        (lambda folder: None, ["missing.png"], "missing.png does not exist"),
+        (lambda folder: None, ["."], r"the folder \. holds no pictures and no parquet files"),
+        (lambda folder: parquet(folder / "a.parquet", "photo"), ["a.parquet"], "no column `image`.* photo, label"),
+        (lambda folder: (save(folder, "b.png"), parquet(folder / "a.parquet")), ["."], "both parquet files and"),
+        (lambda folder: (folder / "a.parquet").write_bytes(b"x"), ["a.parquet"], "no images can be read: Parquet"),
+        (lambda folder: parquet(folder / "a.parquet", count=0), ["a.parquet"], "a.parquet: no images can be read"),
+        (lambda folder: numbers(folder / "a.parquet", 2), ["a.parquet"], "its column `image` has no pictures, but"),
+        (lambda folder: numbers(folder / "a.parquet", 0), ["a.parquet"], "a.parquet"),
+    ],
+)
+def test_what_cannot_be_used_is_named(tmp_path, monkeypatch, make, sources, message):
+    make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        open_images(sources)
+
+
+def test_files_have_no_splits(tmp_path):
+    save(tmp_path, "a.png")
+    with pytest.raises(ValueError, match="'test' is given, but only data sets on the Hub have splits"):
+        open_images([str(tmp_path)], "test")
+
+
+class TestHub:
+    """The Hub itself is replaced: `datasets` is asked for the right things, and its answers are used."""
+
+    @pytest.fixture
+    def splits(self, monkeypatch):
+        splits = {"test": datasets.Dataset.from_dict({"image": [Image.new("RGB", (9, 8))]})}
+        splits["test"] = splits["test"].cast_column("image", datasets.Image())
+        monkeypatch.setattr(images_module.datasets, "get_dataset_split_names", lambda name: list(splits))
+        monkeypatch.setattr(images_module.datasets, "load_dataset", lambda name, split: splits[split])
+        return splits
+
+    def test_the_only_split_needs_no_name(self, splits):
+        images = open_images(["someone/photos"])
+        assert (images.sources, images.split, images.read(0).size) == (["someone/photos"], "test", (9, 8))
+
+    def test_one_of_several_must_be_named(self, splits):
+        splits["train"] = splits["test"]
+        assert open_images(["someone/photos"], "train").split == "train"
+        with pytest.raises(ValueError, match="no split is given, the data set someone/photos has test, train"):
+            open_images(["someone/photos"])
+
+    def test_unknown_split(self, splits):
+        with pytest.raises(ValueError, match=r"the split 'val' does not exist, .* has test"):
+            open_images(["someone/photos"], "val")
+
+    def test_not_reachable(self):
+        with pytest.raises(ValueError, match="nobody/nothing is no file or folder, and from the Hub it cannot be"):
+            open_images(["nobody/nothing"])
+
+
+class TestColumns:
+    def test_values_by_name_in_the_order_of_the_images(self, tmp_path):
+        rows = {"image": [Image.new("RGB", (5 + n, 5)) for n in range(3)], "score": [3.0, None, 1.5]}
+        datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(tmp_path / "a.parquet")
+        images = open_images([str(tmp_path / "a.parquet")])
+        assert images.column_names == ["score"]
+        assert list(images.column("score")) == [3.0, None, 1.5]
+        check_columns(images, ["score"])
+        with pytest.raises(ValueError, match=r"a\.parquet lacks the columns `label`; it has score"):
+            check_columns(images, ["score", "label"])
+
+    def test_files_have_none(self, tmp_path):
+        save(tmp_path, "a.png")
+        images = open_images([str(tmp_path)])
+        assert images.column_names == []
+        with pytest.raises(ValueError, match="lacks the columns `label`; it has none, as picture files"):
+            check_columns(images, ["label"])
+        with pytest.raises(KeyError):
+            images.column("label")
