@@ -16,7 +16,8 @@ def prepare(
     """
     The module and its optimisers as `accelerator.prepare` gives them. Where it shards (FSDP2), each layer of the
     classes named in `layers` is gathered on its own, whatever Accelerate's configuration says: other parts are used by
-    more than their `forward`, for which alone FSDP2 gathers. Precision is left to autocast, as without sharding: the quantiser and pixels stay in float32.
+    more than their `forward`, for which alone FSDP2 gathers. Precision is left to autocast, as without sharding: the
+    quantiser and pixels stay in float32.
     """
     if accelerator.is_fsdp2:
         plugin = accelerator.state.fsdp_plugin
