@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 
 from .averaging import WeightAverage
-from .checkpointing import MODEL_FOLDER, Checkpointer, Progress, find_checkpoint
+from .checkpointing import MODEL_FOLDER, Checkpointer, Progress, checkpoints, find_checkpoint, steps_of
 from .configuration import TrainingConfig, config_to_dict, require
 from .data import BatchSplit, TrainingImages, check_undecodable, load_validation, open_source, training_batches
 from .interruption import Interruption
@@ -49,6 +49,9 @@ def train(config: TrainingConfig) -> None:
         `CannotStartError`: before anything is written, where data or models are not what the configuration says.
         `NonFiniteLossError`, `InterruptedTrainingError`, `UndecodableImagesError`, `CheckpointError`: see there.
     """
+    if _is_finished(config):
+        logger.info("%s is finished: %s", config.stage, Path(config.output_dir) / MODEL_FOLDER)
+        return
     try:
         trainer = Trainer(config)
     except ValueError as error:
@@ -309,6 +312,14 @@ class _Opponent:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return scalars
+
+
+def _is_finished(config: TrainingConfig) -> bool:
+    """Whether resuming would do nothing but load data and models."""
+    folder, max_steps = Path(config.output_dir), config.optimization.max_steps
+    if config.resume != "latest" or config.push_to_hub or max_steps == 0 or not (folder / MODEL_FOLDER).is_dir():
+        return False
+    return any(steps_of(path) >= max_steps for path in checkpoints(folder))
 
 
 def _is_time(steps: int, every: int) -> bool:
