@@ -14,7 +14,7 @@ from alit_hf import __version__
 
 from . import analyze, convert, decode, demo, encode, evaluate, explore, info, tokenize
 from .errors import FAILED, INTERRUPTED, NO_READER, WRONG_USE, FileError, UsageError, print_error
-from .parser import OneLineParser
+from .options import OneLineParser
 
 
 def _parser() -> OneLineParser:

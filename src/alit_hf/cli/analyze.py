@@ -1,7 +1,6 @@
 """`alit analyze`: the paper's experiments, each on any model and images."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,12 +8,11 @@ from alit_hf.analysis.registry import ANALYSES, load_analysis
 from alit_hf.evaluation.settings import SettingsError
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.option_types import positive_integer, whole_number
-from alit_hf.utils.whole_file import whole_file
+from alit_hf.utils.whole_file import whole_file, write_json
 
 from .errors import FAILED, FileError, UsageError, file_problem, print_error
 from .jobs import check_writable
-from .options import add_batch_size_argument, add_model_arguments
-from .parser import OneLineParser
+from .options import OneLineParser, add_batch_size_argument, add_model_arguments
 
 
 if TYPE_CHECKING:
@@ -144,8 +142,7 @@ def analyze(
     results, figure = outcome
     results_path, figure_path = folder / "results.json", folder / "figure.png"
     try:
-        with whole_file(results_path) as unfinished:
-            unfinished.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(results_path, results)
         with whole_file(figure_path) as unfinished:
             save_figure(figure, unfinished, _DOTS_PER_INCH)
     except OSError as error:

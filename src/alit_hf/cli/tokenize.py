@@ -13,12 +13,11 @@ from alit_hf.utils.option_types import positive_integer
 
 from .errors import FAILED, FileError, UsageError, print_error
 from .jobs import check_writable
-from .lengths import add_length_arguments, length_choice, make_encoder
-from .options import add_batch_size_argument, add_model_arguments
+from .options import add_batch_size_argument, add_length_arguments, add_model_arguments, length_choice, make_encoder
 
 
 if TYPE_CHECKING:
-    from alit_hf.token_datasets.tokenizing import TokenDatasetSummary
+    from alit_hf.token_datasets.info import TokenDatasetSummary
     from alit_hf.utils.processes import Processes
 
 
