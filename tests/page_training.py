@@ -14,7 +14,7 @@ from tiny_model import save_tiny_model
 
 from alit_hf import ALITConfig
 from training.configuration import TrainingConfig, load_configs
-from training.loop import train
+from training.engine.loop import train
 
 
 _SCRIPT = "training/train.py"

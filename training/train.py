@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch.distributed as dist
 from transformers.utils.logging import disable_progress_bar
 
-from training.checkpointing import CheckpointError
 from training.configuration import load_configs
-from training.data import UndecodableImagesError
-from training.loop import CannotStartError, InterruptedTrainingError, train
-from training.monitoring import NonFiniteLossError
+from training.engine.checkpointing import CheckpointError
+from training.engine.loop import CannotStartError, InterruptedTrainingError, train
+from training.engine.monitoring import NonFiniteLossError
+from training.images.batches import UndecodableImagesError
 
 
 EXIT_WRONG_USE = 2

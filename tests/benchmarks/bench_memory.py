@@ -22,9 +22,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from alit_hf import ALITConfig, ALITModel
 from alit_hf.model import base_tokenizer
 from alit_hf.networks.lpips import LPIPS
-from training.averaging import WeightAverage
 from training.configuration import OptimizationConfig
-from training.optimization import optimizers
+from training.engine.averaging import WeightAverage
+from training.engine.optimization import optimizers
 from training.stages import Stage, pixel_loss
 from training.stages.distill import DistillLossConfig, DistillStage
 from training.stages.finetune import FinetuneLossConfig, FinetuneStage

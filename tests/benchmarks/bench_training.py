@@ -19,7 +19,7 @@ from diffusers import VQModel
 from random_lpips import random_lpips
 
 from training.configuration import TrainingConfig, load_configs
-from training.loop import Trainer
+from training.engine.loop import Trainer
 from training.stages import STAGES, pixel_loss
 from training.stages.distill import DistillStage
 

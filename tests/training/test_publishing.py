@@ -19,12 +19,12 @@ from huggingface_hub import HfApi, ModelCard
 from tiny_model import save_tiny_model
 
 from alit_hf import ALITImageProcessor, ALITModel
-from training import publishing
-from training.checkpointing import Progress
 from training.configuration import load_configs
-from training.loop import train
-from training.model_card import RunRecord, model_card
-from training.publishing import Publisher
+from training.engine.checkpointing import Progress
+from training.engine.loop import train
+from training.hub import publishing
+from training.hub.model_card import RunRecord, model_card
+from training.hub.publishing import Publisher
 
 
 REPO = "tester/tiny-alit"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from alit_hf import ALITModel
 from alit_hf.conversion import load_original
 from training.configuration import OptimizationConfig
-from training.optimization import optimizers
+from training.engine.optimization import optimizers
 from training.stages import STAGES
 from training.stages.distill import DistillLossConfig, DistillStage
 from training.stages.finetune import FinetuneStage

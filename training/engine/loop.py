@@ -11,18 +11,25 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 
+from ..configuration import TrainingConfig, config_to_dict, require
+from ..hub.publishing import Publisher
+from ..images.batches import (
+    BatchSplit,
+    TrainingImages,
+    check_undecodable,
+    load_validation,
+    open_source,
+    training_batches,
+)
+from ..images.latent_cache import cached_latents
+from ..stages import STAGES
+from ..stages.adversary import Adversary
+from ..stages.sharding import prepare, whole
 from .averaging import WeightAverage
 from .checkpointing import MODEL_FOLDER, Checkpointer, Progress, find_checkpoint
-from .configuration import TrainingConfig, config_to_dict, require
-from .data import BatchSplit, TrainingImages, check_undecodable, load_validation, open_source, training_batches
 from .interruption import Interruption
-from .latent_cache import cached_latents
 from .monitoring import Display, ScalarWindow, mean_scores, picture_columns
 from .optimization import learning_rate_share, optimizers, set_learning_rates
-from .publishing import Publisher
-from .sharding import prepare, whole
-from .stages import STAGES
-from .stages.adversary import Adversary
 
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, is
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import disable_progress_bars
 
-from .checkpointing import Progress
-from .configuration import TrainingConfig
+from ..configuration import TrainingConfig
+from ..engine.checkpointing import Progress
 from .model_card import RunRecord, model_card, public_config
 
 

@@ -18,10 +18,10 @@ from safetensors import safe_open
 
 import alit_hf
 
-from .configuration import TrainingConfig, config_to_dict
+from ..configuration import TrainingConfig, config_to_dict
 
 
-TEMPLATE = Path(__file__).parents[1] / "model_cards" / "TEMPLATE.md"
+TEMPLATE = Path(__file__).parents[2] / "model_cards" / "TEMPLATE.md"
 
 _VALIDATION = "validation/"
 _LABELS = {"l1": "L1", "psnr": "PSNR", "lpips": "LPIPS", "r2": "R²", "spread": "spread", "ids": "different ids"}
