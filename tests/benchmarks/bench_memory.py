@@ -25,9 +25,11 @@ from alit_hf.networks.lpips import LPIPS
 from training.configuration import OptimizationConfig
 from training.engine.averaging import WeightAverage
 from training.engine.optimization import optimizers
-from training.stages import Stage, pixel_loss
-from training.stages.distill import DistillLossConfig, DistillStage
-from training.stages.finetune import FinetuneLossConfig, FinetuneStage
+from training.stages import pixel_loss
+from training.stages.distill import DistillStage
+from training.stages.finetune import FinetuneStage
+from training.stages.loss_config import DistillLossConfig, FinetuneLossConfig
+from training.stages.stage import Stage
 
 
 GIB = 2**30

@@ -8,11 +8,11 @@ from diffusers import AutoencoderKL, VQModel
 from safetensors.torch import load_file
 
 from alit_hf.model.base_tokenizer import ALITBaseTokenizer
-from training.configuration import config_from_dict
 from training.engine.loop import Trainer, train
 from training.engine.monitoring import Display
 from training.images import latent_cache
 from training.images.batches import TrainingImages, UndecodableImagesError
+from training.stages.registry import config_from_dict
 
 
 CROPS = 2

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import nn
 
-from ..stages import Stage
+from ..stages.stage import Stage
 from .averaging import WeightAverage
 
 

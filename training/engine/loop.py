@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 
 from ..configuration import TrainingConfig, config_to_dict, require
+from ..hub.model_card import RunRecord
 from ..hub.publishing import Publisher
 from ..images.batches import (
     BatchSplit,
@@ -22,8 +23,8 @@ from ..images.batches import (
     training_batches,
 )
 from ..images.latent_cache import cached_latents
-from ..stages import STAGES
 from ..stages.adversary import Adversary
+from ..stages.registry import STAGES
 from ..stages.sharding import prepare, whole
 from .averaging import WeightAverage
 from .checkpointing import MODEL_FOLDER, Checkpointer, Progress, find_checkpoint
@@ -136,6 +137,7 @@ class Trainer:
         self.trainable = [parameter for parameter in stage.parameters() if parameter.requires_grad]
         self.average = WeightAverage(stage, settings.ema_decay)
         self.progress = Progress()
+        self.logged: dict[str, tuple[float, int]] = {}
         self.warned = False
         self.checkpointer = Checkpointer(
             accelerator,
@@ -226,8 +228,7 @@ class Trainer:
 
     def _show(self, values: dict[str, float], display: Display) -> None:
         display.scalars(values, self.progress.steps)
-        if self.publisher is not None:
-            self.publisher.note(values, self.progress.steps)
+        self.logged |= {name: (value, self.progress.steps) for name, value in values.items()}
 
     def _warn(self, warning: str | None) -> None:
         """Once: what is wrong stays so for many validations."""
@@ -237,7 +238,8 @@ class Trainer:
 
     def _push(self, model_folder: Path) -> None:
         if self.publisher is not None:
-            self.publisher.push(model_folder, self.progress)
+            record = RunRecord(**self.progress.state_dict(), values=dict(self.logged))
+            self.publisher.push(model_folder, record)
 
     def _step(self) -> None:
         """One optimiser step of the stage, and of its adversary where that plays."""

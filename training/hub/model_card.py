@@ -45,8 +45,8 @@ class RunRecord:
     """
 
     steps: int
-    seconds: float
-    undecodable: int
+    seconds: float = 0.0
+    undecodable: int = 0
     values: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     @property
@@ -145,10 +145,6 @@ def _eval_result(config: TrainingConfig, name: str, value: float) -> EvalResult:
         metric_name=f"{label} at {tokens} tokens" if tokens else label,
         metric_value=float(f"{value:.4g}"),
     )
-
-
-def _scalars_table(scalars: dict[str, tuple[float, int]]) -> str:
-    return markdown_table(["scalar", "value"], [[f"`{name}`", _number(value)] for name, (value, _) in scalars.items()])
 
 
 def _results_table(scores: dict[str, tuple[float, int]]) -> str:

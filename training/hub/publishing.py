@@ -14,7 +14,6 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import disable_progress_bars
 
 from ..configuration import TrainingConfig
-from ..engine.checkpointing import Progress
 from .model_card import RunRecord, model_card, public_config
 
 
@@ -61,7 +60,6 @@ class Publisher:
         self.config = config
         self.output_dir = Path(config.output_dir)
         self._api = HfApi()
-        self._values: dict[str, tuple[float, int]] = {}
         self._pending: _Snapshot | None = None
         self._closing = False
         self._changed = threading.Condition()
@@ -73,18 +71,17 @@ class Publisher:
         self._thread = threading.Thread(target=self._work, name="publisher", daemon=True)
         self._thread.start()
 
-    def note(self, values: dict[str, float], step: int) -> None:
-        """Takes note of logged scalars for the model card."""
-        self._values |= {name: (value, step) for name, value in values.items()}
-
-    def push(self, model_folder: Path, progress: Progress) -> None:
+    def push(self, model_folder: Path, record: RunRecord) -> None:
         """
         Sets a folder that `from_pretrained` loads aside, and returns; it is pushed in the background. Where an earlier
         push still waits for its turn, this one replaces it.
+
+        Args:
+            record: what the run measured, for the card.
         """
-        steps = progress.steps
+        steps = record.steps
         try:
-            snapshot = _Snapshot(steps, self._set_aside(model_folder, progress))
+            snapshot = _Snapshot(steps, self._set_aside(model_folder, record))
         except Exception as error:
             # A full disk, say. Whatever it is, training goes on.
             logger.exception("Hub: step %d could not be set aside and is not pushed", steps)
@@ -137,21 +134,15 @@ class Publisher:
     def _folder(self, steps: int) -> Path:
         return self.output_dir / FOLDER / f"step-{steps}"
 
-    def _set_aside(self, model_folder: Path, progress: Progress) -> Path:
+    def _set_aside(self, model_folder: Path, record: RunRecord) -> Path:
         """Writes what is to be pushed to a folder of its own, which nobody changes or prunes."""
-        folder = self._folder(progress.steps)
+        folder = self._folder(record.steps)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(model_folder, folder, copy_function=_link_or_copy)
         logs = folder / "logs" / self.config.stage
         for path in self.output_dir.glob("*/events.out.tfevents.*"):
             logs.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, logs / path.name)  # no link, as it grows
-        record = RunRecord(
-            steps=progress.steps,
-            seconds=progress.seconds,
-            undecodable=progress.undecodable,
-            values=dict(self._values),
-        )
         card = model_card(self.config, model_folder, record)
         (folder / "README.md").write_text(str(card), encoding="utf-8")
         (folder / "training_config.yaml").write_text(public_config(self.config) + "\n", encoding="utf-8")

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..configuration import DataConfig, TrainingConfig
-from ..stages import Stage
 from ..stages.sharding import let_go, whole
+from ..stages.stage import Stage
 from .batches import TrainingImages, check_undecodable
 
 
