@@ -15,7 +15,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     (tmp_path / "photos").mkdir()
     photos = tiny_photos(tmp_path / "photos", 11)[0]
     model = save_tiny_model(tmp_path / "model")
-    arguments = ["thresholds", "--model", model, "--data", photos, "--device", "cpu", "--batch-size", "2"]
+    arguments = ["thresholds", "--model", model, "--data", photos, "--batch-size", "2"]
     done = run_two("analyze", *arguments, "--output", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     assert main(["analyze", *arguments, "--output", str(tmp_path / "one")]) == 0
