@@ -2,11 +2,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Where `make model` writes, and the VQModel that it starts from in place of training one.
+RUNS ?= runs/mini
+BASE ?=
 # Two workers for two cores: each test process computes on one thread (tests/conftest.py).
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format test-slow benchmark docs clean
+.PHONY: help venv demo test lint format test-slow benchmark docs model clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -45,6 +48,17 @@ benchmark: venv ## print timings, one process at a time
 
 docs: venv ## build the documentation: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+TRAIN := $(BIN)/python training/train.py --resume latest --config training/configs/mini
+
+# Each line passes over what is finished, so that the same command goes on after Ctrl-C, a kill or a reboot.
+model: venv ## train the default model, RUNS=runs/mini [BASE=folder]; the same command goes on where it stopped
+	test -n "$(BASE)" || $(TRAIN)/base.yaml --output_dir $(RUNS)/base
+	$(TRAIN)/distill.yaml --output_dir $(RUNS)/distill --init_from $(or $(BASE),$(RUNS)/base/model)
+	$(TRAIN)/finetune.yaml --output_dir $(RUNS)/finetune --init_from $(RUNS)/distill/model
+	$(BIN)/alit evaluate --model $(RUNS)/finetune/model --data ../shared/data/eval-photos.parquet --lpips alex \
+	    --output $(RUNS)/results.json --figure $(RUNS)/results.png --worst-figure $(RUNS)/worst.jpg
+	$(BIN)/python tools/checkpoint_card.py --results $(RUNS)/results.json --card $(RUNS)/finetune/model/README.md
 
 clean: ## remove .venv, caches and outputs
 	rm -rf $(VENV) outputs build site .pytest_cache .ruff_cache .hypothesis src/*.egg-info

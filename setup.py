@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 
-# Read, not imported: importing the package would need torch before it is installed.
+# Read, not imported, as nothing is installed yet.
 INIT = (ROOT / "src/alit_hf/__init__.py").read_text(encoding="utf-8")
 VERSION = re.search(r'^__version__ = "([^"]+)"$', INIT, re.MULTILINE).group(1)
 

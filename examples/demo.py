@@ -18,11 +18,11 @@ from PIL import Image
 
 from alit_hf import ALITImageProcessor, ALITModel, pretrained_path
 from alit_hf.codes.figure import draw_panels, frame_caption, rollout_panels, save_figure
+from alit_hf.codes.length_choice import DEFAULT_THRESHOLD
 from alit_hf.codes.rollout_pictures import pick_rollout, rollout_pictures
 from alit_hf.codes.token_file import TokenFile, model_fingerprint
 from alit_hf.demo.example_photos import example_photo
 from alit_hf.model.image_io import open_image
-from alit_hf.utils.option_types import DEFAULT_THRESHOLD
 
 
 PHOTOS = ("astronaut", "cat", "coffee")

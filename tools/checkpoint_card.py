@@ -1,13 +1,14 @@
 """
-Writes the card of the checkpoint inside the package from results files alone:
+Writes the card of the default model from results files alone:
 
-    python tools/checkpoint_card.py
+    python tools/checkpoint_card.py [--results RESULTS.json --card README.md]
 
-It fills `model_cards/alit-mini.template.md` with the numbers of `docs/results/alit-mini.json`, and of a file for each
-baseline in `docs/results/baselines/`, all from `alit evaluate`, and with what `check_separation.py` found, in
-`docs/results/separation.json`.
+It fills `model_cards/alit-mini.template.md` with the numbers of `docs/results/alit-mini.json`, or of another file, and
+of a file for each baseline in `docs/results/baselines/`, all from `alit evaluate`, and with what `check_separation.py`
+found, in `docs/results/separation.json`.
 """
 
+import argparse
 import json
 import math
 import sys
@@ -105,7 +106,7 @@ def _data_name(results: dict) -> str:
 
 def _eval_results(results: dict) -> Iterable[EvalResult]:
     for length, numbers in results["lengths"].items():
-        for name in ("l1", "psnr", "ssim", "lpips_alex", "lpips_vgg"):
+        for name in [name for name in ("l1", "psnr", "ssim", "lpips_alex", "lpips_vgg") if name in numbers]:
             yield EvalResult(
                 task_type="image-feature-extraction",
                 task_name="Image reconstruction",
@@ -182,13 +183,17 @@ def _read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def card_from_files() -> ModelCard:
-    """The card of the results files in the repository."""
+def card_from_files(results: Path = RESULTS / "alit-mini.json") -> ModelCard:
+    """The card of a results file, with those of the baselines in the repository."""
     files = {name: RESULTS / "baselines" / f"{name}.json" for name in _BASELINES}
     baselines = {name: _read(path) for name, path in files.items() if path.exists()}
-    return checkpoint_card(_read(RESULTS / "alit-mini.json"), baselines, _read(RESULTS / "separation.json"))
+    return checkpoint_card(_read(results), baselines, _read(RESULTS / "separation.json"))
 
 
 if __name__ == "__main__":
-    card_from_files().save(CARD)
-    print(CARD.relative_to(ROOT))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS / "alit-mini.json", help="of the model")
+    parser.add_argument("--card", type=Path, default=CARD, help="the file to write")
+    arguments = parser.parse_args()
+    card_from_files(arguments.results).save(arguments.card)
+    print(arguments.card)

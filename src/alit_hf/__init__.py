@@ -40,7 +40,7 @@ _FORMER_NAMES = {
     "metrics": "evaluation.metrics",
     "modeling_alit": "model.modeling_alit",
     "modeling_alit_classification": "model.modeling_alit_classification",
-    "option_types": "utils.option_types",
+    "option_types": "codes.length_choice",
     "picture_codes": "codes.picture_codes",
     "quantizer": "model.quantizer",
     "rollout_pictures": "codes.rollout_pictures",

@@ -103,5 +103,5 @@ def test_a_classifier_of_one_class_is_refused(classifier_folder, tmp_path):
 
 def test_missing_efficientnet_weights_say_how_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setenv("ALIT_HF_CACHE", str(tmp_path))
-    with pytest.raises(SettingsError, match=r"efficientnet-lite2.* -m alit_hf\.evaluation\.efficientnet_lite"):
+    with pytest.raises(SettingsError, match=r"efficientnet-lite2.* -m alit_hf\.networks\.efficientnet_lite"):
         load_classifier("efficientnet-lite2", CPU)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 import torch
 from diffusers import VQModel
@@ -33,8 +34,8 @@ GIB = 2**30
 
 
 def stage_config(name: str, folder: str) -> TrainingConfig:
-    """The default checkpoint's, on untrained models and other photos; `fixed` has its `distill`'s."""
-    file = {"base": "mini-base", "distill": "mini-distill", "fixed": "mini-distill", "finetune": "mini-finetune"}[name]
+    """The default model's, on untrained models and other photos; `fixed` has its `distill`'s."""
+    file = CONFIGS / "mini" / ("distill.yaml" if name == "fixed" else f"{name}.yaml")
     overrides = {
         "init_from": "" if name == "base" else f"{folder}/{'alit' if name == 'finetune' else 'base'}",
         "output_dir": f"{folder}/{name}-run",
@@ -48,7 +49,7 @@ def stage_config(name: str, folder: str) -> TrainingConfig:
     }
     if name == "fixed":
         overrides |= {"stage": "fixed", "model.max_rollouts": 1, "model.tokens_per_rollout": 256}
-    (config,) = load_configs(CONFIGS / f"{file}.yaml", [f"--{field}={value}" for field, value in overrides.items()])
+    (config,) = load_configs(file, [f"--{field}={value}" for field, value in overrides.items()])
     return config
 
 
@@ -58,8 +59,10 @@ def measure(name: str, folder: str, results) -> None:
     pixel_loss.LPIPS = random_lpips
     trainer = Trainer(stage_config(name, folder))
     trainer.progress.steps = FIRST_STEP
-    if name == "finetune":
-        trainer.stage.drawn_rollout = lambda: trainer.progress.steps % trainer.stage.model.config.max_rollouts
+    if name in ("distill", "finetune"):
+        rollouts = trainer.stage.model.config.max_rollouts
+        trainer.stage.drawn_rollout = lambda: trainer.progress.steps % rollouts
+        trainer.stage.drawn_rollouts = lambda: np.ones(1 + trainer.progress.steps % rollouts, dtype=bool)
     on_gpu = trainer.accelerator.device.type == "cuda"
     wait = torch.cuda.synchronize if on_gpu else lambda: None
     for step in range(WARM_UP_STEPS + STEPS):

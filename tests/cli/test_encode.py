@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from tiny_model import save_tiny_model
 
 from alit_hf import cli
+from alit_hf.codes.length_choice import DEFAULT_THRESHOLD
 from alit_hf.codes.token_file import TokenFile
 from alit_hf.model import selection
 from alit_hf.model.image_io import open_image
-from alit_hf.utils.option_types import DEFAULT_THRESHOLD
 
 
 TARGETS = {

@@ -9,7 +9,7 @@ from html_page import Page
 from noise_photo import noise_photo
 
 from alit_hf.codes.token_file import TokenFile
-from alit_hf.demo.attention_overlay import attention_overlay
+from alit_hf.demo.rendering import attention_overlay
 from alit_hf.demo.serving import served_demo
 
 

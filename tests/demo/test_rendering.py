@@ -9,8 +9,7 @@ from noise_photo import noise_photo
 from PIL import Image
 
 from alit_hf.codes.token_file import TokenFile
-from alit_hf.demo.attention_overlay import attention_overlay
-from alit_hf.demo.rendering import chosen_html, examples_html, message_html, strip_html, tokens_html
+from alit_hf.demo.rendering import attention_overlay, chosen_html, examples_html, message_html, strip_html, tokens_html
 
 
 BAD_NAME = "<img src=x onerror=alert(1)>\"'${1}{{value}}&.png"

@@ -117,7 +117,7 @@ class TestWeights:
         monkeypatch.setenv("ALIT_HF_CACHE", str(tmp_path / "cache"))
 
     def test_missing_ones_say_how_to_get_them(self):
-        with pytest.raises(FileNotFoundError, match=r"-m alit_hf\.evaluation\.efficientnet_lite"):
+        with pytest.raises(FileNotFoundError, match=r"-m alit_hf\.networks\.efficientnet_lite"):
             EfficientNetLite()
 
     def test_of_an_installed_package_are_checked_by_hash(self, tmp_path, monkeypatch):

@@ -355,12 +355,17 @@ def test_a_batch_equals_its_images_alone(base, quantize):
         torch.testing.assert_close(batch.score[row : row + 1], alone.score)
         torch.testing.assert_close(batch.latents[row : row + 1, :length], alone.latents)
         assert not batch.latents[row, length:].any()
-        torch.testing.assert_close(batch.reconstruction[row : row + 1], alone.reconstruction, rtol=0, atol=1e-5)
+        assert_same_picture(batch.reconstruction[row : row + 1], alone.reconstruction)
         if quantize:
             assert torch.equal(batch.token_ids[row : row + 1, :length], alone.token_ids)
             assert (batch.token_ids[row, length:] == -1).all()
         else:
             assert batch.token_ids is alone.token_ids is None
+
+
+def assert_same_picture(picture: torch.Tensor, expected: torch.Tensor) -> None:
+    """To 1e-5 of the range of pixels, which goes beyond [0, 1] with random weights."""
+    torch.testing.assert_close(picture, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
 
 
 @all_variants
@@ -371,7 +376,7 @@ def test_fixed_lengths_do_not_depend_on_batch_mates(base, quantize):
     for row, image in enumerate(pixel_values.split(1)):
         alone = model.encode(image, return_reconstruction=True)
         torch.testing.assert_close(batch.latents[row : row + 1], alone.latents)
-        torch.testing.assert_close(batch.reconstruction[row : row + 1], alone.reconstruction, rtol=0, atol=1e-5)
+        assert_same_picture(batch.reconstruction[row : row + 1], alone.reconstruction)
         assert not quantize or torch.equal(batch.token_ids[row : row + 1], alone.token_ids)
 
 

@@ -13,8 +13,8 @@ from alit_hf.codes.length_choice import LengthChoice
 from alit_hf.codes.picture_codes import Picture, PictureEncoder, to_picture
 from alit_hf.data.image_rows import ImageRows, open_rows
 from alit_hf.model.image_io import open_image
-from alit_hf.token_datasets.info import TokenDatasetInfo
-from alit_hf.token_datasets.tokenizing import TokenDatasetSummary, tokenize_rows
+from alit_hf.token_datasets.info import TokenDatasetInfo, TokenDatasetSummary
+from alit_hf.token_datasets.tokenizing import tokenize_rows
 from alit_hf.utils.processes import Processes
 
 

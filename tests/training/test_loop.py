@@ -336,6 +336,8 @@ def test_resuming_nothing_starts_anew_and_a_finished_run_ends_at_once(config, tm
     train(config("distill", resume="latest"))
     assert not scalars
     assert (tmp_path / "distill" / "model").is_dir()
+    # With its model there, not even the data are opened.
+    train(config("distill", resume="latest", data__train=["nowhere/"]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

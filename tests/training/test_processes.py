@@ -133,6 +133,22 @@ def test_two_ranks_compute_what_one_does(sequence, config_file, tmp_path, record
     assert records[-2]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.timeout(300)
+def test_two_ranks_move_weights_by_muon_as_one_does(sequence, config_file, tmp_path, records, vq_base):
+    """In the short form, without random noise: losses and the weights at the end."""
+    distill = sequence["sequence"]["distill"]
+    distill["loss"] |= {"rollouts": "drawn", "rollout_dropout": 0.5}
+    distill["optimization"] = {"optimizer": "muon", "muon_learning_rate": 0.005}
+    sequence["sequence"] = {"distill": distill | {"init_from": vq_base}}
+    path = config_file(sequence)
+    of_two = run_on_two_ranks(path, tmp_path / "2.json", "--output_dir", str(tmp_path / "2"))
+    assert main(["--config", path]) == 0
+    assert_same_losses(of_two, records, rel=1e-5)
+    one, two = (load_file(tmp_path / run / "distill" / "model" / "model.safetensors") for run in ("1", "2"))
+    # Muon scales up gradients that are nearly 0, and with them their rounding.
+    assert all((one[name] - two[name]).abs().max() < 1e-3 for name in one)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_ranks_go_on_from_a_checkpoint_of_one(sequence, config_file, tmp_path, records):

@@ -1,8 +1,10 @@
 """Files that are written whole or not at all."""
 
+import json
+
 import pytest
 
-from alit_hf.utils.whole_file import unfinished_files, whole_file
+from alit_hf.utils.whole_file import unfinished_files, whole_file, write_json
 
 
 def test_what_is_there_at_the_end_replaces_the_file(tmp_path):
@@ -44,3 +46,13 @@ def test_other_files_are_not_unfinished(tmp_path):
         (tmp_path / name).write_text("x")
     (tmp_path / ".alit-folder").mkdir()
     assert unfinished_files(tmp_path) == []
+
+
+def test_json_without_numbers_that_it_does_not_have(tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, {"names": ["ä"], "value": 0.5})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"names": ["ä"], "value": 0.5}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"value": float("nan")})
+    assert json.loads(path.read_text(encoding="utf-8"))["value"] == 0.5
+    assert list(tmp_path.iterdir()) == [path]

@@ -55,7 +55,12 @@ class Progress:
 def checkpoints(output_dir: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     found = [path for path in output_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    return sorted(found, key=steps_of)
+
+
+def steps_of(checkpoint: Path) -> int:
+    """The optimiser steps that a checkpoint's name says."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def find_checkpoint(resume: str, output_dir: Path) -> Path | None:

@@ -27,7 +27,7 @@ from ..stages.adversary import Adversary
 from ..stages.registry import STAGES
 from ..stages.sharding import prepare, whole
 from .averaging import WeightAverage
-from .checkpointing import MODEL_FOLDER, Checkpointer, Progress, find_checkpoint
+from .checkpointing import MODEL_FOLDER, Checkpointer, Progress, checkpoints, find_checkpoint, steps_of
 from .interruption import Interruption
 from .monitoring import Display, ScalarWindow, mean_scores, picture_columns
 from .optimization import learning_rate_share, optimizers, set_learning_rates
@@ -57,6 +57,9 @@ def train(config: TrainingConfig) -> None:
         `CannotStartError`: before anything is written, where data or models are not what the configuration says.
         `NonFiniteLossError`, `InterruptedTrainingError`, `UndecodableImagesError`, `CheckpointError`: see there.
     """
+    if _is_finished(config):
+        logger.info("%s is finished: %s", config.stage, Path(config.output_dir) / MODEL_FOLDER)
+        return
     try:
         trainer = Trainer(config)
     except ValueError as error:
@@ -318,6 +321,14 @@ class _Opponent:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return scalars
+
+
+def _is_finished(config: TrainingConfig) -> bool:
+    """Whether resuming would do nothing but load data and models."""
+    folder, max_steps = Path(config.output_dir), config.optimization.max_steps
+    if config.resume != "latest" or config.push_to_hub or max_steps == 0 or not (folder / MODEL_FOLDER).is_dir():
+        return False
+    return any(steps_of(path) >= max_steps for path in checkpoints(folder))
 
 
 def _is_time(steps: int, every: int) -> bool:

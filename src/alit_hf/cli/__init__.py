@@ -14,7 +14,7 @@ from alit_hf import __version__
 
 from . import analyze, convert, decode, demo, encode, evaluate, explore, info, tokenize
 from .errors import FAILED, INTERRUPTED, NO_READER, WRONG_USE, FileError, UsageError, print_error
-from .parser import OneLineParser
+from .options import OneLineParser
 from .shared_work import is_first_process
 
 

@@ -1,7 +1,6 @@
 """`alit analyze`: the paper's experiments, each on any model and images."""
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +10,11 @@ from alit_hf.evaluation.settings import SettingsError
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.option_types import positive_integer, whole_number
 from alit_hf.utils.processes import Processes
-from alit_hf.utils.whole_file import whole_file
+from alit_hf.utils.whole_file import whole_file, write_json
 
 from .errors import FAILED, FileError, UsageError, file_problem, print_error
 from .jobs import check_writable
-from .options import add_batch_size_argument, add_model_arguments
-from .parser import OneLineParser
+from .options import OneLineParser, add_batch_size_argument, add_model_arguments
 from .shared_work import run_shared
 
 
@@ -133,8 +131,7 @@ def _analyze(analysis_class: "type[Analysis]", options: argparse.Namespace, proc
     results, figure = outcome
     results_path, figure_path = folder / "results.json", folder / "figure.png"
     try:
-        with whole_file(results_path) as unfinished:
-            unfinished.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(results_path, results)
         with whole_file(figure_path) as unfinished:
             save_figure(figure, unfinished, _DOTS_PER_INCH)
     except OSError as error:

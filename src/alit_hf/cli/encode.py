@@ -4,13 +4,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from alit_hf.data.picture_files import PICTURE_SUFFIXES
+from alit_hf.data.sources import PICTURE_SUFFIXES
 
 from .batches import run_jobs
 from .errors import FAILED
 from .jobs import add_job_arguments, make_output_folder, plan_jobs
-from .lengths import add_length_arguments, length_choice, make_encoder
-from .options import add_batch_size_argument, add_model_arguments
+from .options import add_batch_size_argument, add_length_arguments, add_model_arguments, length_choice, make_encoder
 
 
 if TYPE_CHECKING:

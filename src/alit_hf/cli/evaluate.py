@@ -1,7 +1,6 @@
 """`alit evaluate`: how good a model's pictures are at every length, and beside what else the bytes could hold."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from alit_hf.evaluation.settings import (
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.option_types import distinct_numbers, positive_integer
 from alit_hf.utils.processes import Processes
-from alit_hf.utils.whole_file import whole_file
+from alit_hf.utils.whole_file import write_json
 
 from .errors import FAILED, FileError, UsageError, file_problem, print_error
 from .explore import FIGURE_SUFFIXES
@@ -134,8 +133,7 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
 
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(output) as unfinished:
-            unfinished.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(output, results)
         for figure in figures:
             figure.parent.mkdir(parents=True, exist_ok=True)
         if arguments.figure is not None:

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from alit_hf.utils.option_types import add_threshold_argument
+from alit_hf.codes.length_choice import add_threshold_argument
 
 from .errors import FileError, UsageError, file_problem
 from .jobs import check_writable

@@ -1,8 +1,25 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what they ask for."""
 
 import argparse
+from typing import TYPE_CHECKING, NoReturn
 
-from alit_hf.utils.option_types import positive_integer
+from alit_hf.codes.length_choice import DEFAULT_THRESHOLD, LengthChoice
+from alit_hf.utils.error_reason import reason
+from alit_hf.utils.option_types import finite_number, positive_integer
+
+from .errors import UsageError
+
+
+if TYPE_CHECKING:
+    from alit_hf import ALITModel
+    from alit_hf.codes.picture_codes import PictureEncoder
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports wrong use in one line, as every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
 
 
 def add_batch_size_argument(parser: argparse.ArgumentParser) -> None:
@@ -22,3 +39,59 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="what the model computes in (default: %(default)s)",
     )
+
+
+def add_length_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--threshold`, `--num-tokens` and `--criterion`: what decides how many tokens a picture gets."""
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--threshold",
+        metavar="T",
+        type=finite_number,
+        help="use the fewest tokens whose criterion is below this, and all where none is "
+        f"(default: {DEFAULT_THRESHOLD}, for the criterion l1)",
+    )
+    length.add_argument("--num-tokens", metavar="N", type=positive_integer, help="use N tokens for every picture")
+    parser.add_argument(
+        "--criterion",
+        metavar="C",
+        help="l1 (mean absolute error of pixels in [0, 1]), l2 (mean squared error), psnr (minus dB: --threshold -25 "
+        "for more than 25 dB) or lpips (default: l1)",
+    )
+
+
+def length_choice(arguments: argparse.Namespace) -> LengthChoice:
+    """
+    What the options of `add_length_arguments` say.
+
+    Raises:
+        `UsageError`: for a criterion that has nothing to compare with, and for positive dB.
+    """
+    if arguments.num_tokens is not None:
+        if arguments.criterion is not None:
+            raise UsageError("--criterion chooses lengths together with --threshold, not with --num-tokens")
+        return LengthChoice(num_tokens=arguments.num_tokens)
+    criterion = arguments.criterion or "l1"
+    if arguments.threshold is None:
+        if criterion != "l1":
+            raise UsageError(f"--criterion {criterion} needs a --threshold in its own units")
+        return LengthChoice(threshold=DEFAULT_THRESHOLD)
+    if criterion == "psnr" and arguments.threshold > 0:
+        raise UsageError(
+            f"--threshold is {arguments.threshold:g}, for --criterion psnr it must be minus the dB: "
+            f"{-arguments.threshold:g} for more than {arguments.threshold:g} dB"
+        )
+    return LengthChoice(threshold=arguments.threshold, criterion=criterion)
+
+
+def make_encoder(model: "ALITModel", choice: LengthChoice) -> "PictureEncoder":
+    """
+    Raises:
+        `UsageError`: if the model cannot give such codes, or there is no such criterion.
+    """
+    from alit_hf.codes.picture_codes import PictureEncoder
+
+    try:
+        return PictureEncoder(model, choice)
+    except (ValueError, OSError) as error:
+        raise UsageError(reason(error)) from error

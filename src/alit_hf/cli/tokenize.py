@@ -14,13 +14,12 @@ from alit_hf.utils.processes import Processes
 
 from .errors import FAILED, FileError, UsageError, print_error
 from .jobs import check_writable
-from .lengths import add_length_arguments, length_choice, make_encoder
-from .options import add_batch_size_argument, add_model_arguments
+from .options import add_batch_size_argument, add_length_arguments, add_model_arguments, length_choice, make_encoder
 from .shared_work import run_shared
 
 
 if TYPE_CHECKING:
-    from alit_hf.token_datasets.tokenizing import TokenDatasetSummary
+    from alit_hf.token_datasets.info import TokenDatasetSummary
 
 
 def add_parser(commands) -> None:

@@ -1,6 +1,13 @@
 """What decides how many tokens a picture gets. Imports nothing heavy, for the command line's help."""
 
+import argparse
 from dataclasses import dataclass
+
+from alit_hf.utils.option_types import finite_number
+
+
+DEFAULT_THRESHOLD = 0.1
+"""L1 below which a picture has enough tokens, where nobody says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,4 +27,15 @@ class LengthChoice:
     criterion: str = "l1"
 
 
-__all__ = ["LengthChoice"]
+def add_threshold_argument(parser: argparse.ArgumentParser) -> None:
+    """`--threshold`, for commands that choose lengths by L1 alone."""
+    parser.add_argument(
+        "--threshold",
+        metavar="T",
+        type=finite_number,
+        default=DEFAULT_THRESHOLD,
+        help="L1 below which a picture has enough tokens (default: %(default)s)",
+    )
+
+
+__all__ = ["DEFAULT_THRESHOLD", "LengthChoice", "add_threshold_argument"]

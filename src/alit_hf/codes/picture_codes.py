@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
+from alit_hf.model.checks import check_num_tokens
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.model.modeling_alit import ALITModel
 from alit_hf.model.selection import resolve_criterion
@@ -53,11 +54,7 @@ class PictureEncoder:
         config = model.config
         if not config.quantize:
             raise ValueError("the model has continuous latent tokens, only ids of discrete ones can be stored")
-        step, longest, num_tokens = config.tokens_per_rollout, config.max_tokens, choice.num_tokens
-        if num_tokens is not None and (num_tokens % step or not step <= num_tokens <= longest):
-            raise ValueError(
-                f"`num_tokens` is {num_tokens}, it must be a multiple of {step} between {step} and {longest}"
-            )
+        check_num_tokens(config, choice.num_tokens)
         self.model = model
         self.choice = choice
         self.criterion = resolve_criterion(choice.criterion)

@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 import struct
-import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ import numpy as np
 import torch
 
 from alit_hf.model.modeling_alit import ALITModel
+from alit_hf.utils.whole_file import whole_file
 
 
 MAGIC = b"ALIT"
@@ -159,11 +159,8 @@ class TokenFile:
         Raises:
             `OSError`: if it cannot be written.
         """
-        path = Path(path)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".alit-") as folder:
-            unfinished = Path(folder) / "unfinished"
+        with whole_file(Path(path)) as unfinished:
             unfinished.write_bytes(self.to_bytes())
-            os.replace(unfinished, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "TokenFile":

@@ -6,7 +6,12 @@ from pathlib import Path
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from .picture_files import PICTURE_SUFFIXES
+
+PICTURE_SUFFIXES = frozenset(
+    {".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
+    | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
+)
+"""What is taken for a picture in a folder. Pillow cannot read HEIF: better reported than left out in silence."""
 
 
 class SplitError(ValueError):
@@ -66,4 +71,4 @@ def find_files(source: str) -> list[Path]:
     return found
 
 
-__all__ = ["SplitError", "choose_split", "find_files", "is_hub_id"]
+__all__ = ["PICTURE_SUFFIXES", "SplitError", "choose_split", "find_files", "is_hub_id"]

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 from gradio_client.utils import is_http_url_like
 
-from alit_hf.utils.option_types import DEFAULT_THRESHOLD
+from alit_hf.codes.length_choice import DEFAULT_THRESHOLD
 
 from .codes import EncodedPicture, Kept
 from .example_photos import EXAMPLE_NAMES, example_photo

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import PurePath
 
+import numpy as np
+from matplotlib import colormaps
 from PIL import Image, ImageOps
 
+from alit_hf.analysis.attention_figure import MAP_COLORS, MAP_OPACITY
 from alit_hf.codes.rollout_pictures import RolloutPicture
 from alit_hf.codes.token_file import TokenFile
 
-from .attention_overlay import attention_overlay
 from .codes import ChosenCode, DecodedFile, Kept
 
 
@@ -160,4 +162,19 @@ def _text(words: str) -> str:
     return escaped.replace("{", "&#123;").replace("}", "&#125;").replace("$", "&#36;")
 
 
-__all__ = ["chosen_html", "examples_html", "message_html", "strip_html", "tokens_html"]
+def attention_overlay(picture: Image.Image, attention_map: np.ndarray) -> Image.Image:
+    """
+    Args:
+        picture (`PIL.Image.Image`): drawn in grey.
+        attention_map (`np.ndarray` of shape `(rows, columns)`): not negative; its largest value is drawn brightest.
+
+    Returns:
+        `PIL.Image.Image`: of the picture's size.
+    """
+    brightness = Image.fromarray((attention_map / attention_map.max()).astype(np.float32))
+    smooth = np.asarray(brightness.resize(picture.size, Image.Resampling.BILINEAR))
+    colors = Image.fromarray(colormaps[MAP_COLORS](smooth, bytes=True)[..., :3])
+    return Image.blend(picture.convert("L").convert("RGB"), colors, MAP_OPACITY)
+
+
+__all__ = ["attention_overlay", "chosen_html", "examples_html", "message_html", "strip_html", "tokens_html"]

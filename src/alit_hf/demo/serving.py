@@ -2,19 +2,21 @@
 
 import datetime
 import os
+import secrets
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
+from gradio import route_utils
 from starlette.middleware import Middleware
 
 from .layout import build_demo
 from .tokenizer import DemoTokenizer
-from .unique_uploads import unique_uploads
 from .upload_limits import UploadLimits
 from .uploads import MAX_UPLOAD_BYTES
 
@@ -48,7 +50,7 @@ def served_demo(tokenizer: DemoTokenizer) -> Iterator[str]:
         `OSError`: if the port is not free, or none is.
     """
     port = os.environ.get(_PORT_VARIABLE)
-    with _folder_of_uploads() as folder, unique_uploads():
+    with _folder_of_uploads() as folder, _unique_uploads():
         demo = build_demo(tokenizer).queue(max_size=_MOST_WAITING)
         try:
             _, url, _ = demo.launch(
@@ -137,6 +139,26 @@ def _folder_of_uploads() -> Iterator[Path]:
             del os.environ[_FOLDER_VARIABLE]
             if before is not None:
                 os.environ[_FOLDER_VARIABLE] = before
+
+
+@contextmanager
+def _unique_uploads() -> Iterator[None]:
+    """
+    Within it every upload gets a path that nobody can guess, so that who deletes it deletes nobody else's: Gradio puts
+    files of equal content and name at one path, whoever they are from.
+    """
+    upload_file = route_utils.GradioUploadFile
+
+    class UniqueUpload(upload_file):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self.sha.update(secrets.token_bytes(16))
+
+    route_utils.GradioUploadFile = UniqueUpload
+    try:
+        yield
+    finally:
+        route_utils.GradioUploadFile = upload_file
 
 
 __all__ = ["SESSION_SECONDS", "served_demo"]

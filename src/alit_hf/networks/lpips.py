@@ -8,7 +8,6 @@ import functools
 import hashlib
 import importlib.util
 import io
-import os
 import pickle
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from alit_hf.utils.cache import cache_folder
+from alit_hf.utils.whole_file import whole_file
 
 
 class _Backbone(NamedTuple):
@@ -312,16 +312,8 @@ class _ArrayUnpickler(pickle.Unpickler):
 def _cache(net: str, weights: dict[str, torch.Tensor]) -> None:
     path = lpips_cache_path(net)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    os.close(descriptor)
-    try:
-        save_file(weights, temporary, metadata={"source": _REQUIREMENT, "license": "BSD"})
-        # mkstemp makes the file private; a cache may be shared.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with whole_file(path) as unfinished:
+        save_file(weights, unfinished, metadata={"source": _REQUIREMENT, "license": "BSD"})
 
 
 if __name__ == "__main__":

@@ -1,24 +1,18 @@
 """`README.md` of a data set of tokens: what `load_dataset` and the Hub read, and what a person does."""
 
-from typing import TYPE_CHECKING
-
 import yaml
 
 from alit_hf.utils.image_count import image_count
 
-from .info import INFO_FILE, TokenDatasetInfo
+from .info import INFO_FILE, TokenDatasetInfo, TokenDatasetSummary
 from .shards import Shards
-
-
-if TYPE_CHECKING:
-    from .tokenizing import TokenDatasetSummary
 
 
 CARD_FILE = "README.md"
 UNDECODABLE_FILE = "undecodable.jsonl"
 
 
-def card(info: TokenDatasetInfo, shards: Shards, summary: "TokenDatasetSummary") -> str:
+def card(info: TokenDatasetInfo, shards: Shards, summary: TokenDatasetSummary) -> str:
     """The card's text, with its metadata in front."""
     metadata = {
         "tags": ["alit", "image-tokenization"],

@@ -1,4 +1,4 @@
-"""What is the same for all rows of a data set of tokens: `tokenization.json`, beside its shards."""
+"""What a data set of tokens is: what all rows have in common, which is `tokenization.json`, and what it holds."""
 
 import dataclasses
 import json
@@ -145,4 +145,29 @@ class TokenDatasetInfo:
         )
 
 
-__all__ = ["INFO_FILE", "TokenDatasetInfo"]
+@dataclass(frozen=True)
+class TokenDatasetSummary:
+    """
+    What a finished data set of tokens holds.
+
+    Args:
+        num_images (`int`): rows.
+        num_undecodable (`int`): pictures that could not be decoded and have no row.
+        lengths (`dict[int, int]`): number of rows with each number of tokens, the shortest first.
+        num_unsatisfied (`int`): rows whose score is not below the threshold at full length.
+        was_complete (`bool`): whether all rows were there already, so that nothing was tokenized.
+    """
+
+    num_images: int
+    num_undecodable: int
+    lengths: dict[int, int]
+    num_unsatisfied: int
+    was_complete: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all rows."""
+        return sum(length * count for length, count in self.lengths.items())
+
+
+__all__ = ["INFO_FILE", "TokenDatasetInfo", "TokenDatasetSummary"]

@@ -5,7 +5,6 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +17,12 @@ from tqdm import tqdm
 from alit_hf.codes.picture_codes import PictureCode, PictureEncoder, to_picture
 from alit_hf.data.image_rows import FILE_NAME, ImageRows, fetch, read_picture
 from alit_hf.model.image_processing_alit import ALITImageProcessor
+from alit_hf.utils.error_reason import reason
 from alit_hf.utils.processes import Processes
-from alit_hf.utils.whole_file import unfinished_files, whole_file
+from alit_hf.utils.whole_file import unfinished_files, write_text
 
 from .card import CARD_FILE, UNDECODABLE_FILE, card
-from .info import INFO_FILE, TokenDatasetInfo
+from .info import INFO_FILE, TokenDatasetInfo, TokenDatasetSummary
 from .shards import ShardRecord, Shards, first_missing_block
 
 
@@ -40,31 +40,6 @@ and height in pixels."""
 
 class OutputError(ValueError):
     """The output cannot take these tokens. Raised before any work."""
-
-
-@dataclass(frozen=True)
-class TokenDatasetSummary:
-    """
-    What a finished data set of tokens holds.
-
-    Args:
-        num_images (`int`): rows.
-        num_undecodable (`int`): pictures that could not be decoded and have no row.
-        lengths (`dict[int, int]`): number of rows with each number of tokens, the shortest first.
-        num_unsatisfied (`int`): rows whose score is not below the threshold at full length.
-        was_complete (`bool`): whether all rows were there already, so that nothing was tokenized.
-    """
-
-    num_images: int
-    num_undecodable: int
-    lengths: dict[int, int]
-    num_unsatisfied: int
-    was_complete: bool
-
-    @property
-    def num_tokens(self) -> int:
-        """Of all rows."""
-        return sum(length * count for length, count in self.lengths.items())
 
 
 def tokenize_rows(
@@ -133,7 +108,7 @@ def _prepare(folder: Path, info: TokenDatasetInfo) -> None:
         others = sorted(other.name for other in folder.iterdir() if other not in left)
         if others:
             raise OutputError(f"the output {folder} is not empty and holds no {INFO_FILE}, but {others[0]}")
-        _write(path, info.to_json())
+        write_text(path, info.to_json())
     try:
         differences = info.differences(TokenDatasetInfo.load(folder))
     except ValueError as error:
@@ -274,11 +249,11 @@ class _Draft:
     def add_undecodable(self, number: int, cell: dict | None, file_name: str | None, error: Exception) -> None:
         """Takes note of a picture in the rows that are added next."""
         row = self.first_row + self.num_rows + number
-        reason = " ".join(str(error).split())
+        why = reason(error)
         if cell is not None and cell["path"]:
             # Data sets are given to others, who need not know the folders of this machine.
-            reason = reason.replace(cell["path"], file_name or os.path.basename(cell["path"]))
-        self.undecodable.append({"part": self.part, "row": row, "file_name": file_name, "reason": reason})
+            why = why.replace(cell["path"], file_name or os.path.basename(cell["path"]))
+        self.undecodable.append({"part": self.part, "row": row, "file_name": file_name, "reason": why})
 
     def record(self, is_last: bool) -> ShardRecord:
         return ShardRecord(self.part, self.block, self.num_rows, is_last, self.undecodable)
@@ -316,9 +291,9 @@ def _finish(
     if missing := _missing_shard(rows, _records_by_part(shards)):
         raise ValueError(f"{shards.path(*missing)} is not there, though all processes are done")
     undecodable = [image for record in shards.records() for image in record.undecodable]
-    _write(folder / UNDECODABLE_FILE, "".join(json.dumps(image) + "\n" for image in undecodable))
+    write_text(folder / UNDECODABLE_FILE, "".join(json.dumps(image) + "\n" for image in undecodable))
     summary = _summarize(shards, info, len(undecodable), was_complete)
-    _write(folder / CARD_FILE, card(info, shards, summary))
+    write_text(folder / CARD_FILE, card(info, shards, summary))
     return summary
 
 
@@ -338,9 +313,4 @@ def _summarize(
     )
 
 
-def _write(path: Path, text: str) -> None:
-    with whole_file(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
-
-
-__all__ = ["TOKEN_FEATURES", "OutputError", "TokenDatasetSummary", "tokenize_rows"]
+__all__ = ["TOKEN_FEATURES", "OutputError", "tokenize_rows"]

@@ -1,9 +1,11 @@
 """Files that are written whole or not at all."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 _PREFIX = ".alit-"
@@ -27,9 +29,25 @@ def whole_file(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replaces `path` by a file of this text, in UTF-8."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """
+    Replaces `path` by a file of this value.
+
+    Raises:
+        `ValueError`: for NaN and infinity, which JSON does not have.
+    """
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
 def unfinished_files(folder: Path) -> list[Path]:
     """What processes are writing in a folder, or have left there because they were killed while they wrote."""
     return [path for path in folder.glob(f"{_PREFIX}*") if path.is_file()]
 
 
-__all__ = ["unfinished_files", "whole_file"]
+__all__ = ["unfinished_files", "whole_file", "write_json", "write_text"]

@@ -16,10 +16,10 @@ from alit_hf.analysis.analysis import Analysis, Context, ImageBatch, RunSettings
 from alit_hf.analysis.charts import new_figure, style
 from alit_hf.analysis.errors import describe_errors, error_matrix, errors_by_length
 from alit_hf.analysis.statistics import in_words, spearman
+from alit_hf.codes.length_choice import DEFAULT_THRESHOLD, add_threshold_argument
 from alit_hf.data.images import EvaluationImages
 from alit_hf.evaluation.lengths import code_lengths, smallest_satisfying
 from alit_hf.evaluation.settings import SettingsError
-from alit_hf.utils.option_types import DEFAULT_THRESHOLD, add_threshold_argument
 
 
 @dataclass(kw_only=True)

@@ -12,9 +12,9 @@ from alit_hf.analysis.analysis import Analysis, Context, ImageBatch
 from alit_hf.analysis.charts import new_figure, style
 from alit_hf.analysis.errors import describe_errors, error_matrix, errors_by_length
 from alit_hf.analysis.statistics import auroc, in_words, mean, mean_difference
+from alit_hf.codes.length_choice import DEFAULT_THRESHOLD, add_threshold_argument
 from alit_hf.evaluation.lengths import code_lengths, smallest_satisfying
 from alit_hf.evaluation.settings import SettingsError
-from alit_hf.utils.option_types import DEFAULT_THRESHOLD, add_threshold_argument
 
 
 _LABELS = {"data": "in-distribution", "unfamiliar_data": "unfamiliar"}

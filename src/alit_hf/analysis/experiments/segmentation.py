@@ -1,5 +1,6 @@
 """Whether attention maps of latent tokens cover what people see as one thing (paper section 4, Tab. 2)."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,10 @@ from alit_hf.analysis.attention_analysis import AttentionAnalysis
 from alit_hf.analysis.attention_maps import rollout_maps
 from alit_hf.analysis.charts import draw_estimates, new_figure, style
 from alit_hf.analysis.label_maps import crop_label_map, read_label_map
-from alit_hf.analysis.map_baselines import center_map, disc_maps, scattered_maps
 from alit_hf.analysis.segment_overlap import SHARES, Segments, overlaps, segments_of_label_maps
 from alit_hf.analysis.statistics import in_words, mean, not_enough
-from alit_hf.analysis.untrained_model import untrained_copy
 from alit_hf.evaluation.lengths import code_lengths
+from alit_hf.model.modeling_alit import ALITModel
 
 
 _BASELINES = {
@@ -196,6 +196,35 @@ def _at_thresholds(values: np.ndarray) -> dict[str, np.ndarray]:
     return {name: values[..., SHARES.index(share)] for name, share in _THRESHOLDS.items()} | {
         _BEST: values.max(axis=2)
     }
+
+
+def scattered_maps(num_maps: int, grid_size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    """Maps `(num_maps, rows, columns)` whose highest values are at random positions."""
+    return torch.rand(num_maps, *grid_size, generator=generator)
+
+
+def disc_maps(num_maps: int, grid_size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    """Maps `(num_maps, rows, columns)` that fall off around a random place each: thresholded they are discs."""
+    return _discs(torch.rand(num_maps, 2, generator=generator) * torch.tensor(grid_size), grid_size)
+
+
+def center_map(grid_size: tuple[int, int]) -> torch.Tensor:
+    """One map `(1, rows, columns)` that falls off around the image's centre."""
+    return _discs(torch.tensor([grid_size]) / 2, grid_size)
+
+
+def _discs(centers: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    """Negative squared distances of the positions' centres from places `(num_maps, 2)`, in grid positions."""
+    rows, columns = (torch.arange(size) + 0.5 for size in grid_size)
+    return -((rows[:, None] - centers[:, :1, None]) ** 2 + (columns - centers[:, 1:, None]) ** 2)
+
+
+def untrained_copy(model: ALITModel, seed: int) -> ALITModel:
+    """A model of the same configuration with random weights, base tokenizer included, in evaluation mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        untrained = ALITModel(copy.deepcopy(model.config))
+    return untrained.eval().to(model.device)
 
 
 ANALYSIS = Segmentation

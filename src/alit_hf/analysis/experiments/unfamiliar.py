@@ -14,10 +14,10 @@ from PIL import Image
 from alit_hf.analysis.analysis import Analysis, Context, ImageBatch
 from alit_hf.analysis.errors import describe_errors, error_matrix
 from alit_hf.codes.figure import draw_panels, frame_caption, rollout_panels
+from alit_hf.codes.length_choice import DEFAULT_THRESHOLD, add_threshold_argument
 from alit_hf.codes.rollout_pictures import RolloutPicture, payload_bytes, rollout_pictures
 from alit_hf.evaluation.lengths import code_lengths, smallest_satisfying
 from alit_hf.evaluation.rounding import rounded
-from alit_hf.utils.option_types import DEFAULT_THRESHOLD, add_threshold_argument
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from alit_hf.analysis.map_baselines import center_map, disc_maps, scattered_maps
+from alit_hf.analysis.experiments.segmentation import center_map, disc_maps, scattered_maps
 from alit_hf.analysis.segment_overlap import SHARES, overlaps, segments_of_label_maps
 
 
