@@ -255,18 +255,16 @@ def describe_fields(kind: type, prefix: str = "") -> str:
     meanings = {}
     for one in reversed(kind.__mro__[:-1]):
         _, _, described = inspect.cleandoc(one.__doc__).partition("Args:\n")
-        for names, kinds, meaning in re.findall(r"^ {4}([\w, ]+?)(?: \((.*?)\))?: ((?:.|\n {8})*)", described, re.M):
-            meanings |= dict.fromkeys(names.split(", "), (kinds.replace("`", ""), " ".join(meaning.split())))
+        for names, values, meaning in re.findall(r"^ {4}([\w, ]+) \((.*?)\): ((?:.|\n {8})*)", described, re.M):
+            meanings |= dict.fromkeys(names.split(", "), (values.replace("`", ""), " ".join(meaning.split())))
     lines = []
     for one in dataclasses.fields(kind):
-        default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
-        if dataclasses.is_dataclass(default) or one.name == "loss":
-            continue
-        kinds, meaning = meanings[one.name]
-        lines.append(f"  --{prefix}{one.name} ({kinds})" if kinds else f"  --{prefix}{one.name}")
-        needed = default is dataclasses.MISSING
-        text = f"{meaning} {'Needed.' if needed else f'Default: {json.dumps(default)}.'}"
-        lines += textwrap.wrap(text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        if one.name in meanings:  # sections have no values to describe
+            default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+            values, meaning = meanings[one.name]
+            meaning += " Needed." if default is dataclasses.MISSING else f" Default: {json.dumps(default)}."
+            lines.append(f"  --{prefix}{one.name} ({values})")
+            lines += textwrap.wrap(meaning, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 

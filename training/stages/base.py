@@ -64,7 +64,7 @@ class BaseStage(Stage):
         if quantized:
             logs["codebook_loss"] = codebook_loss.detach()
         # Before the start without weight: distributed training waits for the codebook's gradient all the same.
-        loss = loss + (self.loss.codebook_weight if quantized else 0) * codebook_loss
+        loss = loss + int(quantized) * codebook_loss
         return loss, {**logs, **adversarial_logs}
 
     def end_step(self) -> list[Replaced]:

@@ -1,4 +1,4 @@
-"""The section `loss` of a run's configuration, the stage's own fields. Loads no library, so that help is quick."""
+"""The section `loss` of a run: the fields of each stage. Imports no library, so that help is quick."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -77,20 +77,17 @@ class ALITLossConfig:
 class BaseLossConfig(PixelLossConfig, AdversaryConfig):
     """
     Args:
-        codebook_weight (`float`): weight of codebook and commitment loss.
         codebook_start (`int`): first step that quantises. Above 0, k-means sets the codebook to clusters of the
             latents of the steps before.
         revive_every (`int`): steps after which unused codes are replaced by latents of the batch; 0 for never.
     """
 
-    codebook_weight: float = 1.0
     codebook_start: int = 0
     revive_every: int = 100
 
     def validate(self) -> None:
         PixelLossConfig.validate(self)
         AdversaryConfig.validate(self)
-        require(self.codebook_weight >= 0, "loss.codebook_weight", self.codebook_weight, "at least 0")
         require(self.codebook_start >= 0, "loss.codebook_start", self.codebook_start, "at least 0")
         require(self.revive_every >= 0, "loss.revive_every", self.revive_every, "at least 0")
 
