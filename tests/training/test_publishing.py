@@ -113,7 +113,7 @@ def test_a_run_pushes_on_the_way_and_at_its_end(hub, run_config, photo_folder):
     exported = Path(config.output_dir) / "model" / "model.safetensors"
     assert hub.files(REPO)["model.safetensors"] == exported.read_bytes()
     card = ModelCard(hub.files(REPO)["README.md"].decode())
-    assert {result.metric_type for result in card.data.eval_results} == {"l1", "psnr"}
+    assert {result.metric_type for result in card.data.eval_results} == {"ids", "l1", "psnr", "r2", "spread"}
     assert "logs/distill/events.out.tfevents" in " ".join(hub.files(REPO))
 
 
