@@ -58,7 +58,7 @@ model: venv ## train the default model, RUNS=runs/mini [BASE=folder]; the same c
 	$(TRAIN)/finetune.yaml --output_dir $(RUNS)/finetune --init_from $(RUNS)/distill/model
 	$(BIN)/alit evaluate --model $(RUNS)/finetune/model --data ../shared/data/eval-photos.parquet --lpips alex \
 	    --output $(RUNS)/results.json --figure $(RUNS)/results.png --worst-figure $(RUNS)/worst.jpg
-	$(BIN)/python training/checkpoint_card.py --results $(RUNS)/results.json --card $(RUNS)/finetune/model/README.md
+	$(BIN)/python tools/checkpoint_card.py --results $(RUNS)/results.json --card $(RUNS)/finetune/model/README.md
 
 clean: ## remove .venv, caches and outputs
 	rm -rf $(VENV) outputs build site .pytest_cache .ruff_cache .hypothesis src/*.egg-info

@@ -55,7 +55,7 @@ setup(
         "matplotlib>=3.10",
     ],
     extras_require={
-        "train": ["tensorboard>=2.21", "scipy>=1.15"],
+        "train": ["omegaconf>=2.4", "tensorboard>=2.21", "scipy>=1.15"],
         "eval": ["torchmetrics>=1.9", "scipy>=1.15", "scikit-learn>=1.7", "pandas>=2.3"],
         "demo": ["scikit-image>=0.25", "gradio>=6.31", "packaging>=24"],
         "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0.6"],

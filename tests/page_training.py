@@ -13,8 +13,9 @@ from tiny_config import BASE_TOKENIZERS
 from tiny_model import save_tiny_model
 
 from alit_hf import ALITConfig
-from training.configuration import TrainingConfig, load_configs
-from training.loop import train
+from training.configuration import TrainingConfig
+from training.engine.loop import train
+from training.stages.registry import load_configs
 
 
 _SCRIPT = "training/train.py"

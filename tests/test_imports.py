@@ -99,6 +99,15 @@ def test_the_package_does_not_import_training():
     ]
 
 
+def test_training_has_no_circles_of_files_or_rooms():
+    files = graph(ROOT / "training")
+    assert not circle(files)
+    rooms = {room(name): set() for name in files}
+    for name, targets in files.items():
+        rooms[room(name)] |= {room(target) for target in targets} - {room(name)}
+    assert not circle(rooms)
+
+
 @pytest.mark.parametrize("path", [p for n, p in PACKAGE.items() if room(n) == "model"], ids=lambda path: path.name)
 def test_what_a_push_copies_names_its_siblings_flatly(path):
     """transformers follows `from .name import` and copies these files into one folder."""

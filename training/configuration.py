@@ -1,14 +1,13 @@
-"""What a training run is: typed fields, read from YAML, overridden on the command line, checked before any work."""
+"""What a training run is: its fields and what they may be."""
 
 import dataclasses
-import difflib
-import types
-import typing
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+import inspect
+import json
+import math
+import re
+import textwrap
+from dataclasses import dataclass, field
 from typing import Any, Literal
-
-import yaml
 
 from alit_hf.data.sources import is_hub_id
 
@@ -81,16 +80,16 @@ class OptimizationConfig:
     Args:
         batch_size (`int`): images a step, over all ranks.
         micro_batch_size (`int`): images a rank computes at once; gradients accumulate to `batch_size`. 0: all at once.
-        max_steps, epochs (`int`): length of the run; exactly one is above 0.
+        max_steps, epochs (`int`): length of the run; exactly one of the two is above 0.
         max_minutes (`float`): ends the run after this time, at a learning rate annealed to it. 0: no limit.
         optimizer (`"adamw"` or `"muon"`): with `"muon"` the matrices of the transformer layers are moved by Muon and
             all else by AdamW. Not where parameters are sharded.
-        learning_rate, base_learning_rate (`float`): AdamW's peak; the latter is scaled by `batch_size / 256`. Exactly
-            one is above 0.
+        learning_rate (`float`): AdamW's peak. Either this or `base_learning_rate` is above 0.
+        base_learning_rate (`float`): the peak for 256 images a step, scaled by `batch_size / 256`.
         muon_learning_rate (`float`): Muon's peak; both follow one schedule.
-        warmup_steps, warmup_epochs (`int`): linear warm-up, only one above 0.
-        betas (`list[float]`): of AdamW.
-        weight_decay (`float`): biases, norms and embeddings do not decay.
+        warmup_steps, warmup_epochs (`int`): linear warm-up; at most one of the two is above 0.
+        betas (`list[float]`): AdamW's, two in [0, 1).
+        weight_decay (`float`): of all but biases, norms and embeddings.
         max_grad_norm (`float`): gradients are clipped to this norm.
         ema_decay (`float` in [0, 1)): decay of the average of weights, which validation and checkpoints use. It rises
             to this value as (1 + step) / (10 + step).
@@ -157,14 +156,15 @@ class OptimizationConfig:
 @dataclass(kw_only=True)
 class LoggingConfig:
     """
-    What a run shows and keeps; all intervals in steps, 0 for never.
+    What a run shows and keeps; all intervals in steps, 0 for never (but for `log_every`).
 
     Args:
-        log_every: losses, learning rate, images a second. A non-finite loss is found here, and before checkpoints.
-        validate_every: validation on the averaged weights; also at the end.
-        pictures_every: grids of originals and reconstructions.
-        checkpoint_every: checkpoints; also at the end.
-        keep: checkpoints that are kept.
+        log_every (`int`): losses, learning rate, images a second. A non-finite loss is found here, and before
+            checkpoints.
+        validate_every (`int`): validation on the averaged weights; also at the end.
+        pictures_every (`int`): grids of originals and reconstructions.
+        checkpoint_every (`int`): checkpoints; also at the end.
+        keep (`int`): checkpoints that are kept.
         trackers (`list[str]`): experiment trackers by the names that Accelerate knows ("tensorboard", "wandb", …).
     """
 
@@ -188,7 +188,7 @@ class TrainingConfig:
     A training run.
 
     Args:
-        stage (`str`): what is trained, a name in `training.stages.STAGES`.
+        stage (`str`): what is trained: `"base"`, `"distill"`, `"finetune"` or `"fixed"`.
         output_dir (`str`): where everything that the run writes goes.
         resume (`str`): `"latest"`, or a checkpoint folder, to continue from; empty to start anew. `"latest"` starts
             anew where there is none yet.
@@ -197,7 +197,8 @@ class TrainingConfig:
         seed (`int`): of weights, order of images, crops and everything random.
         model (`dict`): sizes: arguments of diffusers' `VQModel` (`base`) or fields of `ALITConfig` (`distill`,
             `fixed`); what belongs to base tokenizer or image size is not repeated.
-        loss: the stage's own fields, see the stage's file.
+        loss: the stage's own fields, see `training/stages/loss_config.py`.
+        data, optimization, logging: sections, see there.
         push_to_hub (`bool`): publish model, card and logs on the Hub, at the end and every `push_every` steps.
         hub_model_id (`str`): `"ORG/NAME"`, the repository, which is made where it is missing.
         hub_private (`bool`): a repository that is made is private.
@@ -212,8 +213,8 @@ class TrainingConfig:
     seed: int = 0
     model: dict[str, Any] = field(default_factory=dict)
     loss: Any = None
-    data: DataConfig
-    optimization: OptimizationConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     push_to_hub: bool = False
     hub_model_id: str = ""
@@ -223,7 +224,11 @@ class TrainingConfig:
     def validate(self) -> None:
         # Steps and ranks are added to it, and NumPy takes 32 bits.
         require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2**31)")
-        for section in (self.loss, self.data, self.optimization, self.logging):
+        for name in ("loss", "data", "optimization", "logging"):
+            section = getattr(self, name)
+            for field_name, value in vars(section).items():
+                is_finite = not isinstance(value, float) or math.isfinite(value)
+                require(is_finite, f"{name}.{field_name}", value, "a finite number")
             section.validate()
         if self.push_to_hub:
             require(is_hub_id(self.hub_model_id), "hub_model_id", self.hub_model_id, "ORG/NAME of a Hub repository")
@@ -240,202 +245,32 @@ class TrainingConfig:
                 require(value == 0, f"optimization.{name}", value, "0, as a stream's length is unknown: give steps")
 
 
-def load_configs(path: str | Path, overrides: list[str] = ()) -> list[TrainingConfig]:
+def describe_fields(kind: type, prefix: str = "") -> str:
     """
-    Reads the run, or the runs one after another, that a file describes.
+    The fields of a dataclass as the command line names them, with their meaning from its docstring and its default.
 
     Args:
-        path: a YAML file with the fields of `TrainingConfig`, and two more:
-            `defaults: OTHER.yaml` names a file, relative to it, whose fields hold where it has none of its own.
-            `sequence: {NAME: {…}, …}` makes it several runs. Each has the fields under its name over the file's; its
-            stage is NAME, it writes to the folder NAME in `output_dir` and starts from what the run before it wrote,
-            where it does not say otherwise; `-NAME` is appended to `hub_model_id`.
-        overrides: `["--seed", "1", "--data.image_size", "128", …]`; a dot leads into a section. In a sequence they
-            hold for all runs, whatever the file has under their names; `--sequence.NAME.seed 1` holds above these for
-            one. `--output_dir` and `--hub_model_id` get each run's name appended, `--init_from` is for the first run.
-
-    Raises:
-        `ValueError`: for a misspelt field, a value of the wrong type or an impossible one; the message names it.
-        `OSError`: where the file cannot be read.
+        prefix: what stands before each name, such as `"data."`.
     """
-    values = _read_yaml(Path(path))
-    pairs = _pairs(overrides)
-    for_all = [(name, value) for name, value in pairs if not name.startswith("sequence.")]
-    for name, value in for_all:
-        _set(values, name, value)
-    if isinstance(values.get("sequence"), dict):
-        values["sequence"] = _giving_way(values["sequence"], dict(for_all))
-    for name, value in pairs:
-        if name.startswith("sequence."):
-            _set(values, name, value)
-    sequence = values.pop("sequence", None)
-    if sequence is None:
-        return [config_from_dict(values)]
-    require(isinstance(sequence, dict) and bool(sequence), "sequence", sequence, "a section of named runs")
-    configs = []
-    for name, run in sequence.items():
-        require(isinstance(run, dict), f"sequence.{name}", run, "a section")
-        folder = Path(str(values.get("output_dir", "")))
-        implied = {"stage": name, "output_dir": str(folder / name)}
-        if values.get("hub_model_id"):
-            implied["hub_model_id"] = f"{values['hub_model_id']}-{name}"
-        if configs:
-            implied["init_from"] = str(Path(configs[-1].output_dir) / "model")
-        configs.append(config_from_dict(_merged(_merged(values, implied), run)))
-    precisions = sorted({config.optimization.mixed_precision for config in configs})
-    require(len(precisions) == 1, "optimization.mixed_precision", precisions, "the same in all runs of a sequence")
-    return configs
-
-
-def config_from_dict(values: dict[str, Any]) -> TrainingConfig:
-    """The checked configuration of nested plain values, see `load_configs`."""
-    # Here, as the stages import this file's helpers for their own fields.
-    from .stages import STAGES
-
-    values = dict(values)
-    stage = values.get("stage")
-    if stage not in STAGES:
-        raise ValueError(f"`stage` is {stage!r}, it must be one of {sorted(STAGES)}.")
-    loss = _build(STAGES[stage].loss_config, values.pop("loss", None) or {}, "loss.")
-    config = _build(TrainingConfig, values, "")
-    config.loss = loss
-    config.validate()
-    require(
-        config.data.cached_crops == 0 or STAGES[stage].takes_base_latents,
-        "data.cached_crops",
-        config.data.cached_crops,
-        f"0 in stage {stage}, which trains the base",
-    )
-    require(
-        config.optimization.optimizer == "adamw" or bool(STAGES[stage].layer_classes),
-        "optimization.optimizer",
-        config.optimization.optimizer,
-        f"'adamw' in stage {stage}, which has no transformer layers",
-    )
-    STAGES[stage].check_config(config)
-    return config
+    meanings = {}
+    for one in reversed(kind.__mro__[:-1]):
+        _, _, described = inspect.cleandoc(one.__doc__).partition("Args:\n")
+        for names, values, meaning in re.findall(r"^ {4}([\w, ]+) \((.*?)\): ((?:.|\n {8})*)", described, re.M):
+            meanings |= dict.fromkeys(names.split(", "), (values.replace("`", ""), " ".join(meaning.split())))
+    lines = []
+    for one in dataclasses.fields(kind):
+        if one.name in meanings:  # sections have no values to describe
+            default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+            values, meaning = meanings[one.name]
+            meaning += " Needed." if default is dataclasses.MISSING else f" Default: {json.dumps(default)}."
+            lines.append(f"  --{prefix}{one.name} ({values})")
+            lines += textwrap.wrap(meaning, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
 
 
 def config_to_dict(config: TrainingConfig) -> dict[str, Any]:
-    """Plain nested values that `config_from_dict` takes."""
+    """Plain nested values, as YAML holds them."""
     return dataclasses.asdict(config)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}, it must hold fields of a training run.")
-    defaults = values.pop("defaults", None)
-    return values if defaults is None else _merged(_read_yaml(path.parent / defaults), values)
-
-
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for name, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
-        merged[name] = _merged(merged[name], value) if both else value
-    return merged
-
-
-def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:
-    pairs, rest = [], list(arguments)
-    while rest:
-        name = rest.pop(0)
-        if not name.startswith("--"):
-            raise ValueError(f"{name!r} is not of the form `--field value`.")
-        name, equals, text = name[2:].partition("=")
-        if not equals:
-            # A name alone switches a field on.
-            text = "true" if not rest or rest[0].startswith("--") else rest.pop(0)
-        pairs.append((name, yaml.safe_load(text) if text else ""))
-    return pairs
-
-
-def _set(values: dict[str, Any], name: str, value: Any) -> None:
-    *sections, last = name.split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise ValueError(f"`--{name}`: {section} is no section.")
-    values[last] = value
-
-
-def _giving_way(sequence: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """The runs of a sequence without what the command line sets for all of them."""
-    first = next(iter(sequence), "NAME")
-    if "stage" in overrides:
-        raise ValueError(
-            f"`--stage` is {overrides['stage']!r}, but runs of a sequence have their own: `--sequence.{first}.stage`."
-        )
-    runs = {}
-    for name, run in sequence.items():
-        for field_name in overrides:
-            # Stages start from different kinds of models: one for all of them there cannot be.
-            if field_name != "init_from" or name == first:
-                run = _without(run, field_name)
-        runs[name] = run
-    return runs
-
-
-def _without(values: Any, name: str) -> Any:
-    section, _, rest = name.partition(".")
-    if not isinstance(values, dict) or section not in values:
-        return values
-    below = {section: _without(values[section], rest)} if rest else {}
-    return {key: value for key, value in values.items() if key != section} | below
-
-
-def _build(kind: type, values: Any, prefix: str) -> Any:
-    """The dataclass `kind` from plain values, each checked against its field's type."""
-    if not isinstance(values, dict):
-        raise ValueError(f"`{prefix[:-1]}` is {values!r}, it must be a section with the fields of {kind.__name__}.")
-    hints = typing.get_type_hints(kind)
-    names = [one.name for one in fields(kind)]
-    for name in values:
-        if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1)
-            hint = f"; did you mean `{prefix}{near[0]}`?" if near else f", it must be one of {names}."
-            raise ValueError(f"`{prefix}{name}` is no field{hint}")
-    arguments = {name: _checked(hints[name], value, f"{prefix}{name}") for name, value in values.items()}
-    for one in fields(kind):
-        if one.name in arguments:
-            continue
-        if dataclasses.is_dataclass(hints[one.name]):
-            arguments[one.name] = _build(hints[one.name], {}, f"{prefix}{one.name}.")
-        elif one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
-            raise ValueError(f"`{prefix}{one.name}` is missing.")
-    return kind(**arguments)
-
-
-def _checked(hint: Any, value: Any, name: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, name + ".")
-    if hint is Any:
-        return value
-    if origin is Literal:
-        # YAML reads a bare `no` as false.
-        value = "no" if value is False and "no" in arguments else value
-        require(value in arguments, name, value, f"one of {list(arguments)}")
-        return value
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _checked(arguments[0], value, name)
-    if origin is list:
-        items = value if isinstance(value, list) else [value]
-        return [_checked(arguments[0], item, name) for item in items if item != ""]
-    if origin is dict:
-        require(isinstance(value, dict), name, value, "a section")
-        return value
-    if hint is float:
-        # YAML reads 1e-4 as text.
-        try:
-            number = float(value) if not isinstance(value, bool) else None
-        except (TypeError, ValueError):
-            number = None
-        require(number is not None and abs(number) < float("inf"), name, value, "a finite number")
-        return number
-    require(isinstance(value, hint) and (hint is bool or not isinstance(value, bool)), name, value, hint.__name__)
-    return value
 
 
 def require(condition: bool, name: str, value: Any, allowed: str) -> None:

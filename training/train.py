@@ -18,14 +18,8 @@ from pathlib import Path
 # Run as a file, Python puts this folder on the path and not the one that has the package `training`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch.distributed as dist
-from transformers.utils.logging import disable_progress_bar
-
-from training.checkpointing import CheckpointError
-from training.configuration import load_configs
-from training.data import UndecodableImagesError
-from training.loop import CannotStartError, InterruptedTrainingError, train
-from training.monitoring import NonFiniteLossError
+from training.configuration import DataConfig, LoggingConfig, OptimizationConfig, TrainingConfig, describe_fields
+from training.stages.loss_config import LOSS_CONFIGS
 
 
 EXIT_WRONG_USE = 2
@@ -37,9 +31,22 @@ EXIT_ENDED_AT_ONCE = 130
 
 def main(arguments: list[str]) -> int:
     """Runs what the arguments say; gives the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=_all_fields(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", required=True, help="YAML file, see training/configs")
     known, overrides = parser.parse_known_args(arguments)
+
+    # Help is to be quick.
+    import torch.distributed as dist
+    from transformers.utils.logging import disable_progress_bar
+
+    from training.engine.checkpointing import CheckpointError
+    from training.engine.loop import CannotStartError, InterruptedTrainingError, train
+    from training.engine.monitoring import NonFiniteLossError
+    from training.images.batches import UndecodableImagesError
+    from training.stages.registry import load_configs
+
     try:
         configs = load_configs(known.config, overrides)
     except (ValueError, OSError) as error:
@@ -76,6 +83,17 @@ def main(arguments: list[str]) -> int:
         if dist.is_initialized():
             dist.destroy_process_group()
     return 0
+
+
+def _all_fields() -> str:
+    """Of all sections, and of the section `loss` in each stage."""
+    sections = [("Fields", TrainingConfig, ""), ("Section data", DataConfig, "data.")]
+    sections += [("Section optimization", OptimizationConfig, "optimization.")]
+    sections += [("Section logging", LoggingConfig, "logging.")]
+    for kind in dict.fromkeys(LOSS_CONFIGS.values()):
+        stages = " and ".join(stage for stage, its_kind in LOSS_CONFIGS.items() if its_kind is kind)
+        sections.append((f"Section loss of {stages}", kind, "loss."))
+    return "\n\n".join(f"{title}:\n{describe_fields(kind, prefix)}" for title, kind, prefix in sections)
 
 
 def _print_error(error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""`training/analyze.py` over two real processes gives the numbers of `alit analyze`."""
+"""`alit analyze` over two real processes gives the numbers of one."""
 
 import json
 
@@ -15,8 +15,8 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     (tmp_path / "photos").mkdir()
     photos = tiny_photos(tmp_path / "photos", 11)[0]
     model = save_tiny_model(tmp_path / "model")
-    arguments = ["thresholds", "--model", model, "--data", photos, "--device", "cpu", "--batch-size", "2"]
-    done = run_two("analyze.py", *arguments, "--output", str(tmp_path / "two"))
+    arguments = ["thresholds", "--model", model, "--data", photos, "--batch-size", "2"]
+    done = run_two("analyze", *arguments, "--output", str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr
     assert main(["analyze", *arguments, "--output", str(tmp_path / "one")]) == 0
     two, one = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("two", "one"))
@@ -29,6 +29,6 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
 
 @pytest.mark.slow
 def test_wrong_use_is_told_once(tmp_path):
-    done = run_two("analyze.py", "thresholds", "--data", "missing", "--output", str(tmp_path), "--device", "cpu")
+    done = run_two("analyze", "thresholds", "--data", "missing", "--output", str(tmp_path), "--device", "cpu")
     assert done.returncode != 0
     assert done.stderr.count("--data: missing does not exist") == 1

@@ -22,12 +22,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 from alit_hf import ALITConfig, ALITModel
 from alit_hf.model import base_tokenizer
 from alit_hf.networks.lpips import LPIPS
-from training.averaging import WeightAverage
 from training.configuration import OptimizationConfig
-from training.optimization import optimizers
-from training.stages import Stage, pixel_loss
-from training.stages.distill import DistillLossConfig, DistillStage
-from training.stages.finetune import FinetuneLossConfig, FinetuneStage
+from training.engine.averaging import WeightAverage
+from training.engine.optimization import optimizers
+from training.stages import pixel_loss
+from training.stages.distill import DistillStage
+from training.stages.finetune import FinetuneStage
+from training.stages.loss_config import DistillLossConfig, FinetuneLossConfig
+from training.stages.stage import Stage
 
 
 GIB = 2**30

@@ -19,10 +19,11 @@ import torch
 from diffusers import VQModel
 from random_lpips import random_lpips
 
-from training.configuration import TrainingConfig, load_configs
-from training.loop import Trainer
-from training.stages import STAGES, pixel_loss
+from training.configuration import TrainingConfig
+from training.engine.loop import Trainer
+from training.stages import pixel_loss
 from training.stages.distill import DistillStage
+from training.stages.registry import STAGES, load_configs
 
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"

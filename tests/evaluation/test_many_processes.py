@@ -1,4 +1,4 @@
-"""`training/evaluate.py` over two real processes gives the numbers of `alit evaluate`."""
+"""`alit evaluate` over two real processes gives the numbers of one."""
 
 import json
 
@@ -9,14 +9,11 @@ from tiny_model import save_tiny_model
 from alit_hf.cli import main
 
 
-SCRIPT = "evaluate.py"
-
-
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(tmp_path, photos):
     model = save_tiny_model(tmp_path / "model")
     arguments = ["--model", model, "--data", str(photos), "--lpips", "none", "--device", "cpu", "--batch-size", "2"]
-    done = run_two(SCRIPT, *arguments, "--output", str(tmp_path / "two.json"))
+    done = run_two("evaluate", *arguments, "--output", str(tmp_path / "two.json"))
     assert done.returncode == 0, done.stderr
     assert main(["evaluate", *arguments, "--output", str(tmp_path / "one.json")]) == 0
     two, one = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("two", "one"))
@@ -36,6 +33,6 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, photos):
 
 @pytest.mark.slow
 def test_wrong_use_is_told_once(tmp_path):
-    done = run_two(SCRIPT, "--data", "missing", "--output", str(tmp_path / "r.json"), "--device", "cpu")
+    done = run_two("evaluate", "--data", "missing", "--output", str(tmp_path / "r.json"), "--device", "cpu")
     assert done.returncode != 0
     assert done.stderr.count("--data: missing does not exist") == 1

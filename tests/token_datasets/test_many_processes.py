@@ -1,4 +1,4 @@
-"""`training/tokenize_dataset.py` over two real processes writes what `alit tokenize` writes."""
+"""`alit tokenize` over two real processes writes what one writes."""
 
 import pytest
 import torch
@@ -8,9 +8,6 @@ from token_data import contents
 
 from alit_hf import ALITImageProcessor
 from alit_hf.cli import main
-
-
-SCRIPT = "tokenize_dataset.py"
 
 
 @pytest.fixture
@@ -31,7 +28,7 @@ def test_two_processes_write_what_one_writes(tmp_path, parquet):
     ALITImageProcessor.for_config(model.config).save_pretrained(tmp_path / "model")
     arguments = [str(parquet), "--model", str(tmp_path / "model"), "--threshold", "0.3", "--rows-per-shard", "2"]
     arguments += ["--device", "cpu"]
-    done = run_two(SCRIPT, *arguments, "--output", str(tmp_path / "two"))
+    done = run_two("tokenize", *arguments, "--output", str(tmp_path / "two"))
     assert done.stderr.count("1 image could not be decoded") == 1, done.stderr
     assert main(["tokenize", *arguments, "--output", str(tmp_path / "one")]) == 1
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
@@ -41,6 +38,6 @@ def test_two_processes_write_what_one_writes(tmp_path, parquet):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_wrong_use_is_told_once(tmp_path):
-    done = run_two(SCRIPT, "missing", "--output", str(tmp_path / "out"), "--device", "cpu")
+    done = run_two("tokenize", "missing", "--output", str(tmp_path / "out"), "--device", "cpu")
     assert done.returncode != 0
     assert done.stderr.count("DATASET: missing does not exist") == 1

@@ -12,7 +12,8 @@ from diffusers import AutoencoderKL, VQModel
 from PIL import Image
 from random_lpips import random_lpips
 
-from training.configuration import TrainingConfig, config_from_dict
+from training.configuration import TrainingConfig
+from training.stages.registry import config_from_dict
 
 
 BLOCKS = {

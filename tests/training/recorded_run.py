@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from random_lpips import random_lpips
 
 from training import train
-from training.loop import Trainer
-from training.monitoring import Display
+from training.engine.loop import Trainer
+from training.engine.monitoring import Display
 from training.stages import pixel_loss
 
 

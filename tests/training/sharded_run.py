@@ -11,8 +11,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from recorded_run import run
 
-from training.loop import Trainer
-from training.sharding import is_sharded
+from training.engine.loop import Trainer
+from training.stages.sharding import is_sharded
 
 
 os.environ |= {

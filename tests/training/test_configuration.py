@@ -1,16 +1,25 @@
-from dataclasses import replace
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from alit_hf import ALITConfig
-from training.configuration import config_from_dict, config_to_dict, load_configs
+from training.configuration import DataConfig, LoggingConfig, OptimizationConfig, TrainingConfig, config_to_dict
+from training.stages.loss_config import LOSS_CONFIGS
+from training.stages.registry import config_from_dict, load_configs
 
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "training" / "configs"
 # With an underscore in front: what others have in common.
 CONFIGS = sorted(path for path in CONFIG_FOLDER.rglob("*.yaml") if not path.name.startswith("_"))
+
+
+SECTIONS = {"": TrainingConfig, "data.": DataConfig, "optimization.": OptimizationConfig, "logging.": LoggingConfig}
 
 
 def write(path: Path, values: dict) -> Path:
@@ -52,6 +61,13 @@ def test_overrides_reach_fields_and_sections(values, tmp_path):
         ("logging__keep", 0, "`logging.keep` is 0"),
         ("model__norm_num_groups", 5, "`model` cannot be built"),
         ("data", "photos", "`data` is 'photos', it must be a section"),
+        ("loss", "l1", "`loss` is 'l1', it must be a section"),
+        ("loss__revive_every", 1.5, "`loss.revive_every` is 1.5"),
+        ("model", 3, "`model` is 3"),
+        ("data__train", [["a.parquet"]], "not nested"),
+        ("optimization__betas", ["high", 0.9], "`optimization.betas\\[0\\]` is 'high'"),
+        ("optimization__weight_decay", "inf", "`optimization.weight_decay` is inf, it must be a finite number"),
+        ("output_dir", "???", "`output_dir` is missing"),
     ],
 )
 def test_wrong_fields_are_named_before_anything_starts(values, tmp_path, field, value, message):
@@ -79,11 +95,62 @@ def test_wrong_fields_of_stages_are_named(values, stage, field, value, message):
         config_from_dict(values(stage, **{field: value}))
 
 
+def test_help_has_every_field_with_its_meaning_and_default():
+    program = (
+        "import sys; from training.train import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: sys.exit(', '.join({'torch', 'yaml', 'omegaconf'} & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "src")])}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stderr.strip() == ""  # nothing that takes long to import
+    help_of_loss = done.stdout[done.stdout.index("Section loss") :]
+    for prefix, kind in [*SECTIONS.items(), *(("loss.", kind) for kind in LOSS_CONFIGS.values())]:
+        for one in fields(kind):
+            if one.name not in ("loss", "data", "optimization", "logging"):
+                entry = rf"--{prefix}{one.name} \(.*\)\n {{6}}\S.*\n?"
+                assert re.search(entry, help_of_loss if prefix == "loss." else done.stdout), one.name
+    text = " ".join(done.stdout.split())
+    assert "--seed (int) of weights, order of images, crops and everything random. Default: 0." in text
+    assert "--optimization.betas (list[float]) AdamW's, two in [0, 1). Default: [0.9, 0.95]." in text
+    assert '--loss.perceptual_net ("vgg" or "alex") LPIPS network; AlexNet is cheap enough for CPUs.' in text
+    # The same field, with another default in each stage.
+    assert [line.count("0 for never. Default: 100") for line in text.split("Section loss of")[1:]] == [1, 1, 0]
+
+
 @pytest.mark.parametrize("overrides", [["seed", "1"], ["--seed"], ["--seed.deep", "1"]])
 def test_malformed_overrides_are_refused(values, tmp_path, overrides):
     path = write(tmp_path / "run.yaml", values("base", seed=0))
     with pytest.raises(ValueError, match="seed"):
         load_configs(path, overrides)
+
+
+@pytest.mark.parametrize(
+    ("content", "overrides", "message"),
+    [
+        ("stage: [base", [], "run.yaml is no YAML"),
+        ("[1, 2]", [], "run.yaml holds a list"),
+        ("stage: base", ["--data.train", "[a.png"], "`--data.train` is '\\[a.png', which is no YAML"),
+        ("sequence: [base]", [], "`sequence` is"),
+        ("sequence: {base: {}}", ["--sequence.bass.seed", "1"], "`--sequence.bass.seed` is 1.*'base'"),
+        ("stage: base", ["--sequence.base.seed", "1"], "`--sequence.base.seed` is 1"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, content, overrides, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        load_configs(path, overrides)
+
+
+def test_values_may_be_written_as_one_means_them(values, tmp_path):
+    path = write(tmp_path / "run.yaml", values("base"))
+    overrides = ["--data.train", "photos/", "--data.validation=", "--optimization.mixed_precision", "no", "--model={}"]
+    (config,) = load_configs(path, overrides)
+    assert (config.data.train, config.data.validation) == (["photos/"], [])
+    assert config.optimization.mixed_precision == "no"  # which YAML reads as false
+    assert config.model == {}
 
 
 def test_peak_learning_rate_scales_with_the_batch(config):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from training.configuration import DataConfig
-from training.data import (
+from training.images.batches import (
     BatchSplit,
     TrainingImages,
     UndecodableImagesError,

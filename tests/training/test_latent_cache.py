@@ -8,11 +8,11 @@ from diffusers import AutoencoderKL, VQModel
 from safetensors.torch import load_file
 
 from alit_hf.model.base_tokenizer import ALITBaseTokenizer
-from training import latent_cache
-from training.configuration import config_from_dict
-from training.data import TrainingImages, UndecodableImagesError
-from training.loop import Trainer, train
-from training.monitoring import Display
+from training.engine.loop import Trainer, train
+from training.engine.monitoring import Display
+from training.images import latent_cache
+from training.images.batches import TrainingImages, UndecodableImagesError
+from training.stages.registry import config_from_dict
 
 
 CROPS = 2
@@ -47,7 +47,7 @@ def without_cache(monkeypatch):
 
     def run(config):
         with monkeypatch.context() as patch:
-            patch.setattr("training.loop.cached_latents", lambda *_: None)
+            patch.setattr("training.engine.loop.cached_latents", lambda *_: None)
             train(config)
 
     return run

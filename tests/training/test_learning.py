@@ -8,8 +8,8 @@ import torch
 from diffusers import VQModel
 from PIL import Image
 
-from training.loop import train
-from training.monitoring import Display
+from training.engine.loop import train
+from training.engine.monitoring import Display
 
 
 HELD_OUT = 32

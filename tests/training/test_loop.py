@@ -18,11 +18,11 @@ from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from alit_hf import ALITImageProcessor, ALITModel
-from training.averaging import WeightAverage
-from training.checkpointing import CheckpointError, checkpoints
-from training.data import UndecodableImagesError
-from training.loop import InterruptedTrainingError, Trainer, train
-from training.monitoring import Display, NonFiniteLossError
+from training.engine.averaging import WeightAverage
+from training.engine.checkpointing import CheckpointError, checkpoints
+from training.engine.loop import InterruptedTrainingError, Trainer, train
+from training.engine.monitoring import Display, NonFiniteLossError
+from training.images.batches import UndecodableImagesError
 from training.stages.base import BaseStage
 from training.stages.distill import DistillStage
 
@@ -250,7 +250,7 @@ def test_muon_is_refused_where_weights_are_sharded(config, monkeypatch, kind):
     plugin = SimpleNamespace(deepspeed_config={}, enable_msamp=False)
     monkeypatch.setattr(Accelerator, "distributed_type", kind)
     monkeypatch.setattr(AcceleratorState, "deepspeed_plugin", plugin)
-    monkeypatch.setattr("training.loop.prepare", Mock(side_effect=InterruptedError))
+    monkeypatch.setattr("training.engine.loop.prepare", Mock(side_effect=InterruptedError))
     with pytest.raises(ValueError, match=r"`optimization\.optimizer` is 'muon'.*sharded"):
         Trainer(config("distill", optimization__optimizer="muon"))
     with pytest.raises(InterruptedError):

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from training.averaging import WeightAverage
 from training.configuration import OptimizationConfig
-from training.optimization import learning_rate_share, optimizers, set_learning_rates
+from training.engine.averaging import WeightAverage
+from training.engine.optimization import learning_rate_share, optimizers, set_learning_rates
 
 
 def test_only_matrices_decay():

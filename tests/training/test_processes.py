@@ -13,8 +13,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from training.loop import train
-from training.monitoring import Display
+from training.engine.loop import train
+from training.engine.monitoring import Display
 from training.train import EXIT_ENDED_AT_ONCE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_USE, main
 
 
@@ -310,12 +310,13 @@ def test_exit_codes(values, config_file, tmp_path, monkeypatch, capsys):
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            "training.loop.Trainer._set_learning_rate", lambda self: terminate() or setattr(self, "learning_rate", 0)
+            "training.engine.loop.Trainer._set_learning_rate",
+            lambda self: terminate() or setattr(self, "learning_rate", 0),
         )
         assert main(["--config", path]) == EXIT_INTERRUPTED
     with monkeypatch.context() as patch:
         capsys.readouterr()
-        patch.setattr("training.loop.TrainingImages", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr("training.engine.loop.TrainingImages", Mock(side_effect=KeyboardInterrupt))
         assert main(["--config", path, "--resume", "latest"]) == EXIT_ENDED_AT_ONCE
         assert capsys.readouterr().err.startswith("train.py: Stopped by SIGINT outside of steps")
     with monkeypatch.context() as patch:

@@ -19,12 +19,11 @@ from huggingface_hub import HfApi, ModelCard
 from tiny_model import save_tiny_model
 
 from alit_hf import ALITImageProcessor, ALITModel
-from training import publishing
-from training.checkpointing import Progress
-from training.configuration import load_configs
-from training.loop import train
-from training.model_card import RunRecord, model_card
-from training.publishing import Publisher
+from training.engine.loop import train
+from training.hub import publishing
+from training.hub.model_card import RunRecord, model_card
+from training.hub.publishing import Publisher
+from training.stages.registry import load_configs
 
 
 REPO = "tester/tiny-alit"
@@ -81,7 +80,7 @@ def test_one_push_is_one_commit_with_everything(hub, run_config, model_folder, t
     logs.mkdir(parents=True)
     (logs / "events.out.tfevents.1").write_bytes(b"scalars")
     publisher = Publisher(config)
-    publisher.push(model_folder, Progress(steps=3))
+    publisher.push(model_folder, RunRecord(steps=3))
     publisher.finish()
     assert hub.messages(REPO) == ["distill: step 3"]
     files = hub.files(REPO)
@@ -114,7 +113,7 @@ def test_a_run_pushes_on_the_way_and_at_its_end(hub, run_config, photo_folder):
     exported = Path(config.output_dir) / "model" / "model.safetensors"
     assert hub.files(REPO)["model.safetensors"] == exported.read_bytes()
     card = ModelCard(hub.files(REPO)["README.md"].decode())
-    assert {result.metric_type for result in card.data.eval_results} == {"l1", "psnr"}
+    assert {result.metric_type for result in card.data.eval_results} == {"ids", "l1", "psnr", "r2", "spread"}
     assert "logs/distill/events.out.tfevents" in " ".join(hub.files(REPO))
 
 
@@ -132,7 +131,7 @@ def test_the_base_stage_pushes_a_vqmodel(hub, run_config, tmp_path):
 def test_the_second_stage_starts_from_the_first_on_the_hub(hub, run_config, model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     publisher = Publisher(run_config())
-    publisher.push(model_folder, Progress(steps=3))
+    publisher.push(model_folder, RunRecord(steps=3))
     publisher.finish()
     train(run_config("finetune", init_from=REPO, hub_model_id="tester/second", optimization__max_steps=2))
     files = hub.files("tester/second")
@@ -149,7 +148,7 @@ def test_the_second_stage_replaces_weights_in_other_shards(hub, run_config, mode
     assert len(list(sharded.glob("model-*.safetensors"))) > 1
     for folder, count in ((sharded, 1), (model_folder, 2)):
         publisher = Publisher(run_config())
-        publisher.push(folder, Progress(steps=count))
+        publisher.push(folder, RunRecord(steps=count))
         publisher.finish()
     weights = [path for path in hub.files(REPO) if "safetensors" in path]
     assert weights == ["model.safetensors"]
@@ -173,7 +172,7 @@ def test_a_push_survives_a_hub_that_recovers(hub, run_config, model_folder, meth
     config = run_config()
     publisher = Publisher(config)
     hub.fail(method, path, **fault)
-    publisher.push(model_folder, Progress(steps=3))
+    publisher.push(model_folder, RunRecord(steps=3))
     publisher.finish()
     assert hub.faults == []
     assert hub.messages(REPO) == ["distill: step 3"]
@@ -186,7 +185,7 @@ def test_the_pause_that_the_hub_asks_for_is_kept(hub, run_config, model_folder):
     publisher = Publisher(run_config())
     hub.fail("POST", COMMIT, status=429, headers={"Retry-After": "2"})
     started = time.monotonic()
-    publisher.push(model_folder, Progress(steps=3))
+    publisher.push(model_folder, RunRecord(steps=3))
     publisher.finish()
     assert time.monotonic() - started > 2
     assert hub.messages(REPO) == ["distill: step 3"]
@@ -196,7 +195,7 @@ def test_training_goes_on_while_the_hub_is_slow(hub, run_config, model_folder):
     publisher = Publisher(run_config())
     hub.fail("PUT", LFS_UPLOAD, delay=1.5)
     started = time.monotonic()
-    publisher.push(model_folder, Progress(steps=3))
+    publisher.push(model_folder, RunRecord(steps=3))
     assert time.monotonic() - started < 1
     publisher.finish()
     assert time.monotonic() - started > 1.5
@@ -208,7 +207,7 @@ def test_of_waiting_pushes_the_newest_wins(hub, run_config, model_folder):
     publisher = Publisher(config)
     hub.fail("POST", COMMIT, delay=1.0)
     for step in (1, 2, 3):
-        publisher.push(model_folder, Progress(steps=step))
+        publisher.push(model_folder, RunRecord(steps=step))
         time.sleep(0.2)
     publisher.finish()
     assert steps(hub.messages(REPO)) == [1, 3]
@@ -220,11 +219,11 @@ def test_a_push_that_waits_to_be_tried_again_gives_way_to_a_newer_one(hub, run_c
     config = run_config()
     publisher = Publisher(config)
     hub.fail("POST", COMMIT, status=500)
-    publisher.push(model_folder, Progress(steps=1))
+    publisher.push(model_folder, RunRecord(steps=1))
     while hub.faults:
         time.sleep(0.05)
     started = time.monotonic()
-    publisher.push(model_folder, Progress(steps=2))
+    publisher.push(model_folder, RunRecord(steps=2))
     publisher.finish()
     assert time.monotonic() - started < 30
     assert steps(hub.messages(REPO)) == [2]
@@ -241,7 +240,7 @@ def test_what_is_pushed_was_set_aside_first(hub, run_config, tmp_path):
     log.write_bytes(b"then")
     publisher = Publisher(config)
     hub.fail("POST", "/api/repos/create", delay=0.5)
-    publisher.push(folder, Progress(steps=3))
+    publisher.push(folder, RunRecord(steps=3))
     for path in folder.iterdir():
         path.unlink()
     log.write_bytes(b"then and now")
@@ -277,7 +276,7 @@ def test_a_push_that_never_succeeds_is_reported_and_kept(hub, run_config, model_
     config = run_config()
     publisher = Publisher(config)
     hub.fail("PUT", LFS_UPLOAD, vanish=True)
-    publisher.push(model_folder, Progress(steps=3))
+    publisher.push(model_folder, RunRecord(steps=3))
     publisher.finish()
     (kept,) = leftovers(config)
     assert (kept / "model.safetensors").read_bytes() == (model_folder / "model.safetensors").read_bytes()
@@ -293,11 +292,11 @@ def test_of_failed_pushes_one_is_kept(hub, run_config, model_folder, monkeypatch
     monkeypatch.setattr(publishing, "RETRY_DELAYS", ())
     hub.fail("POST", COMMIT, status=500, times=2)
     for step in (1, 2):
-        publisher.push(model_folder, Progress(steps=step))
+        publisher.push(model_folder, RunRecord(steps=step))
         while f"step {step} was not pushed" not in caplog.text:
             time.sleep(0.05)
     assert [path.name for path in leftovers(config)] == ["step-2"]
-    publisher.push(model_folder, Progress(steps=3))
+    publisher.push(model_folder, RunRecord(steps=3))
     publisher.finish()
     assert hub.messages(REPO) == ["distill: step 3"]
     assert leftovers(config) == []
@@ -306,7 +305,7 @@ def test_of_failed_pushes_one_is_kept(hub, run_config, model_folder, monkeypatch
 def test_a_login_that_ends_during_the_run_is_reported(hub, run_config, model_folder, monkeypatch, caplog):
     publisher = Publisher(run_config())
     monkeypatch.setenv("HF_TOKEN", "hf_revoked")
-    publisher.push(model_folder, Progress(steps=3))
+    publisher.push(model_folder, RunRecord(steps=3))
     publisher.finish()
     assert "step 3 was not pushed" in caplog.text
     assert "401" in caplog.text
@@ -321,7 +320,7 @@ def test_a_full_disk_does_not_end_the_run(hub, run_config, model_folder, monkeyp
     config = run_config()
     publisher = Publisher(config)
     monkeypatch.setattr(publishing, "_link_or_copy", full)
-    publisher.push(model_folder, Progress(steps=3))
+    publisher.push(model_folder, RunRecord(steps=3))
     publisher.finish()
     assert "No space left on device" in caplog.text
     assert leftovers(config) == []
@@ -332,7 +331,7 @@ def test_a_hub_that_never_answers_is_given_up(hub, run_config, model_folder, mon
     monkeypatch.setattr(publishing, "_ATTEMPT_LIMIT", 0.3)
     monkeypatch.setattr(publishing, "RETRY_DELAYS", ())
     hub.fail("POST", "/api/repos/create", delay=2)
-    publisher.push(model_folder, Progress(steps=3))
+    publisher.push(model_folder, RunRecord(steps=3))
     publisher.finish()
     assert "no answer" in caplog.text
 
@@ -367,7 +366,7 @@ def test_a_hub_that_is_down_at_the_start_does_not_stop_the_run(hub, run_config, 
     publisher = Publisher(run_config())
     assert "cannot be reached" in caplog.text
     hub.start()
-    publisher.push(model_folder, Progress(steps=3))
+    publisher.push(model_folder, RunRecord(steps=3))
     publisher.finish()
     assert hub.messages(REPO) == ["distill: step 3"]
 
@@ -532,7 +531,7 @@ torch.save((code.token_ids, image), sys.argv[4])
 @pytest.mark.parametrize("alit_hf", ["with", "without"])
 def test_a_pushed_model_is_pulled_into_an_empty_cache(hub, run_config, model_folder, tmp_path, alit_hf):
     publisher = Publisher(run_config())
-    publisher.push(model_folder, Progress(steps=3))
+    publisher.push(model_folder, RunRecord(steps=3))
     publisher.finish()
 
     model = ALITModel.from_pretrained(model_folder).eval()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alit_hf import ALITModel
-from training.monitoring import Display
+from training.engine.monitoring import Display
 from training.train import main
 
 

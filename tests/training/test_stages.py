@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from alit_hf import ALITModel
 from alit_hf.conversion import load_original
 from training.configuration import OptimizationConfig
-from training.optimization import optimizers
-from training.stages import STAGES
-from training.stages.distill import DistillLossConfig, DistillStage
+from training.engine.optimization import optimizers
+from training.stages.distill import DistillStage
 from training.stages.finetune import FinetuneStage
+from training.stages.loss_config import DistillLossConfig
+from training.stages.registry import STAGES
 
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "alit_vqgan_quantized"

@@ -1,8 +1,5 @@
 """The adversarial part of stages with a loss on pixels: a discriminator that is trained beside the stage."""
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -18,42 +15,7 @@ from alit_hf.losses.adversarial import (
     r1_penalty,
 )
 
-from ..configuration import require
-
-
-@dataclass(kw_only=True)
-class AdversaryConfig:
-    """
-    Args:
-        adversarial_weight (`float`): weight of the adversarial loss beside the reconstruction's, on top of the
-            adaptive one that makes their gradients equal. 0: no discriminator.
-        adversarial_start (`int`): first step with it, for discriminator and stage.
-        discriminator_size (`int`): channels of the discriminator's first layer.
-        discriminator_layers (`int`): its layers that halve the resolution.
-        discriminator_learning_rate (`float`): its learning rate as a share of the stage's.
-        regularizer (`"none"`, `"r1"`, `"lecam"`), regularizer_weight (`float`): of the discriminator.
-    """
-
-    adversarial_weight: float = 0.0
-    adversarial_start: int = 0
-    discriminator_size: int = 64
-    discriminator_layers: int = 3
-    discriminator_learning_rate: float = 1.0
-    regularizer: Literal["none", "r1", "lecam"] = "lecam"
-    regularizer_weight: float = 0.001
-
-    def validate(self) -> None:
-        for name in ("adversarial_weight", "adversarial_start", "regularizer_weight"):
-            require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "at least 0")
-        require(
-            self.discriminator_learning_rate > 0,
-            "loss.discriminator_learning_rate",
-            self.discriminator_learning_rate,
-            "above 0",
-        )
-        size, layers = self.discriminator_size, self.discriminator_layers
-        require(size >= 16 and size % 16 == 0, "loss.discriminator_size", size, "a multiple of 16")
-        require(layers >= 1, "loss.discriminator_layers", layers, "at least 1")
+from .loss_config import AdversaryConfig
 
 
 class Adversary(nn.Module):

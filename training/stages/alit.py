@@ -1,7 +1,6 @@
 """What the stages that train an `ALITModel` share."""
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,24 +12,12 @@ from alit_hf import ALITConfig, ALITImageProcessor, ALITModel
 from ..configuration import TrainingConfig, require
 from .adversary import Adversary
 from .codebook_care import CodebookCare
+from .loss_config import ALITLossConfig
 from .stage import Replaced, Stage
 
 
 _GIVEN_ELSEWHERE = {"image_size": "data.image_size", "base_tokenizer_config": "init_from", "patch_size": "init_from"}
 _BASE_CLASSES = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL}
-
-
-@dataclass(kw_only=True)
-class ALITLossConfig:
-    """
-    Args:
-        revive_every (`int`): steps after which unused latent codes are replaced by latents of the batch; 0 for never.
-    """
-
-    revive_every: int = 0
-
-    def validate(self) -> None:
-        require(self.revive_every >= 0, "loss.revive_every", self.revive_every, "at least 0")
 
 
 class ALITStage(Stage):

@@ -1,7 +1,6 @@
 """Stage `base`: a VQGAN tokenizer from scratch, for those who have no pretrained one."""
 
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,38 +8,15 @@ from diffusers import VQModel
 from torch import nn
 
 from ..configuration import TrainingConfig, require
-from .adversary import Adversary, AdversaryConfig
+from .adversary import Adversary
 from .codebook_care import CodebookCare
-from .pixel_loss import PixelLoss, PixelLossConfig
+from .loss_config import BaseLossConfig
+from .pixel_loss import PixelLoss
 from .stage import Replaced, Stage
-
-
-@dataclass(kw_only=True)
-class BaseLossConfig(PixelLossConfig, AdversaryConfig):
-    """
-    Args:
-        codebook_weight (`float`): weight of codebook and commitment loss.
-        codebook_start (`int`): first step that quantises. Above 0, k-means sets the codebook to clusters of the
-            latents of the steps before.
-        revive_every (`int`): steps after which unused codes are replaced by latents of the batch; 0 for never.
-    """
-
-    codebook_weight: float = 1.0
-    codebook_start: int = 0
-    revive_every: int = 100
-
-    def validate(self) -> None:
-        PixelLossConfig.validate(self)
-        AdversaryConfig.validate(self)
-        require(self.codebook_weight >= 0, "loss.codebook_weight", self.codebook_weight, "at least 0")
-        require(self.codebook_start >= 0, "loss.codebook_start", self.codebook_start, "at least 0")
-        require(self.revive_every >= 0, "loss.revive_every", self.revive_every, "at least 0")
 
 
 class BaseStage(Stage):
     """Trains all of a `VQModel`: L1 + LPIPS + codebook and commitment loss, the adversarial loss on top later."""
-
-    loss_config = BaseLossConfig
 
     def __init__(self, model: VQModel, loss: BaseLossConfig):
         super().__init__(model, Adversary(loss, num_rollouts=1) if loss.adversarial_weight > 0 else None)
@@ -88,7 +64,7 @@ class BaseStage(Stage):
         if quantized:
             logs["codebook_loss"] = codebook_loss.detach()
         # Before the start without weight: distributed training waits for the codebook's gradient all the same.
-        loss = loss + (self.loss.codebook_weight if quantized else 0) * codebook_loss
+        loss = loss + int(quantized) * codebook_loss
         return loss, {**logs, **adversarial_logs}
 
     def end_step(self) -> list[Replaced]:

@@ -14,7 +14,7 @@ from alit_hf.losses.codebook import (
     sum_over_ranks,
 )
 
-from ..sharding import like, whole
+from .sharding import like, whole
 from .stage import Replaced
 
 

@@ -1,8 +1,7 @@
 """Stage `distill`: the paper's first stage. The base is frozen; rollouts are to predict its codes."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +11,8 @@ from alit_hf import ALITModel
 from alit_hf.losses.distillation import code_distillation_loss, latent_distillation_loss, rollout_weights
 
 from ..configuration import TrainingConfig, require
-from .alit import ALITLossConfig, ALITStage, check_model_fields, model_config, new_model
+from .alit import ALITStage, check_model_fields, model_config, new_model
+from .loss_config import DistillLossConfig
 
 
 _HALTING_THRESHOLDS = {"vqgan": 0.55, "kl": 0.025}
@@ -24,64 +24,9 @@ _LEAST_IDS = 0.02
 _JUDGED_FROM = 0.04
 
 
-@dataclass(kw_only=True)
-class DistillLossConfig(ALITLossConfig):
-    """
-    Args:
-        rollouts (`"all"` or `"drawn"`): `"all"` is the published form: every step runs all rollouts, each with a loss.
-            `"drawn"` is the short one: a step draws its number of rollouts and has a loss on the last of them.
-        rollout_growth (`list[float]`): shares of the run between which the largest number that is drawn grows from 1
-            to `model.max_rollouts`.
-        rollout_dropout (`float` in [0, 1]): share of the drawn steps in which the decoder is shown the tokens of a
-            random half of the rollouts only. Without it the first rollout's tokens say all, and later ones the same
-            for every picture. After `rollout_growth` it fades to 0 at the end of the run.
-        quantize_from (`int`): first step that quantises latents. Before it they are unit vectors with noise; k-means
-            then sets the codebook. Quantised while latents say nothing, all pictures get the same few ids.
-        latent_noise (`float`): standard deviation of that noise in each dimension.
-        label_smoothing (`float` in [0, 1)): of the cross-entropy (VQGAN base).
-        halting (`bool`): dynamic halting (`"all"` rollouts).
-        halting_threshold (`float`): probability (VQGAN base) or mean absolute latent error (KL base) from which a
-            position counts as explained. 0: the paper's, 0.55 or 0.025.
-        last_rollout_only (`bool`): loss on the longest code alone, the paper's ablation.
-    """
-
-    rollouts: Literal["all", "drawn"] = "all"
-    rollout_growth: list[float] = field(default_factory=lambda: [0.0, 0.5])
-    rollout_dropout: float = 0.0
-    quantize_from: int = 0
-    latent_noise: float = 0.0
-    label_smoothing: float = 0.1
-    halting: bool = True
-    halting_threshold: float = 0.0
-    last_rollout_only: bool = False
-    revive_every: int = 100
-
-    def validate(self) -> None:
-        ALITLossConfig.validate(self)
-        growth = self.rollout_growth
-        require(
-            len(growth) == 2 and 0 <= growth[0] <= growth[1] <= 1,
-            "loss.rollout_growth",
-            growth,
-            "two shares of the run in [0, 1], the smaller one first",
-        )
-        require(0 <= self.rollout_dropout <= 1, "loss.rollout_dropout", self.rollout_dropout, "in [0, 1]")
-        if self.rollouts == "all":
-            require(self.rollout_dropout == 0, "loss.rollout_dropout", self.rollout_dropout, "0 with all rollouts")
-        else:
-            require(not self.halting, "loss.halting", self.halting, "false where `loss.rollouts` are drawn")
-            last = self.last_rollout_only
-            require(not last, "loss.last_rollout_only", last, "false where `loss.rollouts` are drawn")
-        require(self.quantize_from >= 0, "loss.quantize_from", self.quantize_from, "at least 0")
-        require(self.latent_noise >= 0, "loss.latent_noise", self.latent_noise, "at least 0")
-        require(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "in [0, 1)")
-        require(self.halting_threshold >= 0, "loss.halting_threshold", self.halting_threshold, "at least 0")
-
-
 class DistillStage(ALITStage):
     """Trains all of an `ALITModel` but its base tokenizer: prediction of base codes or latents by its rollouts."""
 
-    loss_config = DistillLossConfig
     takes_base_latents = True
 
     def __init__(self, model: ALITModel, loss: DistillLossConfig, seed: int = 0):

@@ -1,38 +1,19 @@
 """Stage `finetune`: the paper's second stage. Everything trains, base tokenizer included; pixels are the target."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from alit_hf import ALITModel
 
 from ..configuration import TrainingConfig, require
-from .adversary import Adversary, AdversaryConfig
-from .alit import ALITLossConfig, ALITStage, attention
-from .pixel_loss import PixelLoss, PixelLossConfig
-
-
-@dataclass(kw_only=True)
-class FinetuneLossConfig(ALITLossConfig, PixelLossConfig, AdversaryConfig):
-    """
-    Args:
-        quantizer_weight (`float`): weight of the latent codebook's and commitment loss.
-    """
-
-    quantizer_weight: float = 1.0
-
-    def validate(self) -> None:
-        ALITLossConfig.validate(self)
-        PixelLossConfig.validate(self)
-        AdversaryConfig.validate(self)
-        require(self.quantizer_weight >= 0, "loss.quantizer_weight", self.quantizer_weight, "at least 0")
+from .adversary import Adversary
+from .alit import ALITStage, attention
+from .loss_config import FinetuneLossConfig
+from .pixel_loss import PixelLoss
 
 
 class FinetuneStage(ALITStage):
     """Trains all of an `ALITModel` on pixels, at one length a step: L1 + LPIPS, the adversarial loss on top later."""
-
-    loss_config = FinetuneLossConfig
 
     def __init__(self, model: ALITModel, loss: FinetuneLossConfig, seed: int = 0):
         adversary = Adversary(loss, model.config.max_rollouts) if loss.adversarial_weight > 0 else None

@@ -1,32 +1,11 @@
 """How far reconstructions are from originals: the part that stages with a loss on pixels share."""
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import nn
 
 from alit_hf.networks.lpips import LPIPS
 
-from ..configuration import require
-
-
-@dataclass(kw_only=True)
-class PixelLossConfig:
-    """
-    Args:
-        perceptual_weight (`float`): weight of LPIPS beside that of L1, which is 1. At 0 its network is not needed.
-        perceptual_net (`"vgg"` or `"alex"`): LPIPS network; AlexNet is cheap enough for CPUs.
-        perceptual_start (`int`): first step with LPIPS.
-    """
-
-    perceptual_weight: float = 1.0
-    perceptual_net: Literal["vgg", "alex"] = "vgg"
-    perceptual_start: int = 0
-
-    def validate(self) -> None:
-        require(self.perceptual_weight >= 0, "loss.perceptual_weight", self.perceptual_weight, "at least 0")
-        require(self.perceptual_start >= 0, "loss.perceptual_start", self.perceptual_start, "at least 0")
+from .loss_config import PixelLossConfig
 
 
 class PixelLoss:

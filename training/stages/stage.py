@@ -1,16 +1,13 @@
 """What every stage of training is to the loop."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
+from ..configuration import TrainingConfig
 from .adversary import Adversary
-
-
-if TYPE_CHECKING:
-    from ..configuration import TrainingConfig
 
 
 @dataclass(kw_only=True)
@@ -32,9 +29,6 @@ class Stage(nn.Module):
         model: what is trained.
         adversary: trained beside the stage with an optimiser of its own, and therefore no submodule of it.
     """
-
-    loss_config: type
-    """Dataclass of the stage's own fields, the configuration's section `loss`."""
 
     takes_base_latents: bool = False
     """Whether the base is frozen, and `training_loss` takes what `base_latents` gives for the same pixels."""
@@ -60,11 +54,11 @@ class Stage(nn.Module):
         return self._adversary[0]
 
     @classmethod
-    def check_config(cls, config: "TrainingConfig") -> None:
+    def check_config(cls, config: TrainingConfig) -> None:
         """Raises `ValueError` where the run cannot be; must not compute or load anything."""
 
     @classmethod
-    def build(cls, config: "TrainingConfig") -> "Stage":
+    def build(cls, config: TrainingConfig) -> "Stage":
         """The stage of a configuration, with its networks loaded or initialised."""
         raise NotImplementedError
 

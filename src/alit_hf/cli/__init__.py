@@ -15,6 +15,7 @@ from alit_hf import __version__
 from . import analyze, convert, decode, demo, encode, evaluate, explore, info, tokenize
 from .errors import FAILED, INTERRUPTED, NO_READER, WRONG_USE, FileError, UsageError, print_error
 from .options import OneLineParser
+from .shared_work import is_first_process
 
 
 def _parser() -> OneLineParser:
@@ -43,7 +44,8 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit as done:  # --help and --version
         return done.code
     except UsageError as error:
-        print_error(str(error))
+        if is_first_process():
+            print_error(str(error))
         return WRONG_USE
     except FileError as error:
         print_error(str(error))

@@ -1,6 +1,7 @@
 """`alit analyze`: the paper's experiments, each on any model and images."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,17 +9,18 @@ from alit_hf.analysis.registry import ANALYSES, load_analysis
 from alit_hf.evaluation.settings import SettingsError
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.option_types import positive_integer, whole_number
+from alit_hf.utils.processes import Processes
 from alit_hf.utils.whole_file import whole_file, write_json
 
 from .errors import FAILED, FileError, UsageError, file_problem, print_error
 from .jobs import check_writable
 from .options import OneLineParser, add_batch_size_argument, add_model_arguments
+from .shared_work import run_shared
 
 
 if TYPE_CHECKING:
     from alit_hf.analysis.analysis import Analysis
     from alit_hf.data.images import EvaluationImages
-    from alit_hf.utils.processes import Processes
 
 
 _DOTS_PER_INCH = 200
@@ -32,12 +34,6 @@ def add_parser(commands) -> None:
         "What was measured of each image is stored, too, and not measured again.",
         epilog="Analyses: " + "; ".join(f"{name}: {question}" for name, question in ANALYSES.items()) + ".",
     )
-    add_arguments(parser)
-    parser.set_defaults(run=run)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What stands before an analysis' own options, also for `training/analyze.py`."""
     parser.add_argument("name", metavar="NAME", choices=tuple(ANALYSES), help=", ".join(ANALYSES))
     parser.add_argument(
         "options",
@@ -45,22 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=argparse.REMAINDER,
         help="those of the analysis, see `alit analyze NAME --help`",
     )
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    analysis_class = load_class(arguments.name)
-    return analyze(analysis_class, parse_options(analysis_class, arguments.options))
-
-
-def load_class(name: str) -> "type[Analysis]":
-    """
-    Raises:
-        `UsageError`: if a package is not installed that the analysis needs.
-    """
+    name = arguments.name
     try:
-        return load_analysis(name)
+        analysis_class = load_analysis(name)
     except ModuleNotFoundError as error:
         raise UsageError(f"alit analyze {name} needs {error.name}: `pip install 'alit-hf[eval]'`") from error
+    options = parse_options(analysis_class, arguments.options)
+    return run_shared(partial(_analyze, analysis_class), options)
 
 
 def parse_options(analysis_class: "type[Analysis]", options: list[str]) -> argparse.Namespace:
@@ -106,10 +97,8 @@ def parse_options(analysis_class: "type[Analysis]", options: list[str]) -> argpa
     return parser.parse_args(options)
 
 
-def analyze(
-    analysis_class: "type[Analysis]", options: argparse.Namespace, processes: "Processes | None" = None
-) -> int:
-    """Runs an analysis; of several processes the first one sums up, writes and prints."""
+def _analyze(analysis_class: "type[Analysis]", options: argparse.Namespace, processes: Processes) -> int:
+    """Of several processes the first one sums up, writes and prints."""
     folder = Path(options.output)
     check_writable(folder)
 
@@ -172,4 +161,4 @@ def _open(option: str, options: argparse.Namespace) -> "EvaluationImages":
         raise UsageError(f"{_flag(option)}: {reason(error)}") from error
 
 
-__all__ = ["add_arguments", "add_parser", "analyze", "load_class", "parse_options", "run"]
+__all__ = ["add_parser", "parse_options", "run"]

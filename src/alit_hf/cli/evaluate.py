@@ -13,17 +13,18 @@ from alit_hf.evaluation.settings import (
 )
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.option_types import distinct_numbers, positive_integer
+from alit_hf.utils.processes import Processes
 from alit_hf.utils.whole_file import write_json
 
 from .errors import FAILED, FileError, UsageError, file_problem, print_error
 from .explore import FIGURE_SUFFIXES
 from .jobs import check_writable
 from .options import add_batch_size_argument, add_model_arguments
+from .shared_work import run_shared
 
 
 if TYPE_CHECKING:
     from alit_hf.evaluation.frechet import FeatureNetwork
-    from alit_hf.utils.processes import Processes
 
 
 def add_parser(commands) -> None:
@@ -34,12 +35,6 @@ def add_parser(commands) -> None:
         "for the same images thumbnails of the same bytes, JPEG and WebP at their smallest. Writes JSON, prints a "
         "table.",
     )
-    add_arguments(parser)
-    parser.set_defaults(run=run)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options, also for `training/evaluate.py`."""
     parser.add_argument(
         "--data",
         metavar="DATA",
@@ -80,10 +75,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", metavar="N", type=positive_integer, help="only the first N images")
     add_model_arguments(parser)
     add_batch_size_argument(parser)
+    parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace, processes: "Processes | None" = None) -> int:
-    """Evaluates; of several processes the first one writes and prints."""
+def run(arguments: argparse.Namespace) -> int:
+    return run_shared(_evaluate, arguments)
+
+
+def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
+    """Of several processes the first one writes and prints."""
     output = Path(arguments.output)
     figures = [Path(path) for path in (arguments.figure, arguments.worst_figure) if path is not None]
     _check_file(output, (".json",))
@@ -128,7 +128,7 @@ def run(arguments: argparse.Namespace, processes: "Processes | None" = None) -> 
         raise UsageError(str(error)) from error
     except (ValueError, RuntimeError) as error:
         raise FileError(f"the evaluation failed: {reason(error)}") from error
-    if processes is not None and processes.rank > 0:
+    if processes.rank > 0:
         return 0
 
     try:
@@ -200,4 +200,4 @@ def _load_feature_network(name: str | None) -> "FeatureNetwork | None":
         raise UsageError(f"--frechet {name} cannot be used: {reason(error)}") from error
 
 
-__all__ = ["add_arguments", "add_parser", "run"]
+__all__ = ["add_parser", "run"]

@@ -10,15 +10,16 @@ from alit_hf.utils.cache import cache_folder
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.image_count import image_count
 from alit_hf.utils.option_types import positive_integer
+from alit_hf.utils.processes import Processes
 
 from .errors import FAILED, FileError, UsageError, print_error
 from .jobs import check_writable
 from .options import add_batch_size_argument, add_length_arguments, add_model_arguments, length_choice, make_encoder
+from .shared_work import run_shared
 
 
 if TYPE_CHECKING:
     from alit_hf.token_datasets.info import TokenDatasetSummary
-    from alit_hf.utils.processes import Processes
 
 
 def add_parser(commands) -> None:
@@ -28,12 +29,6 @@ def add_parser(commands) -> None:
         description="Replaces the pictures of a data set by tokens and keeps its other columns. What "
         "`datasets.load_dataset` reads comes out. Ended at any moment, the same command goes on where it was.",
     )
-    add_arguments(parser)
-    parser.set_defaults(run=run)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options, also for `training/tokenize_dataset.py`."""
     parser.add_argument(
         "dataset",
         metavar="DATASET",
@@ -60,10 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_arguments(parser)
     add_batch_size_argument(parser)
+    parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace, processes: "Processes | None" = None) -> int:
-    """Tokenizes; of several processes the first one prints and pushes."""
+def run(arguments: argparse.Namespace) -> int:
+    return run_shared(_tokenize, arguments)
+
+
+def _tokenize(arguments: argparse.Namespace, processes: Processes) -> int:
+    """Of several processes the first one prints and pushes."""
     choice = length_choice(arguments)
     repo_id = arguments.output if _is_on_the_hub(arguments.output) else None
     folder = Path(arguments.output) if repo_id is None else _folder_before_push(repo_id)
@@ -134,4 +134,4 @@ def _summary(folder: Path, summary: "TokenDatasetSummary") -> str:
     return text + (f"; {summary.num_unsatisfied} not below the threshold" if summary.num_unsatisfied else "")
 
 
-__all__ = ["add_arguments", "add_parser", "run"]
+__all__ = ["add_parser", "run"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
-from .configuration import OptimizationConfig
+from ..configuration import OptimizationConfig
 
 
 def optimizers(

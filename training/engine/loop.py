@@ -11,18 +11,26 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 
+from ..configuration import TrainingConfig, config_to_dict, require
+from ..hub.model_card import RunRecord
+from ..hub.publishing import Publisher
+from ..images.batches import (
+    BatchSplit,
+    TrainingImages,
+    check_undecodable,
+    load_validation,
+    open_source,
+    training_batches,
+)
+from ..images.latent_cache import cached_latents
+from ..stages.adversary import Adversary
+from ..stages.registry import STAGES
+from ..stages.sharding import prepare, whole
 from .averaging import WeightAverage
 from .checkpointing import MODEL_FOLDER, Checkpointer, Progress, checkpoints, find_checkpoint, steps_of
-from .configuration import TrainingConfig, config_to_dict, require
-from .data import BatchSplit, TrainingImages, check_undecodable, load_validation, open_source, training_batches
 from .interruption import Interruption
-from .latent_cache import cached_latents
 from .monitoring import Display, ScalarWindow, mean_scores, picture_columns
 from .optimization import learning_rate_share, optimizers, set_learning_rates
-from .publishing import Publisher
-from .sharding import prepare, whole
-from .stages import STAGES
-from .stages.adversary import Adversary
 
 
 logger = logging.getLogger(__name__)
@@ -132,6 +140,7 @@ class Trainer:
         self.trainable = [parameter for parameter in stage.parameters() if parameter.requires_grad]
         self.average = WeightAverage(stage, settings.ema_decay)
         self.progress = Progress()
+        self.logged: dict[str, tuple[float, int]] = {}
         self.warned = False
         self.checkpointer = Checkpointer(
             accelerator,
@@ -222,8 +231,7 @@ class Trainer:
 
     def _show(self, values: dict[str, float], display: Display) -> None:
         display.scalars(values, self.progress.steps)
-        if self.publisher is not None:
-            self.publisher.note(values, self.progress.steps)
+        self.logged |= {name: (value, self.progress.steps) for name, value in values.items()}
 
     def _warn(self, warning: str | None) -> None:
         """Once: what is wrong stays so for many validations."""
@@ -233,7 +241,8 @@ class Trainer:
 
     def _push(self, model_folder: Path) -> None:
         if self.publisher is not None:
-            self.publisher.push(model_folder, self.progress)
+            record = RunRecord(**self.progress.state_dict(), values=dict(self.logged))
+            self.publisher.push(model_folder, record)
 
     def _step(self) -> None:
         """One optimiser step of the stage, and of its adversary where that plays."""

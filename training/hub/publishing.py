@@ -6,15 +6,13 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import disable_progress_bars
 
-from .checkpointing import Progress
-from .configuration import TrainingConfig
+from ..configuration import TrainingConfig
 from .model_card import RunRecord, model_card, public_config
 
 
@@ -33,12 +31,6 @@ _LONGEST_DELAY = 900.0
 # Client errors that pass.
 _PASSING_STATUS = (408, 409, 412, 425, 429)
 _WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)[^/]*\.safetensors(\.index\.json)?")
-
-
-@dataclass
-class _Snapshot:
-    steps: int
-    folder: Path
 
 
 class Publisher:
@@ -61,8 +53,7 @@ class Publisher:
         self.config = config
         self.output_dir = Path(config.output_dir)
         self._api = HfApi()
-        self._values: dict[str, tuple[float, int]] = {}
-        self._pending: _Snapshot | None = None
+        self._pending: int | None = None
         self._closing = False
         self._changed = threading.Condition()
         self._pushed: dict[int, str] = {}
@@ -73,18 +64,17 @@ class Publisher:
         self._thread = threading.Thread(target=self._work, name="publisher", daemon=True)
         self._thread.start()
 
-    def note(self, values: dict[str, float], step: int) -> None:
-        """Takes note of logged scalars for the model card."""
-        self._values |= {name: (value, step) for name, value in values.items()}
-
-    def push(self, model_folder: Path, progress: Progress) -> None:
+    def push(self, model_folder: Path, record: RunRecord) -> None:
         """
         Sets a folder that `from_pretrained` loads aside, and returns; it is pushed in the background. Where an earlier
         push still waits for its turn, this one replaces it.
+
+        Args:
+            record: what the run measured, for the card.
         """
-        steps = progress.steps
+        steps = record.steps
         try:
-            snapshot = _Snapshot(steps, self._set_aside(model_folder, progress))
+            self._set_aside(model_folder, record)
         except Exception as error:
             # A full disk, say. Whatever it is, training goes on.
             logger.exception("Hub: step %d could not be set aside and is not pushed", steps)
@@ -92,7 +82,7 @@ class Publisher:
             shutil.rmtree(self._folder(steps), ignore_errors=True)
             return
         with self._changed:
-            replaced, self._pending = self._pending, snapshot
+            replaced, self._pending = self._pending, steps
             self._changed.notify()
         if replaced is not None:
             self._supersede(replaced)
@@ -137,73 +127,62 @@ class Publisher:
     def _folder(self, steps: int) -> Path:
         return self.output_dir / FOLDER / f"step-{steps}"
 
-    def _set_aside(self, model_folder: Path, progress: Progress) -> Path:
+    def _set_aside(self, model_folder: Path, record: RunRecord) -> None:
         """Writes what is to be pushed to a folder of its own, which nobody changes or prunes."""
-        folder = self._folder(progress.steps)
+        folder = self._folder(record.steps)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(model_folder, folder, copy_function=_link_or_copy)
         logs = folder / "logs" / self.config.stage
         for path in self.output_dir.glob("*/events.out.tfevents.*"):
             logs.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, logs / path.name)  # no link, as it grows
-        record = RunRecord(
-            steps=progress.steps,
-            seconds=progress.seconds,
-            undecodable=progress.undecodable,
-            values=dict(self._values),
-        )
         card = model_card(self.config, model_folder, record)
         (folder / "README.md").write_text(str(card), encoding="utf-8")
         (folder / "training_config.yaml").write_text(public_config(self.config) + "\n", encoding="utf-8")
-        return folder
 
     def _work(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._pending is not None or self._closing)
-                snapshot, self._pending = self._pending, None
-            if snapshot is None:
+                steps, self._pending = self._pending, None
+            if steps is None:
                 return
             try:
-                self._deliver(snapshot)
+                self._deliver(steps)
             except Exception as error:
-                logger.exception("Hub: step %d was not pushed", snapshot.steps)
-                self._failed[snapshot.steps] = _described(error)
+                logger.exception("Hub: step %d was not pushed", steps)
+                self._failed[steps] = _described(error)
 
-    def _deliver(self, snapshot: _Snapshot) -> None:
+    def _deliver(self, steps: int) -> None:
         """Pushes, again and again if need be, unless there is something newer to push."""
         for attempt, delay in enumerate((*RETRY_DELAYS, None), start=1):
             try:
-                url = _within(_ATTEMPT_LIMIT, lambda: self._upload(snapshot))
+                url = _within(_ATTEMPT_LIMIT, lambda: self._upload(steps))
             except Exception as error:
                 reason = _described(error)
                 if delay is None or _is_refusal(error):
-                    self._failed[snapshot.steps] = f"{reason} ({attempt} attempts)"
-                    logger.error("Hub: step %d was not pushed, training goes on: %s", snapshot.steps, reason)
+                    self._failed[steps] = f"{reason} ({attempt} attempts)"
+                    logger.error("Hub: step %d was not pushed, training goes on: %s", steps, reason)
                     # One is enough to push by hand; more would fill the disk while the Hub is away.
-                    self._remove_up_to(snapshot.steps - 1)
+                    self._remove_up_to(steps - 1)
                     return
                 delay = max(delay, _asked_delay(error))
-                logger.warning("Hub: step %d, next attempt in %.0f s: %s", snapshot.steps, delay, reason)
+                logger.warning("Hub: step %d, next attempt in %.0f s: %s", steps, delay, reason)
                 with self._changed:
                     superseded = self._changed.wait_for(lambda: self._pending is not None, timeout=delay)
                 if superseded:
-                    self._supersede(snapshot)
+                    self._supersede(steps)
                     return
             else:
-                self._pushed[snapshot.steps] = url
-                logger.info("Hub: pushed step %d: %s", snapshot.steps, url)
-                self._remove_up_to(snapshot.steps)
+                self._pushed[steps] = url
+                logger.info("Hub: pushed step %d: %s", steps, url)
+                self._remove_up_to(steps)
                 return
 
-    def _upload(self, snapshot: _Snapshot) -> str:
-        repo_id = self.config.hub_model_id
+    def _upload(self, steps: int) -> str:
+        repo_id, folder = self.config.hub_model_id, self._folder(steps)
         self._make_repo()
-        files = {
-            path.relative_to(snapshot.folder).as_posix(): path
-            for path in sorted(snapshot.folder.rglob("*"))
-            if path.is_file()
-        }
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         # Weights of another number of shards would stay beside the new ones, and could be what is loaded.
         stale = [path for path in self._api.list_repo_files(repo_id) if _WEIGHTS.fullmatch(path) and path not in files]
         operations = [CommitOperationDelete(path_in_repo=path) for path in stale]
@@ -211,14 +190,12 @@ class Publisher:
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in files.items()
         ]
         # Not `upload_folder`, which may make several commits: whoever pulls in between would get a mixture.
-        commit = self._api.create_commit(
-            repo_id, operations, commit_message=f"{self.config.stage}: step {snapshot.steps}"
-        )
+        commit = self._api.create_commit(repo_id, operations, commit_message=f"{self.config.stage}: step {steps}")
         return commit.commit_url
 
-    def _supersede(self, snapshot: _Snapshot) -> None:
-        logger.info("Hub: step %d is not pushed, as there is a newer one", snapshot.steps)
-        shutil.rmtree(snapshot.folder, ignore_errors=True)
+    def _supersede(self, steps: int) -> None:
+        logger.info("Hub: step %d is not pushed, as there is a newer one", steps)
+        shutil.rmtree(self._folder(steps), ignore_errors=True)
 
     def _remove_up_to(self, steps: int) -> None:
         for path in (self.output_dir / FOLDER).glob("step-*"):

@@ -24,7 +24,7 @@ from alit_hf.data.sources import is_hub_id
 from alit_hf.model.image_io import open_image
 from alit_hf.utils.error_reason import reason
 
-from .configuration import DataConfig
+from ..configuration import DataConfig
 
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import check_separation
+from tools import check_separation
 
 
 @pytest.fixture

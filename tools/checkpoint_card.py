@@ -1,7 +1,7 @@
 """
 Writes the card of the default model from results files alone:
 
-    python training/checkpoint_card.py [--results RESULTS.json --card README.md]
+    python tools/checkpoint_card.py [--results RESULTS.json --card README.md]
 
 It fills `model_cards/alit-mini.template.md` with the numbers of `docs/results/alit-mini.json`, or of another file, and
 of a file for each baseline in `docs/results/baselines/`, all from `alit evaluate`, and with what `check_separation.py`
@@ -21,7 +21,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 # Run as a file, Python puts this folder on the path and not the one that has the package `training`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from training.model_card import markdown_table
+from training.hub.model_card import markdown_table
 
 
 ROOT = Path(__file__).resolve().parents[1]

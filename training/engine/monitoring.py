@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image, ImageDraw
 from torch import nn
 from tqdm import tqdm
 
-from .pictures import picture_grid
-
 
 logger = logging.getLogger(__name__)
+
+_CAPTION_HEIGHT = 14
 
 
 class NonFiniteLossError(RuntimeError):
@@ -152,3 +153,16 @@ def picture_columns(stage: nn.Module, images: torch.Tensor, accelerator: Acceler
     originals = images.to(accelerator.device).float() / 255
     with accelerator.autocast():
         return {"original": originals, **stage(originals, "pictures")}
+
+
+def picture_grid(columns: dict[str, torch.Tensor]) -> Image.Image:
+    """One column for each name, one row for each image; pixels `(B, 3, H, W)`, clamped to [0, 1]."""
+    count, _, height, width = next(iter(columns.values())).shape
+    grid = Image.new("RGB", (width * len(columns), height * count + _CAPTION_HEIGHT), "white")
+    draw = ImageDraw.Draw(grid)
+    for column, (name, pixels) in enumerate(columns.items()):
+        draw.text((column * width + 2, 1), name, fill="black")
+        pixels = (pixels.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        for row, picture in enumerate(pixels):
+            grid.paste(Image.fromarray(picture), (column * width, row * height + _CAPTION_HEIGHT))
+    return grid

@@ -7,7 +7,7 @@ import pytest
 
 from alit_hf import ALITModel, pretrained_path
 from alit_hf.codes.token_file import model_fingerprint
-from training.checkpoint_card import CARD, RESULTS, card_from_files, checkpoint_card
+from tools.checkpoint_card import CARD, RESULTS, card_from_files, checkpoint_card
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import nn
 
+from ..stages.stage import Stage
 from .averaging import WeightAverage
-from .stages import Stage
 
 
 MODEL_FOLDER = "model"

@@ -8,7 +8,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from .sharding import is_sharded, let_go, like, whole
+from ..stages.sharding import is_sharded, let_go, like, whole
 
 
 class WeightAverage(EMAModel):

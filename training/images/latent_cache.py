@@ -16,10 +16,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .configuration import DataConfig, TrainingConfig
-from .data import TrainingImages, check_undecodable
-from .sharding import let_go, whole
-from .stages import Stage
+from ..configuration import DataConfig, TrainingConfig
+from ..stages.sharding import let_go, whole
+from ..stages.stage import Stage
+from .batches import TrainingImages, check_undecodable
 
 
 FOLDER = "base-latents"

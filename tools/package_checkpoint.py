@@ -1,5 +1,5 @@
 """
-Makes a run's model the checkpoint inside the package: `python training/package_checkpoint.py runs/NAME/model`.
+Makes a run's model the checkpoint inside the package: `python tools/package_checkpoint.py runs/NAME/model`.
 
 The weights are stored in half precision and load in float32. The code that `save_pretrained` adds for remote use is
 left out, since the package is the code.

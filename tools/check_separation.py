@@ -1,7 +1,7 @@
 """
 Looks for evaluation images among training images:
 
-    python training/check_separation.py --train "TRAIN-*.parquet" --evaluation EVAL.parquet --output separation.json
+    python tools/check_separation.py --train "TRAIN-*.parquet" --evaluation EVAL.parquet --output separation.json
 
 Compares the SHA-256 of the centre crops' pixels, and 64-bit hashes of the low frequencies of their grey values, which
 barely change with scaling and compression. Writes and prints how near the sets are; exit code 1 where an image is in

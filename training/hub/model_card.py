@@ -18,10 +18,10 @@ from safetensors import safe_open
 
 import alit_hf
 
-from .configuration import TrainingConfig, config_to_dict
+from ..configuration import TrainingConfig, config_to_dict
 
 
-TEMPLATE = Path(__file__).parents[1] / "model_cards" / "TEMPLATE.md"
+TEMPLATE = Path(__file__).parents[2] / "model_cards" / "TEMPLATE.md"
 
 _VALIDATION = "validation/"
 _LABELS = {"l1": "L1", "psnr": "PSNR", "lpips": "LPIPS", "r2": "R²", "spread": "spread", "ids": "different ids"}
@@ -45,8 +45,8 @@ class RunRecord:
     """
 
     steps: int
-    seconds: float
-    undecodable: int
+    seconds: float = 0.0
+    undecodable: int = 0
     values: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     @property
@@ -145,10 +145,6 @@ def _eval_result(config: TrainingConfig, name: str, value: float) -> EvalResult:
         metric_name=f"{label} at {tokens} tokens" if tokens else label,
         metric_value=float(f"{value:.4g}"),
     )
-
-
-def _scalars_table(scalars: dict[str, tuple[float, int]]) -> str:
-    return markdown_table(["scalar", "value"], [[f"`{name}`", _number(value)] for name, (value, _) in scalars.items()])
 
 
 def _results_table(scores: dict[str, tuple[float, int]]) -> str:

@@ -1,0 +1,1 @@
+"""Images of a training run: which one comes when, its crop, and cached base latents."""
