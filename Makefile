@@ -51,14 +51,16 @@ docs: venv ## build the documentation: site/index.html
 
 TRAIN := $(BIN)/python training/train.py --resume latest --config training/configs/mini
 
-# Each line passes over what is finished, so that the same command goes on after Ctrl-C, a kill or a reboot.
+# Each line passes over what is finished, so that the same command goes on after Ctrl-C, a kill or a reboot. What the
+# last stages need of the network comes first.
 model: venv ## train the default model, RUNS=runs/mini [BASE=folder]; the same command goes on where it stopped
-	test -n "$(BASE)" || $(TRAIN)/base.yaml --output_dir $(RUNS)/base
-	$(TRAIN)/distill.yaml --output_dir $(RUNS)/distill --init_from $(or $(BASE),$(RUNS)/base/model)
-	$(TRAIN)/finetune.yaml --output_dir $(RUNS)/finetune --init_from $(RUNS)/distill/model
-	$(BIN)/alit evaluate --model $(RUNS)/finetune/model --data ../shared/data/eval-photos.parquet --lpips alex \
-	    --output $(RUNS)/results.json --figure $(RUNS)/results.png --worst-figure $(RUNS)/worst.jpg
-	$(BIN)/python tools/checkpoint_card.py --results $(RUNS)/results.json --card $(RUNS)/finetune/model/README.md
+	$(BIN)/python -m alit_hf.networks.lpips
+	test -n "$(BASE)" || $(TRAIN)/base.yaml --output_dir "$(RUNS)/base"
+	$(TRAIN)/distill.yaml --output_dir "$(RUNS)/distill" --init_from "$(or $(BASE),$(RUNS)/base/model)"
+	$(TRAIN)/finetune.yaml --output_dir "$(RUNS)/finetune" --init_from "$(RUNS)/distill/model"
+	$(BIN)/alit evaluate --model "$(RUNS)/finetune/model" --data ../shared/data/eval-photos.parquet --lpips alex \
+	    --output "$(RUNS)/results.json" --figure "$(RUNS)/results.png"
+	$(BIN)/python tools/checkpoint_card.py --results "$(RUNS)/results.json" --card "$(RUNS)/README.md"
 
 clean: ## remove .venv, caches and outputs
 	rm -rf $(VENV) outputs build site .pytest_cache .ruff_cache .hypothesis src/*.egg-info

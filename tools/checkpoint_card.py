@@ -3,14 +3,15 @@ Writes the card of the default model from results files alone:
 
     python tools/checkpoint_card.py [--results RESULTS.json --card README.md]
 
-It fills `model_cards/alit-mini.template.md` with the numbers of `docs/results/alit-mini.json`, or of another file, and
-of a file for each baseline in `docs/results/baselines/`, all from `alit evaluate`, and with what `check_separation.py`
-found, in `docs/results/separation.json`.
+It fills `model_cards/alit-mini.template.md` with the numbers of `docs/results/alit-mini.json` and of a file for each
+baseline in the folder `baselines` beside it, all from `alit evaluate`, and with what `check_separation.py` found, in
+`docs/results/separation.json`. `make model` has it write a card beside the results of its own run.
 """
 
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +22,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 # Run as a file, Python puts this folder on the path and not the one that has the package `training`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from training.configuration import require
 from training.hub.model_card import markdown_table
 
 
@@ -49,7 +51,9 @@ _BASELINES = {
 }
 
 
-def checkpoint_card(results: dict, baselines: dict[str, dict], separation: dict) -> ModelCard:
+def checkpoint_card(
+    results: dict, baselines: dict[str, dict], separation: dict, figures: str = "../docs/results/alit-mini"
+) -> ModelCard:
     """
     The card.
 
@@ -57,12 +61,23 @@ def checkpoint_card(results: dict, baselines: dict[str, dict], separation: dict)
         results: of the checkpoint, what `alit evaluate` wrote.
         baselines: the same of each baseline that was trained, by its name in `_BASELINES`.
         separation: what `check_separation.py` wrote.
+        figures: path of the figures without their endings, seen from the card.
     """
     lengths = list(results["lengths"])
     model, data = results["model"], results["data"]
     ratios = [results["lengths"][one]["lpips_alex"] / results["thumbnail"][one]["lpips_alex"] for one in lengths]
     is_worse = [results["thumbnail"][one]["l1"] <= results["lengths"][one]["l1"] for one in lengths]
-    (num_baseline_images,) = {one["data"]["num_images"] for one in baselines.values()}
+    packaged = figures.startswith("..")
+    baseline_images = {one["data"]["num_images"] for one in baselines.values()}
+    require(len(baseline_images) < 2, "baselines", baseline_images, "measured on as many images each")
+    frechet = results["settings"]["frechet"]
+    command = f"alit evaluate --data {_data_name(results)}"
+    if frechet:
+        command += " --frechet efficientnet-lite0"
+    lpips = [name for name in ("alex", "vgg") if f"lpips_{name}" in results["base"]]
+    if len(lpips) == 1:
+        command += f" --lpips {lpips[0]}"
+    stem = figures.removeprefix("../")
     return ModelCard.from_template(
         ModelCardData(
             license="apache-2.0",
@@ -85,13 +100,16 @@ def checkpoint_card(results: dict, baselines: dict[str, dict], separation: dict)
         fingerprint=model["fingerprint"],
         device=results["settings"]["device"],
         dtype=results["settings"]["dtype"],
-        frechet_features=results["settings"]["frechet"]["num_features"],
+        frechet_features=frechet["num_features"] if frechet else None,
+        packaged=packaged,
+        command=f"{command} --output {stem}.json \\\n  --figure {stem}.png",
+        figures=figures,
         results_table=_results_table(results),
         thumbnail_wins=sum(is_worse),
         lpips_ratio_shortest=f"{ratios[0]:.0%}",
         lpips_ratio_longest=f"{ratios[-1]:.0%}",
         adaptive_table=_adaptive_table(results),
-        baseline_images=num_baseline_images,
+        baseline_images="".join(map(str, baseline_images)),
         baselines_table=_baselines_table(baselines),
         untrained=[label for name, label in _BASELINES.items() if name not in baselines],
         worst_table=_worst_table(results),
@@ -183,11 +201,12 @@ def _read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def card_from_files(results: Path = RESULTS / "alit-mini.json") -> ModelCard:
-    """The card of a results file, with those of the baselines in the repository."""
-    files = {name: RESULTS / "baselines" / f"{name}.json" for name in _BASELINES}
+def card_from_files(results: Path = RESULTS / "alit-mini.json", card: Path = CARD) -> ModelCard:
+    """The card of a results file, with those of the baselines beside it."""
+    files = {name: results.parent / "baselines" / f"{name}.json" for name in _BASELINES}
     baselines = {name: _read(path) for name, path in files.items() if path.exists()}
-    return checkpoint_card(_read(results), baselines, _read(RESULTS / "separation.json"))
+    figures = Path(os.path.relpath(results.with_suffix(""), card.parent)).as_posix()
+    return checkpoint_card(_read(results), baselines, _read(RESULTS / "separation.json"), figures)
 
 
 if __name__ == "__main__":
@@ -195,5 +214,5 @@ if __name__ == "__main__":
     parser.add_argument("--results", type=Path, default=RESULTS / "alit-mini.json", help="of the model")
     parser.add_argument("--card", type=Path, default=CARD, help="the file to write")
     arguments = parser.parse_args()
-    card_from_files(arguments.results).save(arguments.card)
+    card_from_files(arguments.results, arguments.card).save(arguments.card)
     print(arguments.card)

@@ -80,3 +80,19 @@ def test_baselines_of_different_images_are_refused(files):
     baselines["alit"]["data"]["num_images"] += 1
     with pytest.raises(ValueError, match="too many values"):
         checkpoint_card(results, baselines, separation)
+
+
+def test_a_run_of_make_model_gets_a_card_of_its_own(files, tmp_path):
+    """From what its `alit evaluate` writes: one LPIPS network, no Fréchet distance, no baselines, figures beside it."""
+    results = copy.deepcopy(files[0])
+    results["settings"]["frechet"] = None
+    measured = [*results["lengths"].values(), *results["thumbnail"].values(), *results["adaptive"]]
+    for numbers in (*measured, results["base"], results["jpeg"], results["webp"]):
+        numbers.pop("lpips_vgg", None)
+        numbers.pop("frechet_efficientnet_lite0", None)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    text = card_from_files(tmp_path / "results.json", tmp_path / "README.md").content
+    assert "](results.png)" in text
+    assert "alit evaluate --data eval-photos.parquet --lpips alex --output results.json" in text
+    assert not [word for word in ("pretrained_path", "Fréchet", "Baselines", "vgg", "../docs/results") if word in text]
+    assert '"path/to/this/folder"' in text

@@ -57,10 +57,10 @@ def train(config: TrainingConfig) -> None:
         `CannotStartError`: before anything is written, where data or models are not what the configuration says.
         `NonFiniteLossError`, `InterruptedTrainingError`, `UndecodableImagesError`, `CheckpointError`: see there.
     """
-    if _is_finished(config):
-        logger.info("%s is finished: %s", config.stage, Path(config.output_dir) / MODEL_FOLDER)
-        return
     try:
+        if _is_finished(config):
+            logger.info("%s is finished: %s", config.stage, Path(config.output_dir) / MODEL_FOLDER)
+            return
         trainer = Trainer(config)
     except ValueError as error:
         raise CannotStartError(str(error)) from error
@@ -141,7 +141,7 @@ class Trainer:
         self.average = WeightAverage(stage, settings.ema_decay)
         self.progress = Progress()
         self.logged: dict[str, tuple[float, int]] = {}
-        self.warned = False
+        self.warned: set[str] = set()
         self.checkpointer = Checkpointer(
             accelerator,
             self.wrapped,
@@ -196,9 +196,9 @@ class Trainer:
                 if self.held_out is not None and (finished or _is_time(progress.steps, every.validate_every)):
                     with self.average.applied():
                         means = mean_scores(self.wrapped, self.held_out, self.split.micro_batch_size, self.accelerator)
-                    scores = self.stage.validation(means)
+                    scores = self.stage.validation(means, len(self.held_out))
                     self._show({f"validation/{name}": value for name, value in scores.items()}, display)
-                    self._warn(self.stage.warning(scores))
+                    self._warn(self.stage.warnings(scores, len(self.held_out)))
                 if self.held_out is not None and (finished or _is_time(progress.steps, every.pictures_every)):
                     with self.average.applied():
                         columns = picture_columns(self.wrapped, self.held_out[:_PICTURES], self.accelerator)
@@ -233,11 +233,12 @@ class Trainer:
         display.scalars(values, self.progress.steps)
         self.logged |= {name: (value, self.progress.steps) for name, value in values.items()}
 
-    def _warn(self, warning: str | None) -> None:
-        """Once: what is wrong stays so for many validations."""
-        if warning and not self.warned:
-            logger.warning("%s", warning)
-            self.warned = True
+    def _warn(self, warnings: dict[str, str]) -> None:
+        """Once of each kind: what is wrong stays so for many validations."""
+        for kind, warning in warnings.items():
+            if kind not in self.warned:
+                logger.warning("%s", warning)
+                self.warned.add(kind)
 
     def _push(self, model_folder: Path) -> None:
         if self.publisher is not None:
@@ -248,6 +249,7 @@ class Trainer:
         """One optimiser step of the stage, and of its adversary where that plays."""
         accelerator, stage, step = self.accelerator, self.stage, self.progress.steps
         stage.step, stage.share_done = step, self.share_done
+        stage.warmed_up = step + 1 >= self.warmup_steps
         self._set_learning_rate()
         # Each step has random numbers of its own: resuming needs no generator's state.
         set_seed(self.config.seed + step * self.split.num_ranks + self.split.rank)
@@ -282,7 +284,8 @@ class Trainer:
         warmed_up = (self.progress.steps + 1) / max(1, self.warmup_steps)
         share = learning_rate_share(warmed_up, self.share_done)
         self.learning_rate = self.settings.peak_learning_rate * share
-        set_learning_rates(self.optimizers, (self.learning_rate, self.settings.muon_learning_rate * share))
+        rates = [self.learning_rate, self.settings.muon_learning_rate * share]
+        set_learning_rates(self.optimizers, rates[: len(self.optimizers)])
         if self.opponent is not None:
             self.opponent.set_learning_rate(self.learning_rate)
 
@@ -328,7 +331,16 @@ def _is_finished(config: TrainingConfig) -> bool:
     folder, max_steps = Path(config.output_dir), config.optimization.max_steps
     if config.resume != "latest" or config.push_to_hub or max_steps == 0 or not (folder / MODEL_FOLDER).is_dir():
         return False
-    return any(steps_of(path) >= max_steps for path in checkpoints(folder))
+    started = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    require(
+        started["init_from"] == config.init_from,
+        "init_from",
+        config.init_from,
+        f"what the run in {folder} started from, {started['init_from']!r}, or `output_dir` another folder",
+    )
+    *_, newest = checkpoints(folder)
+    exported = (folder / MODEL_FOLDER).stat().st_mtime >= newest.stat().st_mtime
+    return exported and steps_of(newest) >= max_steps
 
 
 def _is_time(steps: int, every: int) -> bool:

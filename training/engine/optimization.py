@@ -46,7 +46,7 @@ def optimizers(
 
 def set_learning_rates(optimizers: Iterable[torch.optim.Optimizer], rates: Sequence[float]) -> None:
     """Sets the learning rate of each optimiser."""
-    for optimizer, rate in zip(optimizers, rates, strict=False):
+    for optimizer, rate in zip(optimizers, rates, strict=True):
         for group in optimizer.param_groups:
             group["lr"] = rate
 

@@ -38,6 +38,7 @@ class BaseStage(Stage):
             require(not config.model, "model", config.model, "empty, as `init_from` determines it")
         else:
             _check_model(config.model, config.data.image_size)
+        cls.check_start(config, "loss.codebook_start", config.loss.codebook_start)
 
     @classmethod
     def build(cls, config: TrainingConfig) -> "BaseStage":

@@ -77,7 +77,8 @@ class CodebookCare(nn.Module):
         """Sets the codes at their start, and revives where it is time to."""
         if self.start and step + 1 == self.start:
             return [self._set()]
-        if self.latents is None or step < self.start or not self.revive_every or (step + 1) % self.revive_every:
+        since_start = step + 1 - self.start
+        if self.latents is None or since_start < 1 or not self.revive_every or since_start % self.revive_every:
             return []
         return [self._revive()]
 
@@ -104,7 +105,9 @@ class CodebookCare(nn.Module):
         return Replaced(parameter=codebook, rows=rows)
 
     def summary(self) -> dict[str, torch.Tensor]:
-        """Usage and perplexity since the last call."""
+        """Usage and perplexity since the last call; nothing where nothing was quantised."""
         counts = sum_over_ranks(self.since_summary)
+        if not counts.any():
+            return {}
         self.since_summary.zero_()
         return {"codebook/usage": codebook_usage(counts), "codebook/perplexity": perplexity(counts)}

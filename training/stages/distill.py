@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from alit_hf import ALITModel
+from alit_hf import ALITConfig, ALITModel
 from alit_hf.losses.distillation import code_distillation_loss, latent_distillation_loss, rollout_weights
 
 from ..configuration import TrainingConfig, require
@@ -18,10 +18,10 @@ from .loss_config import DistillLossConfig
 _HALTING_THRESHOLDS = {"vqgan": 0.55, "kl": 0.025}
 # Of the drawn steps those that run as many rollouts as the limit allows: the newest ones have most to learn.
 _AT_THE_LIMIT = 0.6
-# Below these a validation warns, once the warm-up of the run is over.
+# Below these a validation on at least so many pictures warns. The share of ids is of those that there could be.
 _LEAST_SPREAD = 0.05
-_LEAST_IDS = 0.02
-_JUDGED_FROM = 0.04
+_LEAST_IDS_SHARE, _LEAST_IDS = 0.02, 4
+_LEAST_PICTURES = 8
 
 
 class DistillStage(ALITStage):
@@ -48,6 +48,16 @@ class DistillStage(ALITStage):
     def check_config(cls, config: TrainingConfig) -> None:
         require(bool(config.init_from), "init_from", config.init_from, "the base tokenizer's folder or Hub id")
         check_model_fields(config.model)
+        loss, start = config.loss, config.loss.quantize_from
+        quantizes = config.model.get("quantize", True)
+        require(start == 0 or quantizes, "loss.quantize_from", start, "0 where `model.quantize` is false")
+        cls.check_start(config, "loss.quantize_from", start)
+        if start:
+            tokens = config.model.get("tokens_per_rollout", ALITConfig.tokens_per_rollout)
+            codes = config.model.get("codebook_size", ALITConfig.codebook_size)
+            cls.check_latents(config, "loss.quantize_from", start, tokens, codes)
+        noise = loss.latent_noise
+        require(noise == 0 or start > 0, "loss.latent_noise", noise, "0 where `loss.quantize_from` is 0")
         if Path(config.init_from).is_dir():
             model_config(config)
 
@@ -77,6 +87,8 @@ class DistillStage(ALITStage):
             loss, logs = self._drawn_loss(pixel_values, latents)
         else:
             loss, logs = self._loss_of_all(pixel_values, latents)
+        if self.step < self.loss.quantize_from:
+            logs = {name: value for name, value in logs.items() if not name.startswith("quantization/")}
         return loss, {"loss": loss.detach(), **logs}
 
     def _loss_of_all(
@@ -185,7 +197,7 @@ class DistillStage(ALITStage):
                 scores[f"ids/{name}"] = occurs.scatter_(1, rollout.token_ids, 1.0)
         return scores
 
-    def validation(self, means: dict[str, torch.Tensor]) -> dict[str, float]:
+    def validation(self, means: dict[str, torch.Tensor], num_pictures: int) -> dict[str, float]:
         """
         At each length: L1 and PSNR, R² of the soft code (VQGAN base) or latents (KL base), the number of different
         ids over all pictures, and the spread of the newest rollout's tokens, the mean over them of the variance over
@@ -200,34 +212,45 @@ class DistillStage(ALITStage):
             elif kind == "error":
                 logged[f"r2/{length}"] = float(1 - mean / variance)
             elif kind == "direction":
-                logged[f"spread/{length}"] = float(1 - mean.square().sum(dim=-1).mean())
+                variance_over_pictures = 1 - mean.square().sum(dim=-1).mean()
+                logged[f"spread/{length}"] = float(variance_over_pictures) * num_pictures / max(1, num_pictures - 1)
             elif kind == "ids":
                 logged[f"ids/{length}"] = int((mean > 0).sum())
         return logged
 
-    def warning(self, validation: dict[str, float]) -> str | None:
-        if self.share_done < _JUDGED_FROM:
-            return None
+    def warnings(self, validation: dict[str, float], num_pictures: int) -> dict[str, str]:
+        if not self.warmed_up or num_pictures < _LEAST_PICTURES:
+            return {}
+        found = {}
         for name, value in validation.items():
             kind, _, length = name.partition("/")
+            codes = self.model.config.codebook_size
+            possible = min(codes, num_pictures * int(length or 0))
             if kind == "spread" and value < _LEAST_SPREAD:
-                return (
+                found.setdefault(
+                    kind,
                     f"The newest latent tokens of codes of {length} are nearly the same for all pictures (spread "
-                    f"{value:.3f}): they say nothing. " + self._advice(int(length))
+                    f"{value:.3f}): they say nothing. {self._cause_of_equal_tokens(int(length))}",
                 )
-            if kind == "ids" and value < _LEAST_IDS * self.model.config.codebook_size:
-                return (
-                    f"Codes of {length} tokens have {value} different ids over all held-out pictures, of "
-                    f"{self.model.config.codebook_size}: the codebook has collapsed. " + self._advice(int(length))
+            elif kind == "ids" and value < max(_LEAST_IDS_SHARE * possible, min(_LEAST_IDS, possible)):
+                found.setdefault(
+                    kind,
+                    f"Codes of {length} tokens have {value} different ids over {num_pictures} held-out pictures, of "
+                    f"{codes}: the codebook has collapsed. The likely cause is that latents were quantised before "
+                    "they said enough, or that unused codes are not revived: start anew with a later "
+                    "`loss.quantize_from`, or set `loss.revive_every`.",
                 )
-        return None
+        return found
 
-    def _advice(self, length: int) -> str:
+    def _cause_of_equal_tokens(self, length: int) -> str:
         if self.model.quantizer is not None and self.loss.quantize_from == 0:
-            return "The likely cause is quantising from the first step: set `loss.quantize_from` to a later one."
+            return (
+                "The likely cause is that they are quantised from the first step: start anew with a later "
+                "`loss.quantize_from`."
+            )
         if length > self.model.config.tokens_per_rollout and self.loss.rollout_dropout == 0:
             return (
-                "The likely cause is that the first rollout's tokens suffice: set `loss.rollouts` to `drawn` and "
-                "`loss.rollout_dropout` to 0.5."
+                "The likely cause is that the first rollout's tokens suffice: set `loss.rollouts` to drawn, "
+                "`loss.halting` to false and `loss.rollout_dropout` to 0.5."
             )
         return "The likely cause is the learning rate: halve it, or make the warm-up longer."

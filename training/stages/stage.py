@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..configuration import TrainingConfig
+from ..configuration import TrainingConfig, require
 from .adversary import Adversary
 
 
@@ -42,6 +42,9 @@ class Stage(nn.Module):
     share_done: float = 0.0
     """How much of the run is over before this step, in [0, 1); the loop sets it."""
 
+    warmed_up: bool = False
+    """Whether the learning rate's warm-up is over; the loop sets it."""
+
     def __init__(self, model: nn.Module, adversary: Adversary | None = None):
         super().__init__()
         self.model = model
@@ -56,6 +59,21 @@ class Stage(nn.Module):
     @classmethod
     def check_config(cls, config: TrainingConfig) -> None:
         """Raises `ValueError` where the run cannot be; must not compute or load anything."""
+
+    @staticmethod
+    def check_start(config: TrainingConfig, name: str, start: int) -> None:
+        """Raises `ValueError` where a run ends before the step of that field, which starts its codebook."""
+        settings = config.optimization
+        most = settings.max_steps
+        require(start == 0 or most == 0 or start < most, name, start, f"below optimization.max_steps, which is {most}")
+        minutes = settings.max_minutes
+        require(start == 0 or minutes == 0, name, start, "0 where optimization.max_minutes may end the run before it")
+
+    @staticmethod
+    def check_latents(config: TrainingConfig, name: str, start: int, an_image: int, codes: int) -> None:
+        """Raises `ValueError` where the steps before the start of a codebook give fewer latents than it has codes."""
+        most = start * config.optimization.batch_size * an_image
+        require(most >= codes, name, start, f"later: the steps before it give {most} latents for {codes} codes")
 
     @classmethod
     def build(cls, config: TrainingConfig) -> "Stage":
@@ -91,13 +109,13 @@ class Stage(nn.Module):
         """Named scores `(B, …)` of held-out images, of which `validation` gets the means."""
         raise NotImplementedError
 
-    def validation(self, means: dict[str, torch.Tensor]) -> dict[str, float]:
+    def validation(self, means: dict[str, torch.Tensor], num_pictures: int) -> dict[str, float]:
         """What is logged of the means of `score` over all held-out images."""
         return {name: float(mean) for name, mean in means.items()}
 
-    def warning(self, validation: dict[str, float]) -> str | None:
-        """What `validation` shows to go wrong, with the likely cause and what to change; None where nothing does."""
-        return None
+    def warnings(self, validation: dict[str, float], num_pictures: int) -> dict[str, str]:
+        """What `validation` shows to go wrong, by kind: each with the likely cause and what to change."""
+        return {}
 
     def pictures(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """Named reconstructions `(B, 3, H, W)` to look at."""
