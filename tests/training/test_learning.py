@@ -117,4 +117,4 @@ def test_quantising_from_the_first_step_collapses_and_says_so(learning, tmp_path
     assert found["spread/4"] < 0.05
     warnings = [record for record in caplog.records if "say nothing" in record.message]
     assert len(warnings) == 1
-    assert "set `loss.quantize_from`" in warnings[0].message
+    assert "start anew with a later `loss.quantize_from`" in warnings[0].message
