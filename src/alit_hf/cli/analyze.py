@@ -17,7 +17,7 @@ from .options import OneLineParser, add_batch_size_argument, add_model_arguments
 
 if TYPE_CHECKING:
     from alit_hf.analysis.analysis import Analysis
-    from alit_hf.data.images import EvaluationImages
+    from alit_hf.data.images import Images
     from alit_hf.utils.processes import Processes
 
 
@@ -163,7 +163,7 @@ def _split_name(option: str) -> str:
     return option.removesuffix("data") + "split"
 
 
-def _open(option: str, options: argparse.Namespace) -> "EvaluationImages":
+def _open(option: str, options: argparse.Namespace) -> "Images":
     from alit_hf.data.images import open_images
 
     try:
