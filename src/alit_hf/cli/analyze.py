@@ -73,8 +73,7 @@ def parse_options(analysis_class: "type[Analysis]", options: list[str]) -> argpa
             metavar="DATA",
             nargs="+",
             required=option not in analysis_class.optional_data,
-            help=f"{what}: pictures and folders of them, parquet files with a column `image`, or a Hub id of such a "
-            "data set",
+            help=f"{what}: pictures, parquet files or tars, folders of them, or a Hub id of a data set",
         )
         split = _split_name(option)
         parser.add_argument(
