@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from alit_hf.data.images import EvaluationImages, open_images
+from alit_hf.data.images import Images, open_images
 
 
 def save_images(path: Path, pictures: Sequence[Image.Image], columns: Mapping[str, Sequence] | None = None) -> Path:
@@ -33,7 +33,7 @@ def shaded_pictures(brightness: Sequence[float], seed: int = 0) -> list[Image.Im
     return pictures
 
 
-def shaded_images(path: Path, labels: Sequence, brightness: Mapping) -> EvaluationImages:
+def shaded_images(path: Path, labels: Sequence, brightness: Mapping) -> Images:
     """Pictures with a column `label` that tells their brightness."""
     pictures = shaded_pictures([brightness[label] for label in labels])
     return open_images([str(save_images(path, pictures, {"label": labels}))])

@@ -9,7 +9,6 @@ both.
 """
 
 import argparse
-import glob
 import hashlib
 import json
 import sys
@@ -72,16 +71,11 @@ def distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--train", "--evaluation"):
-        parser.add_argument(
-            name, nargs="+", required=True, metavar="DATA", help="as `alit evaluate --data`; or pattern"
-        )
+        parser.add_argument(name, nargs="+", required=True, metavar="DATA", help="as `alit evaluate --data`")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     arguments = parser.parse_args()
     try:
-        train, evaluation = (
-            hash_images([path for source in sources for path in sorted(glob.glob(source)) or [source]])
-            for sources in (arguments.train, arguments.evaluation)
-        )
+        train, evaluation = (hash_images(sources) for sources in (arguments.train, arguments.evaluation))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     same = [name for name, digest in zip(evaluation.names, evaluation.digests, strict=True) if digest in train.digests]

@@ -114,7 +114,7 @@ def test_help_names_all(alit):
         ("thresholds", ["--limit", "0"], "--limit: it is '0', it must be a whole number from 1"),
         ("thresholds", ["--seed", "-1"], "--seed: it is '-1', it must be a whole number from 0"),
         ("thresholds", ["--data", "missing"], "--data: missing does not exist"),
-        ("thresholds", ["--split", "test"], "--data: the split 'test' is given, but only data sets on the Hub have"),
+        ("thresholds", ["--split", "test"], "--data: the split 'test' does not exist, the data set"),
         ("thresholds", ["--batch", "5", "--colour"], "unrecognized arguments: --colour"),
         ("thresholds", ["--model", "."], "the model . holds no ALIT model"),
         ("thresholds", ["--output", "a.txt"], "a.txt is not a folder"),

@@ -151,7 +151,7 @@ def test_figure_shows_the_numbers(evaluate, tmp_path):
         (["--limit", "0"], "--limit: it is '0', it must be a whole number from 1"),
         (["--frechet", "resnet"], "--frechet: invalid choice: 'resnet'"),
         (["--frechet", "efficientnet-lite0"], "--frechet: a Fréchet distance of 5 images would be noise"),
-        (["--split", "test"], "--data: the split 'test' is given, but only data sets on the Hub have splits"),
+        (["--split", "test"], "--data: the split 'test' does not exist, the data set"),
         (["--figure", "f.txt"], f"f.txt must end in {', '.join(FIGURE_SUFFIXES)}"),
         (["--output", "results.txt"], "results.txt must end in .json"),
         (["--data", "missing"], "--data: missing does not exist"),

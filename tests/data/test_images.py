@@ -1,14 +1,17 @@
-"""Where images come from: files, folders, parquet files and the Hub, in an order that is always the same."""
+"""Where images come from: files, folders, parquet files, tars and the Hub, in an order that is always the same."""
 
 import io
+import tarfile
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub_server import logged_in_hub
+from huggingface_hub import HfApi
 from PIL import Image
 
-from alit_hf.data import images as images_module
 from alit_hf.data.images import check_columns, open_images
 
 
@@ -18,12 +21,14 @@ def save(folder, *names):
         Image.new("RGB", (20 + number, 30), (number, 0, 0)).save(folder / name)
 
 
+def picture(number):
+    stream = io.BytesIO()
+    Image.new("RGB", (20, 30 + number)).save(stream, "WEBP")
+    return stream.getvalue()
+
+
 def parquet(path, column="image", count=3):
-    rows = []
-    for number in range(count):
-        stream = io.BytesIO()
-        Image.new("RGB", (20, 30 + number)).save(stream, "WEBP")
-        rows.append({"bytes": stream.getvalue(), "path": f"folder/{number}.webp"})
+    rows = [{"bytes": picture(number), "path": f"folder/{number}.webp"} for number in range(count)]
     datasets.Dataset.from_dict({column: rows, "label": ["x"] * count}).to_parquet(path)
     return str(path)
 
@@ -52,12 +57,43 @@ def test_rows_of_parquet_files(tmp_path, as_folder):
     assert images.name(1) == "row 1 (1.webp)"
 
 
+def test_samples_of_tars(tmp_path):
+    for number in range(2):
+        with tarfile.open(tmp_path / f"set [{number}].tar", "w") as archive:
+            for name, content in ((f"{number}.webp", picture(number)), (f"{number}.txt", b"words")):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    images = open_images([str(tmp_path)])
+    assert [images.read(index).size for index in range(2)] == [(20, 30), (20, 31)]
+    assert images.name(1) == "row 1 (1.webp)"
+    assert sorted(images.column_names) == ["__key__", "txt"]
+
+
+def test_a_folder_with_metadata_has_its_columns(tmp_path):
+    save(tmp_path, "a.png", "b.png")
+    (tmp_path / "metadata.csv").write_text("file_name,score\nb.png,2\na.png,1\n")
+    images = open_images([str(tmp_path)])
+    assert list(images.column("score")) == [2, 1]
+    assert [images.read(index).size for index in range(2)] == [(21, 30), (20, 30)]
+    assert open_images([str(tmp_path)], image_column="image").column_names == []
+
+
+def test_patterns_and_paths_in_packages(tmp_path):
+    save(tmp_path, "1.png", "2.png", "[12].png")
+    assert len(open_images([str(tmp_path / "?.png")])) == 2
+    # What exists is no pattern.
+    images = open_images([str(tmp_path / "[12].png")])
+    assert [Path(images.name(index)).name for index in range(len(images))] == ["[12].png"]
+    assert open_images(["package://skimage/data/coffee.png"]).read(0).size == (600, 400)
+
+
 def test_a_row_without_image_fails_alone(tmp_path):
     feature = datasets.Features({"image": datasets.Image()})
     rows = datasets.Dataset.from_dict({"image": [None, Image.new("RGB", (5, 5))]}, features=feature)
     rows.to_parquet(tmp_path / "a.parquet")
     images = open_images([str(tmp_path / "a.parquet")])
-    with pytest.raises(ValueError, match="row 0 has no image"):
+    with pytest.raises(ValueError, match="the row has no picture"):
         images.read(0)
     assert images.read(1).size == (5, 5)
 
@@ -67,7 +103,7 @@ def test_a_cell_without_bytes_and_path_is_no_image(tmp_path):
     cell = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
     rows.cast(cell).to_parquet(tmp_path / "a.parquet")
     images = open_images([str(tmp_path / "a.parquet")])
-    with pytest.raises(ValueError, match="row 0 has no image"):
+    with pytest.raises(ValueError, match="the row has no picture"):
         images.read(0)
 
 
@@ -93,9 +129,14 @@ class TestClassLabels:
     ("make", "sources", "message"),
     [
         (lambda folder: None, ["missing.png"], "missing.png does not exist"),
+        (lambda folder: None, ["*.png"], r"\*\.png does not exist"),
+        (lambda folder: None, ["someone/photo.png"], "someone/photo.png does not exist"),
+        (lambda folder: None, ["package://no_such_package/a.png"], "the Python package no_such_package is not inst"),
+        (lambda folder: (folder / "a.tar").write_bytes(b"x"), ["a.tar"], "a.tar: no images can be read"),
         (lambda folder: None, ["."], r"the folder \. holds no pictures and no parquet files"),
         (lambda folder: parquet(folder / "a.parquet", "photo"), ["a.parquet"], "no column `image`.* photo, label"),
         (lambda folder: (save(folder, "b.png"), parquet(folder / "a.parquet")), ["."], "both parquet files and"),
+        (lambda folder: (save(folder, "b.png"), (folder / "a.tar").touch()), ["."], "both pictures and tars"),
         (lambda folder: (folder / "a.parquet").write_bytes(b"x"), ["a.parquet"], "no images can be read: Parquet"),
         (lambda folder: parquet(folder / "a.parquet", count=0), ["a.parquet"], "a.parquet: no images can be read"),
         (lambda folder: numbers(folder / "a.parquet", 2), ["a.parquet"], "its column `image` has no pictures, but"),
@@ -109,36 +150,46 @@ def test_what_cannot_be_used_is_named(tmp_path, monkeypatch, make, sources, mess
         open_images(sources)
 
 
-def test_files_have_no_splits(tmp_path):
+def test_a_folder_has_the_splits_that_it_is_laid_out_in(tmp_path):
     save(tmp_path, "a.png")
-    with pytest.raises(ValueError, match="'test' is given, but only data sets on the Hub have splits"):
+    assert len(open_images([str(tmp_path)], "train")) == 1
+    with pytest.raises(ValueError, match=r"the split 'test' does not exist, the data set .* has train"):
         open_images([str(tmp_path)], "test")
 
 
 class TestHub:
-    """The Hub itself is replaced: `datasets` is asked for the right things, and its answers are used."""
-
     @pytest.fixture
-    def splits(self, monkeypatch):
-        splits = {"test": datasets.Dataset.from_dict({"image": [Image.new("RGB", (9, 8))]})}
-        splits["test"] = splits["test"].cast_column("image", datasets.Image())
-        monkeypatch.setattr(images_module.datasets, "get_dataset_split_names", lambda name: list(splits))
-        monkeypatch.setattr(images_module.datasets, "load_dataset", lambda name, split: splits[split])
-        return splits
+    def splits(self, monkeypatch, tmp_path):
+        """Puts splits on a Hub of the test's own."""
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        with logged_in_hub(monkeypatch) as server:
+            monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+            monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+            HfApi().create_repo("tester/photos", repo_type="dataset")
+
+            def add(split):
+                content = Path(parquet(tmp_path / "rows.parquet", count=1)).read_bytes()
+                name = f"{split}-00000-of-00001.parquet"
+                HfApi().upload_file(
+                    repo_id="tester/photos", repo_type="dataset", path_in_repo=name, path_or_fileobj=content
+                )
+
+            add("test")
+            yield add
 
     def test_the_only_split_needs_no_name(self, splits):
-        images = open_images(["someone/photos"])
-        assert (images.sources, images.split, images.read(0).size) == (["someone/photos"], "test", (9, 8))
+        images = open_images(["tester/photos"])
+        assert (images.sources, images.split, images.read(0).size) == (["tester/photos"], "test", (20, 30))
 
     def test_one_of_several_must_be_named(self, splits):
-        splits["train"] = splits["test"]
-        assert open_images(["someone/photos"], "train").split == "train"
-        with pytest.raises(ValueError, match="no split is given, the data set someone/photos has test, train"):
-            open_images(["someone/photos"])
+        splits("train")
+        assert open_images(["tester/photos"], "train").split == "train"
+        with pytest.raises(ValueError, match="no split is given, the data set tester/photos has train, test"):
+            open_images(["tester/photos"])
 
     def test_unknown_split(self, splits):
         with pytest.raises(ValueError, match=r"the split 'val' does not exist, .* has test"):
-            open_images(["someone/photos"], "val")
+            open_images(["tester/photos"], "val")
 
     def test_not_reachable(self):
         with pytest.raises(ValueError, match="nobody/nothing is no file or folder, and from the Hub it cannot be"):

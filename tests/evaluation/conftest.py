@@ -9,7 +9,7 @@ from lively_model import lively_model
 from PIL import Image
 
 from alit_hf import ALITImageProcessor, ALITModel
-from alit_hf.data.images import EvaluationImages, open_images
+from alit_hf.data.images import Images, open_images
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def photos(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def images(photos) -> EvaluationImages:
+def images(photos) -> Images:
     return open_images([str(photos)])
 
 

@@ -1,6 +1,8 @@
 """What can be tokenized: rows come whole, in their order, from any row on, and nothing is left out in silence."""
 
+import io
 import os
+import tarfile
 from pathlib import Path
 
 import datasets
@@ -82,6 +84,24 @@ def test_splits_of_a_folder_that_is_laid_out_as_a_data_set(tmp_path):
         open_rows([str(tmp_path)], "val")
 
 
+def test_tars_are_parts(tmp_path):
+    for part, numbers in enumerate(([1, 2, 3], [4])):
+        with tarfile.open(tmp_path / f"{part}.tar", "w") as archive:
+            for number in numbers:
+                for name, content in ((f"{number}.cls", b"7"), (f"{number}.png", png(number))):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    rows = open_rows([str(tmp_path)])
+    assert (rows.num_parts, rows.num_rows, rows.image_column) == (2, None, "png")
+    assert read(rows, 0, 1) == [
+        {"file_name": "2.png", "cls": 7, "__key__": "2"},
+        {"file_name": "3.png", "cls": 7, "__key__": "3"},
+    ]
+    assert names(rows, 1) == ["4.png"]
+    assert read_picture(rows.pictures_and_columns(next(rows.tables(0, 1, 1)))[0][0]).size == (40, 36)
+
+
 def test_the_only_column_of_pictures_needs_no_name(tmp_path):
     features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
     cell = {"bytes": png(1), "path": None}
@@ -132,7 +152,7 @@ def test_a_row_without_picture(cell):
     [
         (None, ["missing.png"], None, "missing.png does not exist"),
         (None, ["."], None, r"the folder \. holds no pictures and no parquet files"),
-        (None, ["nobody/nothing"], None, "nobody/nothing cannot be opened"),
+        (None, ["nobody/nothing"], None, "nobody/nothing is no file or folder, and from the Hub it cannot be"),
         (lambda: write_parquet("a.parquet", [1]), ["a.parquet"], "test", "'test' is given, but a.parquet has no spl"),
         (lambda: Path("a.parquet").write_bytes(b"x"), ["a.parquet"], None, "Parquet file size is 1 bytes"),
     ],

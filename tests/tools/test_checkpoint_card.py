@@ -78,12 +78,12 @@ def test_baselines_that_were_not_trained_are_named(files):
 def test_baselines_of_different_images_are_refused(files):
     results, baselines, separation = copy.deepcopy(files)
     baselines["alit"]["data"]["num_images"] += 1
-    with pytest.raises(ValueError, match="`baselines` is .*measured on as many images each"):
+    with pytest.raises(ValueError, match=r"`baselines` is .*measured on as many images each"):
         checkpoint_card(results, baselines, separation)
 
 
 def test_a_run_of_make_model_gets_a_card_of_its_own(files, tmp_path):
-    """From what its `alit evaluate` writes: one LPIPS network, no Fréchet distance, no baselines, figures beside it."""
+    """From what its `alit evaluate` writes: one LPIPS network, no Fréchet distance, no baselines, figures there."""
     results = copy.deepcopy(files[0])
     results["settings"]["frechet"] = None
     measured = [*results["lengths"].values(), *results["thumbnail"].values(), *results["adaptive"]]

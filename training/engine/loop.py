@@ -11,6 +11,8 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 
+from alit_hf.data.image_rows import open_rows
+
 from ..configuration import TrainingConfig, config_to_dict, require
 from ..hub.model_card import RunRecord
 from ..hub.publishing import Publisher
@@ -115,7 +117,7 @@ class Trainer:
         self.max_steps, self.warmup_steps = settings.max_steps, settings.warmup_steps
         if config.data.streaming:
             # The batches open it again, but a wrong source is to be found before anything is written.
-            open_source(config.data, "train", streaming=True)
+            open_source(config.data, "train", open_rows)
         else:
             images = TrainingImages(config.data, config.seed, show_progress=accelerator.is_local_main_process)
             steps_per_epoch = max(1, len(images) // settings.batch_size)

@@ -3,7 +3,6 @@
 import json
 import math
 import platform
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
 import alit_hf
+from alit_hf.data.sources import is_on_hub
 
 from ..configuration import TrainingConfig, config_to_dict
 
@@ -223,8 +223,7 @@ def _sources(sources: list[str], split: str) -> str:
 
 def _hub_id(*sources: str) -> str | None:
     """The only one of the sources, where it is an id on the Hub and no file, folder or pattern."""
-    is_id = len(sources) == 1 and re.fullmatch(r"[\w.-]+/[\w.-]+", sources[0])
-    return sources[0] if is_id and not Path(sources[0]).suffix and not Path(sources[0]).exists() else None
+    return sources[0] if is_on_hub(sources) else None
 
 
 def _without_folders(value: Any) -> Any:

@@ -1,27 +1,23 @@
-"""Images for training: opening any source, decoding, cropping, and an order that a step number alone determines."""
+"""Images for training: their source, crops, and an order that a step number alone determines."""
 
-import glob
-import importlib.util
 import itertools
 import logging
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
-import datasets
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
-from tqdm import tqdm
+from tqdm import trange
 
-from alit_hf.data.sources import is_hub_id
-from alit_hf.model.image_io import open_image
+from alit_hf.data.image_rows import ImageColumnError, ImageRows, fetch, open_rows, read_picture
+from alit_hf.data.images import Images, open_images
+from alit_hf.data.sources import is_on_hub
 from alit_hf.utils.error_reason import reason
 
 from ..configuration import DataConfig
@@ -30,114 +26,36 @@ from ..configuration import DataConfig
 logger = logging.getLogger(__name__)
 
 _JUDGED_FROM = 1000
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+Source = TypeVar("Source", Images, ImageRows)
 
 
 class UndecodableImagesError(RuntimeError):
     """More images than `data.max_undecodable` allows could not be decoded."""
 
 
-def open_source(config: DataConfig, part: Literal["train", "validation"], streaming: bool = False):
+def open_source(config: DataConfig, part: Literal["train", "validation"], open_as: Callable[..., Source]) -> Source:
     """
-    A `datasets` dataset (an iterable one where `streaming`) whose column `image` is read but not decoded: each row has
-    `{"bytes": …, "path": …}` there.
+    Opens what a field of the configuration names, for its pictures alone.
 
     Args:
-        part: the field of `config` that names the source.
+        part: the field.
+        open_as: `open_images`, or `open_rows` for a stream.
 
     Raises:
-        `ValueError`: where files or column are missing, the kinds of file are mixed, or the source cannot be loaded.
+        `ValueError`: names the field, and what `open_as` finds wrong.
     """
-    name, source, image_column = f"data.{part}", getattr(config, part), config.image_column
-    if _is_hub_id(source):
+    name, source, split = f"data.{part}", getattr(config, part), None
+    if is_on_hub(source):
         split = config.split if part == "train" else config.validation_split
         # Without a network that takes half a minute of retries to fail.
         logger.info("%s: there is no file or folder %r here, asking the Hub", name, source[0])
-        problem = f"`{name}` is {source}, there is no such file or folder, and it could not be loaded from the Hub"
-        dataset = _load(problem, source[0], split=split, streaming=streaming)
-    else:
-        files = _files(name, source)
-        kind = _kind(name, source, files)
-        problem = f"`{name}` is {source}, which cannot be read"
-        dataset = _load(problem, kind, data_files={"train": files}, split="train", streaming=streaming)
-        if kind == "webdataset":
-            # Its columns are the suffixes of the files inside.
-            columns = dataset.column_names
-            image_column = next((column for column in columns if f".{column}" in _IMAGE_SUFFIXES), image_column)
-    columns = dataset.column_names
-    if columns is not None and image_column not in columns:
-        raise ValueError(f"`data.image_column` is {image_column!r}, {source} has the columns {columns}.")
-    dataset = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-    return dataset if image_column == "image" else dataset.rename_column(image_column, "image")
-
-
-def _load(problem: str, *arguments: Any, **named: Any):
-    """`datasets.load_dataset`, whose many kinds of errors become a `ValueError` of the problem and the reason."""
     try:
-        return datasets.load_dataset(*arguments, **named)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        generating = isinstance(error, datasets.exceptions.DatasetGenerationError)
-        raise ValueError(
-            f"{problem}: {reason(error.__cause__ if generating and error.__cause__ else error)}"
-        ) from error
-
-
-def _is_hub_id(source: list[str]) -> bool:
-    return (
-        len(source) == 1 and is_hub_id(source[0]) and not os.path.lexists(source[0]) and not _is_data_file(source[0])
-    )
-
-
-def _files(name: str, source: list[str]) -> list[str]:
-    """The files that `source`, the field of that name, means."""
-    files = []
-    for entry in source:
-        path = _package_path(name, entry) if entry.startswith("package://") else entry
-        if Path(path).is_dir():
-            found = sorted(str(file) for file in Path(path).rglob("*") if file.is_file() and _is_data_file(file))
-            missing = f"the folder {entry!r} has no images, parquet or tar files"
-        else:
-            found = sorted(glob.glob(path))
-            missing = f"there is no file or folder {entry!r}"
-        if not found:
-            raise ValueError(f"`{name}` is {source}, but {missing}.")
-        files += found
-    return files
-
-
-def _is_data_file(path: str | Path) -> bool:
-    return Path(path).suffix.lower() in {".parquet", ".tar"} | _IMAGE_SUFFIXES
-
-
-def _package_path(name: str, entry: str) -> str:
-    package, _, path = entry.removeprefix("package://").partition("/")
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"`{name}` has {entry!r}, but the Python package {package} is not installed.")
-    return str(Path(spec.submodule_search_locations[0]) / path)
-
-
-def _kind(name: str, source: list[str], files: list[str]) -> str:
-    suffixes = {Path(file).suffix.lower() for file in files}
-    if suffixes == {".parquet"}:
-        return "parquet"
-    if suffixes == {".tar"}:
-        return "webdataset"
-    if suffixes <= _IMAGE_SUFFIXES:
-        return "imagefolder"
-    raise ValueError(
-        f"`{name}` is {source}, files {sorted(suffixes)}; they must be all parquet, all tar or all images."
-    )
-
-
-def decode(cell: dict) -> Image.Image:
-    """The RGB picture of a row's image column; a `ValueError` where it cannot be decoded."""
-    if cell is None:
-        raise ValueError("the row has no image")
-    try:
-        return open_image(cell["bytes"] if cell["bytes"] is not None else cell["path"])
-    except OSError as error:
-        raise ValueError(str(error)) from error
+        return open_as(source, split, config.image_column)
+    except ImageColumnError as error:
+        raise ValueError(f"`data.image_column` is {config.image_column!r}, but {error}.") from error
+    except ValueError as error:
+        raise ValueError(f"`{name}` is {source}: {error}") from error
 
 
 def center_crop(picture: Image.Image, size: int) -> np.ndarray:
@@ -167,12 +85,13 @@ def _as_tensor(pixels: np.ndarray) -> torch.Tensor:
 def load_validation(config: DataConfig) -> torch.Tensor:
     """The first `validation_images` centre crops that can be decoded, uint8 `(B, 3, image_size, image_size)`."""
     crops, first_error = [], None
-    for row in open_source(config, "validation"):
+    images = open_source(config, "validation", open_images)
+    for number in range(len(images)):
         if len(crops) == config.validation_images:
             break
         try:
-            crops.append(center_crop(decode(row["image"]), config.image_size))
-        except ValueError as error:
+            crops.append(center_crop(images.read(number), config.image_size))
+        except (OSError, ValueError) as error:
             logger.warning("Validation image skipped: %s", error)
             first_error = first_error or error
     if not crops:
@@ -180,9 +99,9 @@ def load_validation(config: DataConfig) -> torch.Tensor:
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
 
 
-def _no_images(name: str, source: list[str], first_error: ValueError | None) -> ValueError:
-    why = "" if first_error is None else f" that can be decoded, the first one cannot: {reason(first_error)}"
-    return ValueError(f"`{name}` is {source}, it must have images{why}.")
+def _no_images(name: str, source: list[str], first_error: Exception) -> ValueError:
+    why = reason(first_error)
+    return ValueError(f"`{name}` is {source}, it must have images that can be decoded, the first one cannot: {why}.")
 
 
 def _thumbnail(picture: Image.Image, shorter_side: int) -> np.ndarray:
@@ -210,25 +129,21 @@ class TrainingImages(Dataset):
     def __init__(self, config: DataConfig, seed: int, show_progress: bool = False):
         self.config = config
         self.seed = seed
-        self.images = open_source(config, "train")
-        self.fingerprint: str = self.images._fingerprint
-        """Changes with the source's files, by path, size and time of change, or with the Hub's revision."""
+        self.images = open_source(config, "train", open_images)
         self.base_latents: Callable[[int, int], torch.Tensor] | None = None
         """Gives the base latents of an image's fixed crop, by the numbers of both; None where there is no cache."""
-        if config.in_memory:
-            self.images = self._decode_all(show_progress)
-        if len(self.images) == 0:
-            raise _no_images("data.train", config.train, None)
+        self.decoded = self._decode_all(show_progress) if config.in_memory else None
         self._epoch_order = (-1, np.empty(0, dtype=np.int64))
 
     def _decode_all(self, show_progress: bool) -> list[np.ndarray]:
         shorter_side = round(self.config.image_size / self.config.crop_scale)
         decoded, undecodable, first_error = [], 0, None
-        rows = tqdm(self.images, "decoding", unit="image", disable=not show_progress, mininterval=5)
-        for number, row in enumerate(rows):
+        for number in trange(
+            len(self.images), desc="decoding", unit="image", disable=not show_progress, mininterval=5
+        ):
             try:
-                decoded.append(_thumbnail(decode(row["image"]), shorter_side))
-            except ValueError as error:
+                decoded.append(_thumbnail(self.images.read(number), shorter_side))
+            except (OSError, ValueError) as error:
                 undecodable += 1
                 first_error = first_error or error
                 logger.warning("Image %d of the training data skipped: %s", number, error)
@@ -239,7 +154,7 @@ class TrainingImages(Dataset):
 
     def __len__(self) -> int:
         """Images in an epoch."""
-        return len(self.images)
+        return len(self.images if self.decoded is None else self.decoded)
 
     def __getitem__(self, position: int) -> dict:
         epoch, place = divmod(position, len(self))
@@ -263,8 +178,12 @@ class TrainingImages(Dataset):
 
     def picture(self, index: int) -> Image.Image:
         """The image of that index; a `ValueError` where it cannot be decoded."""
-        image = self.images[index]
-        return Image.fromarray(image) if isinstance(image, np.ndarray) else decode(image["image"])
+        if self.decoded is not None:
+            return Image.fromarray(self.decoded[index])
+        try:
+            return self.images.read(index)
+        except OSError as error:
+            raise ValueError(str(error)) from error
 
     def fixed_crop(self, picture: Image.Image, index: int, crop: int) -> torch.Tensor:
         """One of the `cached_crops` that an image is used in, uint8 `(3, image_size, image_size)`."""
@@ -314,10 +233,10 @@ class StreamedImages(IterableDataset):
         self.seed = seed
         self.split = split
         self.first_batch = first_step * split.micro_batches
-        rows = open_source(config, "train", streaming=True)
-        self.rows = split_dataset_by_node(
-            rows.shuffle(seed=seed, buffer_size=config.shuffle_buffer), rank=split.rank, world_size=split.num_ranks
-        )
+        source = open_source(config, "train", open_rows)
+        self.image_column = source.image_column
+        rows = source.stream.shuffle(seed=seed, buffer_size=config.shuffle_buffer)
+        self.rows = split_dataset_by_node(rows, rank=split.rank, world_size=split.num_ranks)
         if config.num_workers > max(1, self.rows.num_shards):
             raise ValueError(
                 f"`data.num_workers` is {config.num_workers}, it must be at most {self.rows.num_shards}, the files "
@@ -333,8 +252,8 @@ class StreamedImages(IterableDataset):
             if slot < to_pass:
                 continue
             try:
-                picture = decode(row["image"])
-            except ValueError as error:
+                picture = read_picture(fetch(row[self.image_column]))
+            except (OSError, ValueError) as error:
                 logger.warning("Image %d of worker %d, rank %d, skipped: %s", slot, number, self.split.rank, error)
                 undecodable += 1
                 continue

@@ -106,7 +106,7 @@ def _fingerprint(config: TrainingConfig, stage: Stage, images: TrainingImages) -
         "version": _VERSION,
         "base": [stage.model.config.base_tokenizer_config, weights.hexdigest()],
         "mixed_precision": config.optimization.mixed_precision,
-        "images": [images.fingerprint, len(images), data.in_memory],
+        "images": [images.images.fingerprint, data.image_column, len(images), data.in_memory],
         "crops": [data.cached_crops, data.image_size, data.crop_scale, data.flip, config.seed],
     }
     return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:16]

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from alit_hf.data.images import EvaluationImages
+from alit_hf.data.images import Images
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.model.modeling_alit import ALITModel
 
@@ -41,13 +41,13 @@ class Context:
     Args:
         model ([`ALITModel`]): in evaluation mode.
         processor ([`ALITImageProcessor`]): brings images to the model's size.
-        data (`Mapping[str, EvaluationImages]`): the images for each of the analysis' `data_options`.
+        data (`Mapping[str, Images]`): the images for each of the analysis' `data_options`.
         settings ([`RunSettings`])
     """
 
     model: ALITModel
     processor: ALITImageProcessor
-    data: Mapping[str, EvaluationImages]
+    data: Mapping[str, Images]
     settings: RunSettings
 
 
@@ -96,7 +96,7 @@ class Analysis(ABC):
         """
         return
 
-    def choose(self, images: EvaluationImages, settings: RunSettings) -> list[int]:
+    def choose(self, images: Images, settings: RunSettings) -> list[int]:
         """The indices of at most `settings.limit` images, ascending: here a random sample."""
         order = np.random.default_rng(settings.seed).permutation(len(images))
         return sorted(order[: settings.limit].tolist())

@@ -20,7 +20,7 @@ from .shared_work import run_shared
 
 if TYPE_CHECKING:
     from alit_hf.analysis.analysis import Analysis
-    from alit_hf.data.images import EvaluationImages
+    from alit_hf.data.images import Images
 
 
 _DOTS_PER_INCH = 200
@@ -64,8 +64,7 @@ def parse_options(analysis_class: "type[Analysis]", options: list[str]) -> argpa
             metavar="DATA",
             nargs="+",
             required=option not in analysis_class.optional_data,
-            help=f"{what}: pictures and folders of them, parquet files with a column `image`, or a Hub id of such a "
-            "data set",
+            help=f"{what}: pictures, parquet files or tars, folders of them, or a Hub id of a data set",
         )
         split = _split_name(option)
         parser.add_argument(
@@ -152,7 +151,7 @@ def _split_name(option: str) -> str:
     return option.removesuffix("data") + "split"
 
 
-def _open(option: str, options: argparse.Namespace) -> "EvaluationImages":
+def _open(option: str, options: argparse.Namespace) -> "Images":
     from alit_hf.data.images import open_images
 
     try:

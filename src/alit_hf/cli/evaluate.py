@@ -40,9 +40,9 @@ def add_parser(commands) -> None:
         metavar="DATA",
         nargs="+",
         required=True,
-        help="pictures and folders of them, parquet files with a column `image`, or a Hub id of such a data set",
+        help="pictures, parquet files or tars, folders of them, or a Hub id of a data set",
     )
-    parser.add_argument("--split", metavar="S", help="of a data set on the Hub; needed where it has several")
+    parser.add_argument("--split", metavar="S", help="of a data set; needed on the Hub where it has several")
     parser.add_argument(
         "--output", metavar="RESULTS", required=True, help="the results, ending in .json; an existing file is replaced"
     )

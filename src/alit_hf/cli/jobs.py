@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from alit_hf.data.sources import find_files, find_paths
 from alit_hf.utils.error_reason import reason
 
 from .errors import UsageError
@@ -36,7 +37,7 @@ def plan_jobs(
     `a.png.alit`, `a.jpg` alone `a.alit`.
 
     Args:
-        inputs (`list[str]`): files and folders.
+        inputs (`list[str]`): files and folders, or glob patterns of them.
         output (`str`): a folder, which need not exist, or for a single file a file name with a suffix.
         input_suffixes (`frozenset[str]`): lower-case suffixes that are looked for in folders.
         output_suffixes (`tuple[str, ...]`): allowed suffixes of outputs; folders get files with the first.
@@ -47,10 +48,14 @@ def plan_jobs(
     """
     if any(name == "" for name in (*inputs, output)):
         raise UsageError("a file name is empty")
-    paths = [Path(name) for name in inputs]
-    for path in paths:
-        if not os.path.lexists(path):
-            raise UsageError(f"{path} does not exist")
+    try:
+        paths = [path for name in inputs for path in find_paths(name)]
+        files = {path: find_files(path, input_suffixes, len(paths) > 1) for path in paths}
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    for path, found in files.items():
+        if not found:
+            raise UsageError(f"the folder {path} has no files that end in {', '.join(sorted(input_suffixes))}")
     is_single_file = len(paths) == 1 and not paths[0].is_dir()
     out = Path(output)
     if _is_file_name(output, is_single_file, output_suffixes):
@@ -61,13 +66,9 @@ def plan_jobs(
             raise UsageError(f"the output {out} is a file, it must be a folder")
         check_writable(out)
         # An input that was given twice is one.
-        found = {
-            (source.resolve(), relative): source
-            for path in paths
-            for source, relative in _find(path, len(paths) > 1, input_suffixes)
-        }
-        targets = _targets([relative for _, relative in found], output_suffixes[0])
-        jobs = [Job(source, out / target) for source, target in zip(found.values(), targets, strict=True)]
+        once = {(source.resolve(), relative): source for found in files.values() for source, relative in found}
+        targets = _targets([relative for _, relative in once], output_suffixes[0])
+        jobs = [Job(source, out / target) for source, target in zip(once.values(), targets, strict=True)]
     _raise_on_collisions(jobs)
     return jobs
 
@@ -110,28 +111,6 @@ def _is_file_name(output: str, is_single_file: bool, output_suffixes: tuple[str,
             f"the output {output} must end in {' or '.join(output_suffixes)}, or in / if it is to be a folder"
         )
     return True
-
-
-def _find(path: Path, several_inputs: bool, suffixes: frozenset[str]) -> list[tuple[Path, Path]]:
-    """Files of one input, each with its place in the output folder."""
-    if not path.is_dir():
-        return [(path, Path(path.name))]
-
-    def fail(error: OSError):
-        raise UsageError(f"the folder {error.filename} cannot be read: {reason(error)}")
-
-    found = []
-    for folder, subfolders, names in os.walk(path, onerror=fail):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        found += [
-            Path(folder, name)
-            for name in sorted(names)
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes
-        ]
-    if not found:
-        raise UsageError(f"the folder {path} has no files that end in {', '.join(sorted(suffixes))}")
-    root = Path(path.resolve().name) if several_inputs else Path()
-    return [(source, root / source.relative_to(path)) for source in found]
 
 
 def _targets(relative: list[Path], suffix: str) -> list[Path]:

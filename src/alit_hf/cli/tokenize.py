@@ -33,7 +33,7 @@ def add_parser(commands) -> None:
         "dataset",
         metavar="DATASET",
         nargs="+",
-        help="a Hub id; or pictures and folders of them; or parquet files with a column `image` and folders of them",
+        help="pictures, parquet files or tars, folders of them, or a Hub id of a data set",
     )
     parser.add_argument("--split", metavar="S", help="of the data set; needed on the Hub where it has several")
     parser.add_argument(

@@ -1,1 +1,1 @@
-"""Pictures in: files, folders, parquet files and data sets on the Hub."""
+"""Pictures in: one source of files, folders, parquet files, tars and data sets on the Hub."""

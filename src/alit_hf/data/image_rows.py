@@ -1,11 +1,20 @@
-"""The rows to tokenize, read from their start to their end without loading or copying the whole: pictures in folders,
-parquet files, or a data set on the Hub."""
+"""
+The one source of pictures: rows with a picture each, from whatever names mean (`sources.py`).
 
+`open_rows` decides what holds the pictures (files, parquet files, tars, a data set) and which column they are in, and
+decodes none of them. The rows are read from their start to their end, part by part and without copying the whole
+([`ImageRows`]: tokenizing, streamed training), or by number after `load` (`images.py`: evaluation, analyses,
+training). `read_picture` makes the picture of a row.
+"""
+
+import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
@@ -15,15 +24,26 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from alit_hf.model.image_io import open_image
+from alit_hf.utils.error_reason import reason
 
-from .sources import choose_split, find_files, is_hub_id
+from .sources import DATA_SUFFIXES, choose_split, find_files, find_paths, is_on_hub
 
 
 FILE_NAME = "file_name"
 
 _IMAGE = "image"
+_NOT_DECODED = datasets.Image(decode=False)
 # What makes a folder of pictures an `imagefolder` with further columns, by the convention of `datasets`.
 _METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+# The builders of `datasets`; what ends in anything else is a picture.
+_BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
+_KINDS = {".parquet": "parquet files", ".tar": "tars", "": "pictures"}
+# In which `datasets` names the tar on this machine.
+_TAR_PATH = "__url__"
+
+
+class ImageColumnError(ValueError):
+    """The data have no such column, or no one column of pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +62,10 @@ class ImageRows:
         num_rows (`int`, *optional*): of all parts; `None` where nobody knows before the end.
         image_column (`str`): the column of the picture.
         stream (`datasets.IterableDataset`): the rows, pictures not decoded.
-        root (`Path`, *optional*): the folder that names of picture files are relative to.
+        load (`Callable`): gives the same rows as a `datasets.Dataset`, which is copied to the cache of `datasets`
+            where it is not there yet. Raises a `ValueError` where they cannot be read.
+        file_names (`Mapping[str, str]`): names for the paths of picture files, where the rows are these.
+        root (`Path`, *optional*): the folder that names of other picture files are relative to.
     """
 
     sources: list[str]
@@ -51,12 +74,14 @@ class ImageRows:
     num_rows: int | None
     image_column: str
     stream: datasets.IterableDataset
+    load: Callable[[], datasets.Dataset]
+    file_names: Mapping[str, str] = field(default_factory=dict)
     root: Path | None = None
 
     @property
     def num_parts(self) -> int:
-        """Number of parts, at least 1."""
-        return self.stream.num_shards
+        """Number of parts, at least 1: the files of a data set. Picture files are one part together."""
+        return 1 if self.file_names else self.stream.num_shards
 
     @property
     def features(self) -> datasets.Features:
@@ -80,6 +105,8 @@ class ImageRows:
 
     def _file_name(self, cell: dict | None) -> str | None:
         path = None if cell is None else cell["path"]
+        if path in self.file_names:
+            return self.file_names[path]
         if path is None or "://" in path:
             return path and os.path.basename(path.split("::")[0])
         return os.path.relpath(path, self.root) if self.root is not None else path
@@ -111,110 +138,176 @@ def fetch(cell: dict | None) -> dict | None:
         return {**cell, "bytes": file.read()}
 
 
-def open_rows(sources: Sequence[str], split: str | None = None) -> ImageRows:
+def open_rows(sources: Sequence[str], split: str | None = None, image_column: str | None = None) -> ImageRows:
     """
     Opens the data without reading pictures.
 
-    The pictures are in the column `image`, or else in the only column of pictures that there is.
-
     Args:
         sources (`Sequence[str]`): picture files and folders of them (searched with their subfolders, hidden ones left
-            out); or parquet files and folders of them; or one folder of pictures with a metadata file, as
-            `datasets` reads it; or one Hub id of a data set.
+            out); or parquet files and folders of them; or webdataset tars and folders of them; or one folder of
+            pictures with a metadata file, as `datasets` reads it; or one Hub id of a data set. Files and folders may
+            be glob patterns, or `package://NAME/PATH` inside an installed Python package.
         split (`str`, *optional*): of a data set on the Hub, or in one folder that is laid out as such. It may be left
             out where there is one only. Without it all files of a folder are taken.
+        image_column (`str`, *optional*): the column of the pictures; all others, and metadata files, are left out. By
+            default all columns are kept, and the pictures are in `image`, or else in the only column of pictures.
+            In tars, whose columns are called after suffixes, the first column of pictures stands for one of another
+            name.
 
     Raises:
-        `ValueError`: for sources that do not exist or hold no pictures, a mixture of pictures and parquet files, a
-            split that is missing, does not exist or is given for files, and a data set without a column of pictures.
+        [`ImageColumnError`]: for data without the column of pictures, or with values in it that cannot be pictures.
+        `ValueError`: for sources that do not exist, hold no pictures or cannot be read, a mixture of pictures, parquet
+            files and tars, parquet files whose class labels have different names, and a split that is missing, does
+            not exist or is given for files.
     """
     sources = list(sources)
-    alone = Path(sources[0]) if len(sources) == 1 else None
-    if alone is not None and alone.is_dir():
-        if any((alone / name).is_file() for name in _METADATA_FILES):
-            return _open_dataset(sources, split, "imagefolder", data_dir=sources[0])
-        if split is not None:
-            return _open_dataset(sources, split, sources[0])
-    if alone is not None and not os.path.lexists(alone) and is_hub_id(sources[0]):
-        return _open_dataset(sources, split, sources[0])
+    described = ", ".join(sources)
+    if is_on_hub(sources):
+        problem = f"{described} is no file or folder, and from the Hub it cannot be loaded"
+        return _open_dataset(sources, split, image_column, problem, sources[0])
+    problem = f"{described}: no images can be read"
+    paths = [path for source in sources for path in find_paths(source)]
+    alone = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
     if split is not None:
-        raise ValueError(f"the split {split!r} is given, but {', '.join(sources)} has no splits, data sets have them")
+        if alone is None:
+            raise ValueError(f"the split {split!r} is given, but {described} has no splits, data sets have them")
+        return _open_dataset(sources, split, image_column, problem, str(alone))
 
-    several = len(sources) > 1
-    names = {file: _relative_name(file, source, several) for source in sources for file in find_files(source)}
-    is_parquet = {file.suffix.lower() == ".parquet" for file in names}
-    if is_parquet == {False, True}:
-        raise ValueError(f"{', '.join(sources)} holds both parquet files and pictures, it must be one of them")
-    if is_parquet == {True}:
-        return _open_dataset(sources, None, "parquet", data_files=[str(file) for file in names])
-    return _open_pictures(sources, names)
+    files = []
+    for path in paths:
+        found = find_files(path, DATA_SUFFIXES, len(paths) > 1)
+        if not found:
+            raise ValueError(f"the folder {path} holds no pictures and no parquet files or tars")
+        files += found
+    kinds = {suffix if (suffix := file.suffix.lower()) in _BUILDERS else "" for file, _ in files}
+    has_metadata = alone is not None and any((alone / name).is_file() for name in _METADATA_FILES)
+    if has_metadata and "" in kinds and image_column is None:
+        return _open_dataset(sources, None, None, problem, "imagefolder", data_dir=str(alone))
+    if len(kinds) > 1:
+        names = " and ".join(sorted(_KINDS[kind] for kind in kinds))
+        raise ValueError(f"{described} holds both {names}, it must be one of them")
+    (kind,) = kinds
+    if not kind:
+        return _open_pictures(
+            sources, {str(file): str(name) for file, name in files}, [str(file) for file, _ in files]
+        )
+    data_files = [str(file) for file, _ in files]
+    if kind == ".parquet" and image_column is None:
+        _check_class_names(data_files)
+    return _open_dataset(
+        sources, None, image_column, problem, _BUILDERS[kind], data_files=[glob.escape(file) for file in data_files]
+    )
 
 
-def _relative_name(file: Path, source: str, several_sources: bool) -> str:
-    """As `alit encode` names outputs: of several folders, with the folder's own name."""
-    if not Path(source).is_dir():
-        return file.name
-    root = Path(source).resolve().name if several_sources else ""
-    return os.path.join(root, file.relative_to(source))
-
-
-def _open_pictures(sources: list[str], names: dict[Path, str]) -> ImageRows:
+def _open_pictures(sources: list[str], file_names: dict[str, str], files: list[str]) -> ImageRows:
     # Not as `imagefolder`, which leaves out what Pillow cannot read, where it should be reported.
-    columns = {_IMAGE: [str(file) for file in names], FILE_NAME: list(names.values())}
-    rows = datasets.Dataset.from_dict(columns).cast_column(_IMAGE, datasets.Image(decode=False))
+    features = datasets.Features({_IMAGE: _NOT_DECODED})
     # A link that leads nowhere is a picture that cannot be decoded.
-    states = [file.stat() if file.exists() else file.lstat() for file in names]
+    states = [os.stat(file) if os.path.exists(file) else os.lstat(file) for file in files]
     return ImageRows(
         sources=sources,
         split=None,
-        fingerprint=_fingerprint([[n, s.st_size, s.st_mtime_ns] for n, s in zip(names.values(), states, strict=True)]),
-        num_rows=len(rows),
+        fingerprint=_fingerprint(
+            [[file_names[file], s.st_size, s.st_mtime_ns] for file, s in zip(files, states, strict=True)]
+        ),
+        num_rows=len(files),
         image_column=_IMAGE,
-        stream=rows.to_iterable_dataset(),
+        stream=datasets.IterableDataset.from_generator(_cells, features, gen_kwargs={"files": files}),
+        load=lambda: datasets.Dataset.from_dict({_IMAGE: files}).cast_column(_IMAGE, _NOT_DECODED),
+        file_names=file_names,
     )
 
 
-def _open_dataset(sources: list[str], split: str | None, name: str, **arguments) -> ImageRows:
-    described = ", ".join(sources)
-    try:
+def _cells(files: list[str]) -> Iterator[dict]:
+    for file in files:
+        yield {_IMAGE: {"bytes": None, "path": file}}
+
+
+def _open_dataset(
+    sources: list[str], split: str | None, image_column: str | None, problem: str, name: str, **arguments
+) -> ImageRows:
+    with _named(problem):
         builder = datasets.load_dataset_builder(name, **arguments)
-        split = choose_split(described, [str(known) for known in builder.config.data_files], split)
+    described = ", ".join(sources)
+    split = choose_split(described, [str(known) for known in builder.config.data_files], split)
+    files = builder.config.data_files[split]
+    with _named(problem):
         stream = builder.as_streaming_dataset(split)
-        files = builder.config.data_files[split]
-        if "data_files" in arguments:
-            split, num_rows = None, sum(pq.read_metadata(file).num_rows for file in files)
-        else:
-            known = (builder.info.splits or {}).get(split)
-            num_rows = known.num_examples if known else None
-        image_column = _image_column(described, stream.features)
-        stream = stream.cast_column(image_column, datasets.Image(decode=False))
-    except (OSError, RuntimeError, pa.ArrowException) as error:
-        raise ValueError(f"{described} cannot be opened: {error}") from error
+        is_parquet = name == "parquet"
+        known = (builder.info.splits or {}).get(split)
+        num_rows = (
+            sum(pq.read_metadata(file).num_rows for file in files) if is_parquet else known and known.num_examples
+        )
+    features = stream.features or {}
+    column = _image_column(described, features, image_column)
+    columns = [column] if image_column is not None else [other for other in features if other != _TAR_PATH]
+
+    def load() -> datasets.Dataset:
+        with _named(problem):
+            builder.download_and_prepare()
+            return builder.as_dataset(split).select_columns(columns).cast_column(column, _NOT_DECODED)
+
     return ImageRows(
         sources=sources,
-        split=split,
+        split=None if "data_files" in arguments else split,
         fingerprint=_fingerprint([list(map(str, files)), list(files.origin_metadata)]),
         num_rows=num_rows,
-        image_column=image_column,
-        stream=stream,
-        root=Path(sources[0]).absolute() if name == "imagefolder" else None,
+        image_column=column,
+        stream=stream.select_columns(columns).cast_column(column, _NOT_DECODED),
+        load=load,
+        root=Path(arguments["data_dir"]).absolute() if "data_dir" in arguments else None,
     )
 
 
-def _image_column(described: str, features: datasets.Features | None) -> str:
-    features = features or {}
-    if _IMAGE in features:
-        return _IMAGE
-    columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    if len(columns) != 1:
-        raise ValueError(
-            f"{described} has no column `image`, and {len(columns)} columns of pictures among {', '.join(features)}"
-        )
-    return columns[0]
+@contextmanager
+def _named(problem: str) -> Iterator[None]:
+    """Makes a `ValueError` of the many kinds of errors of the libraries that read data."""
+    try:
+        yield
+    except (
+        *(OSError, RuntimeError, ValueError, TypeError, LookupError),
+        *(pa.ArrowException, tarfile.TarError, datasets.exceptions.DatasetsError),
+    ) as error:
+        generating = isinstance(error, datasets.exceptions.DatasetGenerationError)
+        why = error.__cause__ if generating and error.__cause__ else error
+        raise ValueError(f"{problem}: {reason(why)}") from error
+
+
+def _image_column(described: str, features: datasets.Features, wanted: str | None) -> str:
+    name = wanted or _IMAGE
+    pictures = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    if name not in features:
+        is_tar = _TAR_PATH in features
+        if not pictures or (not is_tar and (wanted is not None or len(pictures) > 1)):
+            raise ImageColumnError(
+                f"{described} has no column `{name}`, and {len(pictures)} columns of pictures among "
+                f"{', '.join(features)}"
+            )
+        name = pictures[0]
+    try:
+        _NOT_DECODED.cast_storage(pa.array([], datasets.Features({name: features[name]}).arrow_schema.types[0]))
+    except (pa.ArrowException, TypeError) as error:
+        raise ImageColumnError(f"{described}: its column `{name}` has no pictures, but {features[name]}") from error
+    return name
+
+
+def _check_class_names(files: Sequence[str]) -> None:
+    """`datasets` takes the names of the first file for those of all."""
+    known: dict[str, tuple[list[str], str]] = {}
+    for file in files:
+        try:
+            features = datasets.Features.from_arrow_schema(pq.read_schema(file))
+        except (pa.ArrowInvalid, OSError):
+            continue  # a file that is no parquet is named when it is loaded
+        for name, feature in features.items():
+            if isinstance(feature, datasets.ClassLabel):
+                names, first = known.setdefault(name, (feature.names, file))
+                if names != feature.names:
+                    raise ValueError(f"the classes of `{name}` are {names} in {first}, but {feature.names} in {file}")
 
 
 def _fingerprint(facts: list) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-__all__ = ["FILE_NAME", "ImageRows", "fetch", "open_rows", "read_picture"]
+__all__ = ["FILE_NAME", "ImageColumnError", "ImageRows", "fetch", "open_rows", "read_picture"]

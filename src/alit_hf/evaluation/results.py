@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from alit_hf.data.images import EvaluationImages
+from alit_hf.data.images import Images
 from alit_hf.losses.codebook import codebook_usage, perplexity
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.model.modeling_alit import ALITModel
@@ -30,7 +30,7 @@ def build_results(
     *,
     model: ALITModel,
     processor: ALITImageProcessor,
-    images: EvaluationImages,
+    images: Images,
     settings: EvaluationSettings,
     num_processes: int,
     records: Sequence[ImageRecord],
@@ -172,7 +172,7 @@ def build_results(
     }
 
 
-def _worst(records: Sequence[ImageRecord], variant: str, images: EvaluationImages) -> list[dict]:
+def _worst(records: Sequence[ImageRecord], variant: str, images: Images) -> list[dict]:
     measure = "lpips_alex" if "lpips_alex" in records[0].scores[variant] else "l1"
     worst = sorted(records, key=lambda record: (-record.scores[variant][measure], record.index))[:_NUM_WORST]
     return [

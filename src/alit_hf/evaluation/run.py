@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from alit_hf.codes.rollout_pictures import payload_bytes
-from alit_hf.data.images import EvaluationImages
+from alit_hf.data.images import Images
 from alit_hf.losses.codebook import code_counts
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.model.modeling_alit import ALITModel
@@ -32,7 +32,7 @@ from .yardsticks import smallest_jpeg, smallest_webp, thumbnail, thumbnail_size
 def evaluate_model(
     model: ALITModel,
     processor: ALITImageProcessor,
-    images: EvaluationImages,
+    images: Images,
     settings: EvaluationSettings,
     processes: Processes | None = None,
 ) -> dict:
@@ -47,7 +47,7 @@ def evaluate_model(
     Args:
         model ([`ALITModel`]): in evaluation mode.
         processor ([`ALITImageProcessor`]): brings images to the model's size; every yardstick gets what it gives.
-        images ([`EvaluationImages`]): from `open_images`.
+        images ([`Images`]): from `open_images`.
         settings ([`EvaluationSettings`])
         processes ([`Processes`], *optional*): where several share the images. Defaults to this one alone.
 

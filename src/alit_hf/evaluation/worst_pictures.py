@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 
 from alit_hf.codes.figure import draw_panels, rollout_panels
 from alit_hf.codes.rollout_pictures import rollout_pictures
-from alit_hf.data.images import EvaluationImages
+from alit_hf.data.images import Images
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.model.modeling_alit import ALITModel
 
@@ -12,16 +12,14 @@ from alit_hf.model.modeling_alit import ALITModel
 _PICTURES_IN_A_ROW = 2
 
 
-def draw_worst_pictures(
-    results: dict, model: ALITModel, processor: ALITImageProcessor, images: EvaluationImages
-) -> Figure:
+def draw_worst_pictures(results: dict, model: ALITModel, processor: ALITImageProcessor, images: Images) -> Figure:
     """
     Draws the pictures that `results["worst"]` lists, the worst first: each original with its shortest, a middle and
     its longest code.
 
     Args:
         results: from `evaluate_model`.
-        model ([`ALITModel`]), processor ([`ALITImageProcessor`]), images ([`EvaluationImages`]): what it was given.
+        model ([`ALITModel`]), processor ([`ALITImageProcessor`]), images ([`Images`]): what it was given.
     """
     strips = []
     for worst in results["worst"]:

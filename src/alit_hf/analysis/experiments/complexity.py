@@ -17,7 +17,7 @@ from alit_hf.analysis.charts import new_figure, style
 from alit_hf.analysis.errors import describe_errors, error_matrix, errors_by_length
 from alit_hf.analysis.statistics import in_words, spearman
 from alit_hf.codes.length_choice import DEFAULT_THRESHOLD, add_threshold_argument
-from alit_hf.data.images import EvaluationImages
+from alit_hf.data.images import Images
 from alit_hf.evaluation.lengths import code_lengths, smallest_satisfying
 from alit_hf.evaluation.settings import SettingsError
 
@@ -58,7 +58,7 @@ class Complexity(Analysis):
                     "nothing where there is none"
                 )
 
-    def choose(self, images: EvaluationImages, settings: RunSettings) -> list[int]:
+    def choose(self, images: Images, settings: RunSettings) -> list[int]:
         """A random sample, as even over categories as they are large enough for."""
         order = np.random.default_rng(settings.seed).permutation(len(images))
         categories = pd.Series(list(images.column("category")), dtype=object).iloc[order]

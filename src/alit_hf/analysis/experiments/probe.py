@@ -17,7 +17,7 @@ from alit_hf.analysis.analysis import Analysis, Context, ImageBatch, RunSettings
 from alit_hf.analysis.charts import draw_estimates, new_figure, style
 from alit_hf.analysis.linear_probe import choose_probe, stratified_split
 from alit_hf.analysis.statistics import in_words, not_enough, share, share_difference
-from alit_hf.data.images import EvaluationImages
+from alit_hf.data.images import Images
 from alit_hf.evaluation.lengths import code_lengths
 from alit_hf.evaluation.rounding import rounded
 from alit_hf.evaluation.settings import SettingsError
@@ -70,7 +70,7 @@ class Probe(Analysis):
     def columns(self) -> tuple[str, ...]:
         return (self.label_column,)
 
-    def choose(self, images: EvaluationImages, settings: RunSettings) -> list[int]:
+    def choose(self, images: Images, settings: RunSettings) -> list[int]:
         """A random sample of the images that have a class."""
         labels = images.column(self.label_column)
         order = np.random.default_rng(settings.seed).permutation(len(images)).tolist()
@@ -111,7 +111,7 @@ class Probe(Analysis):
             )
         return None
 
-    def _chosen_labels(self, images: EvaluationImages, settings: RunSettings) -> list:
+    def _chosen_labels(self, images: Images, settings: RunSettings) -> list:
         labels = images.column(self.label_column)
         return [labels[index] for index in self.choose(images, settings)]
 
