@@ -111,7 +111,9 @@ def test_autocast_runs_and_keeps_the_quantizer_in_float32():
 def test_initial_weights_are_set_in_every_part_and_repeat_under_a_seed(base, quantize):
     first, second, other = (tiny_model(base, quantize, seed=seed) for seed in (1, 1, 2))
     assert_same_weights(first, second)
-    std = first.config.initializer_range
+    # The published scale of class, mask, position and latent embeddings.
+    of_embeddings = first.config.hidden_size**-0.5
+    embeddings = ("cls_token", "mask_token", "position_embeddings", "rollout_embeddings", "latent_tokens.tokens")
     for (name, weight), changed in zip(first.named_parameters(), other.parameters(), strict=True):
         assert weight.isfinite().all(), name
         if name.startswith("base_tokenizer"):
@@ -121,7 +123,8 @@ def test_initial_weights_are_set_in_every_part_and_repeat_under_a_seed(base, qua
         elif name.endswith("bias"):
             assert (weight == 0).all(), name
         else:
-            expected = 1 if "codebook" in name else std
+            expected = of_embeddings if name.endswith(embeddings) else first.config.initializer_range
+            expected = 1 if "codebook" in name else expected
             assert weight.std().item() == pytest.approx(expected, rel=0.35), name
             assert abs(weight.mean().item()) < expected / 2, name
             assert not torch.equal(weight, changed), name

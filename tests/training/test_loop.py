@@ -457,8 +457,7 @@ def test_validation_scores_the_average(config, photo_folder, scalars, monkeypatc
 def test_economies_change_no_more_than_rounding(config, tmp_path, scalars, first_model, name, fields):
     start = {"init_from": first_model} if name == "finetune" else {}
     plain = {"logging__log_every": 1, "optimization__max_steps": 2, **start}
-    if name == "distill":
-        plain["loss__halting"] = False
+    plain |= {"distill": {"loss__halting": False}, "base": {"loss__codebook_start": 0}}.get(name, {})
     losses = []
     for folder, extra in (("plain", {}), ("changed", fields)):
         scalars.clear()

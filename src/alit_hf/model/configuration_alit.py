@@ -103,7 +103,8 @@ class ALITConfig(PreTrainedConfig):
         attention_dropout (`float`, *optional*, defaults to 0.0):
             Dropout probability of the attention weights in training.
         initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of the initial weights.
+            Standard deviation of the initial weights of layers. Class, mask, position and latent embeddings start at
+            the published `hidden_size**-0.5`.
         tokens_per_rollout (`int`, *optional*, defaults to 32):
             Latent tokens L that each rollout adds.
         max_rollouts (`int`, *optional*, defaults to 8):
