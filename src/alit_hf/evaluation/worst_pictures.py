@@ -1,4 +1,4 @@
-"""A page of the pictures that a model renders worst."""
+"""A page of the pictures that a model reconstructs worst."""
 
 from matplotlib.figure import Figure
 
@@ -16,12 +16,13 @@ def draw_worst_pictures(
     results: dict, model: ALITModel, processor: ALITImageProcessor, images: EvaluationImages
 ) -> Figure:
     """
-    Draws the pictures that `results["worst"]` lists, the worst first: each original with its shortest, a middle and
-    its longest code.
+    Draws the pictures that `results["worst"]` lists, worst first: each original with its shortest, a middle and its
+    longest code.
 
     Args:
         results: from `evaluate_model`.
-        model ([`ALITModel`]), processor ([`ALITImageProcessor`]), images ([`EvaluationImages`]): what it was given.
+        model ([`ALITModel`]), processor ([`ALITImageProcessor`]), images ([`EvaluationImages`]): the same as in that
+            call.
     """
     strips = []
     for worst in results["worst"]:
