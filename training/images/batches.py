@@ -1,4 +1,4 @@
-"""Images for training: opening any source, decoding, cropping, and an order that a step number alone determines."""
+"""Images for training: opening any source, decoding, cropping, and an order that depends only on the step number."""
 
 import glob
 import importlib.util
@@ -39,19 +39,19 @@ class UndecodableImagesError(RuntimeError):
 
 def open_source(config: DataConfig, part: Literal["train", "validation"], streaming: bool = False):
     """
-    A `datasets` dataset (an iterable one where `streaming`) whose column `image` is read but not decoded: each row has
-    `{"bytes": …, "path": …}` there.
+    A `datasets` dataset (iterable if `streaming`) whose column `image` is not decoded: it holds
+    `{"bytes": …, "path": …}`.
 
     Args:
         part: the field of `config` that names the source.
 
     Raises:
-        `ValueError`: where files or column are missing, the kinds of file are mixed, or the source cannot be loaded.
+        `ValueError`: if files or the column are missing, file types are mixed, or the source cannot be loaded.
     """
     name, source, image_column = f"data.{part}", getattr(config, part), config.image_column
     if _is_hub_id(source):
         split = config.split if part == "train" else config.validation_split
-        # Without a network that takes half a minute of retries to fail.
+        # Without a network this takes half a minute of retries to fail.
         logger.info("%s: there is no file or folder %r here, asking the Hub", name, source[0])
         problem = f"`{name}` is {source}, there is no such file or folder, and it could not be loaded from the Hub"
         dataset = _load(problem, source[0], split=split, streaming=streaming)
@@ -61,7 +61,7 @@ def open_source(config: DataConfig, part: Literal["train", "validation"], stream
         problem = f"`{name}` is {source}, which cannot be read"
         dataset = _load(problem, kind, data_files={"train": files}, split="train", streaming=streaming)
         if kind == "webdataset":
-            # Its columns are the suffixes of the files inside.
+            # The columns are the suffixes of the files inside.
             columns = dataset.column_names
             image_column = next((column for column in columns if f".{column}" in _IMAGE_SUFFIXES), image_column)
     columns = dataset.column_names
@@ -72,7 +72,7 @@ def open_source(config: DataConfig, part: Literal["train", "validation"], stream
 
 
 def _load(problem: str, *arguments: Any, **named: Any):
-    """`datasets.load_dataset`, whose many kinds of errors become a `ValueError` of the problem and the reason."""
+    """`datasets.load_dataset`, with its many kinds of errors turned into a `ValueError` that gives the reason."""
     try:
         return datasets.load_dataset(*arguments, **named)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -89,7 +89,7 @@ def _is_hub_id(source: list[str]) -> bool:
 
 
 def _files(name: str, source: list[str]) -> list[str]:
-    """The files that `source`, the field of that name, means."""
+    """The files that `source`, the value of the field `name`, refers to."""
     files = []
     for entry in source:
         path = _package_path(name, entry) if entry.startswith("package://") else entry
@@ -131,7 +131,7 @@ def _kind(name: str, source: list[str], files: list[str]) -> str:
 
 
 def decode(cell: dict) -> Image.Image:
-    """The RGB picture of a row's image column; a `ValueError` where it cannot be decoded."""
+    """The RGB picture of a row's image column. Raises `ValueError` if it cannot be decoded."""
     if cell is None:
         raise ValueError("the row has no image")
     try:
@@ -141,7 +141,7 @@ def decode(cell: dict) -> Image.Image:
 
 
 def center_crop(picture: Image.Image, size: int) -> np.ndarray:
-    """The middle square at `size` pixels, uint8 `(size, size, 3)`."""
+    """The centre square resized to `size` pixels, uint8 `(size, size, 3)`."""
     side = min(picture.size)
     left, top = (picture.width - side) / 2, (picture.height - side) / 2
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)))
@@ -149,8 +149,8 @@ def center_crop(picture: Image.Image, size: int) -> np.ndarray:
 
 def random_crop(picture: Image.Image, config: DataConfig, place: tuple[int, ...]) -> np.ndarray:
     """
-    A random square at `image_size` pixels, uint8 `(image_size, image_size, 3)`, mirrored half of the time; `place`
-    seeds it.
+    A random square resized to `image_size` pixels, uint8 `(image_size, image_size, 3)`, mirrored half of the time and
+    seeded by `place`.
     """
     random = np.random.default_rng(place)
     side = min(picture.size) * random.uniform(config.crop_scale, 1)
@@ -186,7 +186,7 @@ def _no_images(name: str, source: list[str], first_error: ValueError | None) -> 
 
 
 def _thumbnail(picture: Image.Image, shorter_side: int) -> np.ndarray:
-    """The picture made smaller, not larger, to that shorter side, uint8 `(height, width, 3)`."""
+    """The picture reduced, but never enlarged, to that shorter side, uint8 `(height, width, 3)`."""
     scale = min(1.0, shorter_side / min(picture.size))
     size = tuple(max(1, round(side * scale)) for side in picture.size)
     return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
@@ -194,17 +194,17 @@ def _thumbnail(picture: Image.Image, shorter_side: int) -> np.ndarray:
 
 class TrainingImages(Dataset):
     """
-    Random crops by *position*: how many images the run has drawn before this one, over all epochs and ranks.
+    Random crops indexed by *position*: how many images the run draws before this one, over all epochs and ranks.
 
-    Which image stands at a position and how it is cropped follow from the seed and the position alone. So a resumed
-    run, another number of ranks or workers, and another order of workers all see the same images. With `cached_crops`
-    the crop follows from the seed, the image and the epoch, which take turns with an image's fixed crops.
+    The image at a position and its crop depend only on the seed and the position. So a resumed run, another number of
+    ranks or workers, and another order of workers all see the same images. With `cached_crops` the crop depends on the
+    seed, the image and the epoch: epochs cycle through an image's fixed crops.
 
     An item is `{"pixel_values": uint8 (3, image_size, image_size), "undecodable": int}`, and with a cache
-    `"base_latents": (E, rows, columns)`; where an image cannot be decoded, the next one of the epoch takes its place.
+    `"base_latents": (E, rows, columns)`; if an image cannot be decoded, the next one of the epoch takes its place.
 
     Raises:
-        `UndecodableImagesError`: with `in_memory`, at once.
+        `UndecodableImagesError`: with `in_memory`, at construction.
     """
 
     def __init__(self, config: DataConfig, seed: int, show_progress: bool = False):
@@ -214,7 +214,7 @@ class TrainingImages(Dataset):
         self.fingerprint: str = self.images._fingerprint
         """Changes with the source's files, by path, size and time of change, or with the Hub's revision."""
         self.base_latents: Callable[[int, int], torch.Tensor] | None = None
-        """Gives the base latents of an image's fixed crop, by the numbers of both; None where there is no cache."""
+        """Returns the base latents of an image's fixed crop, given both indices; None without a cache."""
         if config.in_memory:
             self.images = self._decode_all(show_progress)
         if len(self.images) == 0:
@@ -262,12 +262,12 @@ class TrainingImages(Dataset):
         return {"pixel_values": self.fixed_crop(self.picture(index), index, crop), **latents}
 
     def picture(self, index: int) -> Image.Image:
-        """The image of that index; a `ValueError` where it cannot be decoded."""
+        """The image of that index. Raises `ValueError` if it cannot be decoded."""
         image = self.images[index]
         return Image.fromarray(image) if isinstance(image, np.ndarray) else decode(image["image"])
 
     def fixed_crop(self, picture: Image.Image, index: int, crop: int) -> torch.Tensor:
-        """One of the `cached_crops` that an image is used in, uint8 `(3, image_size, image_size)`."""
+        """One of an image's `cached_crops` crops, uint8 `(3, image_size, image_size)`."""
         return _as_tensor(random_crop(picture, self.config, (self.seed, 3, index, crop)))
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -278,10 +278,10 @@ class TrainingImages(Dataset):
 
 class RankPositions(Sampler[list[int]]):
     """
-    This rank's micro-batches of positions, from a step on and without end.
+    This rank's endless micro-batches of positions, starting at a step.
 
-    The positions of a step are split over its micro-batches first and over ranks then, so that the images of a step
-    depend on the batch size only.
+    The positions of a step are split first over micro-batches and then over ranks, so that the images of a step depend
+    only on the batch size.
     """
 
     def __init__(self, split: "BatchSplit", first_step: int):
@@ -298,15 +298,15 @@ class RankPositions(Sampler[list[int]]):
 
 class StreamedImages(IterableDataset):
     """
-    Random crops of a stream, without end: every rank and worker reads its own part, shuffled in a buffer.
+    Endless random crops of a stream: every rank and worker reads its own part, shuffled in a buffer.
 
-    A row that cannot be decoded gives another crop of the next row that can, so that rows and crops keep step and a
-    resumed run can pass over the rows before it without decoding them.
+    A row that cannot be decoded is replaced by another crop of the next row that can, so that rows and crops stay in
+    step and a resumed run can skip earlier rows without decoding them.
 
     Items are those of `TrainingImages`.
 
     Raises:
-        `ValueError`: where there are more workers than files of the rank.
+        `ValueError`: if the rank has more workers than files.
     """
 
     def __init__(self, config: DataConfig, seed: int, split: "BatchSplit", first_step: int):
@@ -362,11 +362,11 @@ class StreamedImages(IterableDataset):
 @dataclass(frozen=True, kw_only=True)
 class BatchSplit:
     """
-    How a step's images are shared out.
+    How a step's images are divided.
 
     Args:
-        batch_size: images a step, over all ranks.
-        micro_batch_size: images a rank computes at once.
+        batch_size: images per step, over all ranks.
+        micro_batch_size: images that a rank computes at once.
         rank, num_ranks: this process among all.
     """
 
@@ -385,7 +385,7 @@ class BatchSplit:
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches of a rank and step."""
+        """Micro-batches per rank and step."""
         return self.batch_size // (self.micro_batch_size * self.num_ranks)
 
 
@@ -393,8 +393,8 @@ def training_batches(
     config: DataConfig, images: TrainingImages | None, seed: int, split: BatchSplit, first_step: int, pin_memory: bool
 ) -> Iterator[dict]:
     """
-    This rank's endless micro-batches from a step on, `{"pixel_values": uint8 (B, 3, H, W), "undecodable": (B,)}`, with
-    `"base_latents"` `(B, E, rows, columns)` where they are cached.
+    This rank's endless micro-batches, starting at a step: `{"pixel_values": uint8 (B, 3, H, W), "undecodable": (B,)}`,
+    with `"base_latents"` `(B, E, rows, columns)` if they are cached.
 
     Args:
         images: the indexed images; None for a stream.
@@ -405,22 +405,22 @@ def training_batches(
         return iter(DataLoader(images, batch_sampler=RankPositions(split, first_step), **common))
     stream = StreamedImages(config, seed, split, first_step)
     if workers:
-        # Streaming runs threads, of whose locks a forked process could inherit one that nobody ever opens.
+        # Streaming runs threads, and a forked process could inherit a lock that is never released.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         common["multiprocessing_context"] = context
     batches = iter(DataLoader(stream, batch_size=split.micro_batch_size, **common))
-    # Workers take turns, the first one first. A stream that goes on at another one's turn gives up the turns before.
+    # Workers take turns, starting with the first. A stream resumed at another worker's turn skips the turns before it.
     return itertools.islice(batches, stream.first_batch % max(1, workers), None)
 
 
 def _leave_ctrl_c_to_the_run(_: int) -> None:
-    """A terminal sends SIGINT to workers, too, which the run needs up to its checkpoint; they end with it."""
+    """Ignores SIGINT, which a terminal also sends to workers: the run needs them until its checkpoint is written."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def check_undecodable(undecodable: int, seen: int, allowed_share: float) -> None:
-    """Raises `UndecodableImagesError` where more than the allowed share of the images seen is undecodable."""
+    """Raises `UndecodableImagesError` if more than the allowed share of the images seen is undecodable."""
     # A single bad image among the first few says nothing about the share.
     if undecodable > allowed_share * max(seen, _JUDGED_FROM):
         raise UndecodableImagesError(
