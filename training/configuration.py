@@ -65,9 +65,7 @@ class DataConfig:
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "at least 0")
         require(self.validation_images >= 1, "data.validation_images", self.validation_images, "at least 1")
         require(0 <= self.max_undecodable <= 1, "data.max_undecodable", self.max_undecodable, "in [0, 1]")
-        require(
-            not (self.streaming and self.in_memory), "data.in_memory", self.in_memory, "false where `data.streaming`"
-        )
+        require(not (self.streaming and self.in_memory), "data.in_memory", self.in_memory, "false if `data.streaming`")
         require(self.cached_crops >= 0, "data.cached_crops", self.cached_crops, "at least 0")
         require(not (self.streaming and self.cached_crops), "data.cached_crops", self.cached_crops, "0 for a stream")
 

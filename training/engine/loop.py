@@ -97,7 +97,7 @@ class Trainer:
         if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             # Muon needs the whole gradient of a matrix.
             optimizer = settings.optimizer
-            require(optimizer == "adamw", "optimization.optimizer", optimizer, "'adamw' where weights are sharded")
+            require(optimizer == "adamw", "optimization.optimizer", optimizer, "'adamw' if weights are sharded")
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             weight = getattr(config.loss, "adversarial_weight", 0)
             # Accelerate would send the discriminator's backward pass to the stage's engine.

@@ -50,14 +50,14 @@ class DistillStage(ALITStage):
         check_model_fields(config.model)
         loss, start = config.loss, config.loss.quantize_from
         quantizes = config.model.get("quantize", True)
-        require(start == 0 or quantizes, "loss.quantize_from", start, "0 where `model.quantize` is false")
+        require(start == 0 or quantizes, "loss.quantize_from", start, "0 if `model.quantize` is false")
         cls.check_start(config, "loss.quantize_from", start)
         if start:
             tokens = config.model.get("tokens_per_rollout", ALITConfig.tokens_per_rollout)
             codes = config.model.get("codebook_size", ALITConfig.codebook_size)
             cls.check_latents(config, "loss.quantize_from", start, tokens, codes)
         noise = loss.latent_noise
-        require(noise == 0 or start > 0, "loss.latent_noise", noise, "0 where `loss.quantize_from` is 0")
+        require(noise == 0 or start > 0, "loss.latent_noise", noise, "0 if `loss.quantize_from` is 0")
         if Path(config.init_from).is_dir():
             model_config(config)
 

@@ -140,9 +140,9 @@ class DistillLossConfig(ALITLossConfig):
         if self.rollouts == "all":
             require(self.rollout_dropout == 0, "loss.rollout_dropout", self.rollout_dropout, "0 with all rollouts")
         else:
-            require(not self.halting, "loss.halting", self.halting, "false where `loss.rollouts` are drawn")
+            require(not self.halting, "loss.halting", self.halting, "false if `loss.rollouts` is drawn")
             last = self.last_rollout_only
-            require(not last, "loss.last_rollout_only", last, "false where `loss.rollouts` are drawn")
+            require(not last, "loss.last_rollout_only", last, "false if `loss.rollouts` is drawn")
         require(self.quantize_from >= 0, "loss.quantize_from", self.quantize_from, "at least 0")
         require(self.latent_noise >= 0, "loss.latent_noise", self.latent_noise, "at least 0")
         require(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "in [0, 1)")

@@ -67,7 +67,7 @@ class Stage(nn.Module):
         most = settings.max_steps
         require(start == 0 or most == 0 or start < most, name, start, f"below optimization.max_steps, which is {most}")
         minutes = settings.max_minutes
-        require(start == 0 or minutes == 0, name, start, "0 where optimization.max_minutes may end the run before it")
+        require(start == 0 or minutes == 0, name, start, "0 if optimization.max_minutes may end the run before it")
 
     @staticmethod
     def check_latents(config: TrainingConfig, name: str, start: int, an_image: int, codes: int) -> None:
