@@ -32,11 +32,11 @@ def load_configs(path: str | Path, overrides: list[str] = ()) -> list[TrainingCo
     Reads the run, or the sequence of runs, that a file describes.
 
     Args:
-        path: a YAML file with the fields of `TrainingConfig`, and two more: `defaults: OTHER.yaml` names a file,
-            relative to it, whose fields apply unless it sets them itself. `sequence: {NAME: {…}, …}` makes it several
-            runs. The fields under a run's name override the file's. Unless they say otherwise, its stage is NAME, it
-            writes to the folder NAME in `output_dir` and starts from what the previous run wrote; `-NAME` is appended
-            to `hub_model_id`.
+        path: a YAML file with the fields of `TrainingConfig`, and two more:
+            `defaults: OTHER.yaml` names a file, relative to it, whose fields apply unless it sets them itself.
+            `sequence: {NAME: {…}, …}` makes it several runs. The fields under a run's name override the file's. Unless
+            they say otherwise, its stage is NAME, it writes to the folder NAME in `output_dir` and starts from what
+            the previous run wrote; `-NAME` is appended to `hub_model_id`.
         overrides: `["--seed", "1", "--data.image_size=128", …]`; a dot leads into a section. In a sequence they apply
             to all runs, whatever the file has under their names; `--sequence.NAME.seed 1` overrides these for one run.
             `--output_dir` and `--hub_model_id` get each run's name appended, `--init_from` is for the first run.

@@ -9,8 +9,8 @@ with frozen(discriminator):  # the generator's step: no gradient for the discrim
 weight = adaptive_weight(reconstruction_loss, adversarial, last_layer)
 (reconstruction_loss + weight * adversarial).backward()
 
-# The discriminator's step, with an optimiser of its own; one pass for both, as DDP requires. logits =
-discriminator(torch.cat([pixel_values, reconstruction.detach()]), rollout)
+# The discriminator's step, with an optimiser of its own; one pass for both, as DDP requires.
+logits = discriminator(torch.cat([pixel_values, reconstruction.detach()]), rollout)
 discriminator_loss(*logits.chunk(2)).backward()
 ```
 """

