@@ -1,5 +1,5 @@
 """
-The main job on real photos: as many tokens as each needs, stored in `.alit` files, read back and decoded.
+The main use on real photos: each in as many tokens as it needs, stored in an `.alit` file, read back and decoded.
 
     python examples/demo.py                     # scikit-image's astronaut, cat and coffee
     python examples/demo.py a.jpg b.png         # photos of your own
@@ -77,7 +77,7 @@ def main():
         ).save(token_file)
         decoded = decode_file(token_file, model, processor)
         decoded.save(folder / f"{name}.png")
-        # Two ways to the same picture may round one level of 255 differently.
+        # Two ways to compute the same picture may differ by one level of 255.
         if np.abs(np.subtract(decoded, picked.picture, dtype=np.int16)).max() > 1:
             raise SystemExit(f"{token_file} does not decode to the picture that was encoded")
 

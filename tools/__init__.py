@@ -1,1 +1,1 @@
-"""What only maintainers of this repository run: it makes and checks the checkpoint inside the package."""
+"""Tools for maintainers of this repository, which make and check the checkpoint inside the package."""

@@ -4,7 +4,7 @@ Looks for evaluation images among training images:
     python tools/check_separation.py --train "TRAIN-*.parquet" --evaluation EVAL.parquet --output separation.json
 
 Compares the SHA-256 of the centre crops' pixels, and 64-bit hashes of the low frequencies of their grey values, which
-barely change with scaling and compression. Writes and prints how near the sets are; exit code 1 where an image is in
+barely change with scaling and compression. Writes and prints how close the sets are; exit code 1 if an image is in
 both.
 """
 
@@ -24,13 +24,13 @@ from alit_hf.data.images import open_images
 
 
 SIZE = 256
-# Of 64 bits. Unrelated photos differ in about half of them; one photo scaled or compressed anew in a few.
+# Of 64 bits. Unrelated photos differ in about half of them; a photo rescaled or recompressed differs in a few.
 NEAR = 4
 
 
 @dataclass(frozen=True)
 class Hashes:
-    """Of images in their order: names, SHA-256 of pixels, and bits (bool, `(N, 64)`) of low frequencies."""
+    """Names, SHA-256 of pixels, and bits (bool, `(N, 64)`) of low frequencies of images, in their order."""
 
     names: list[str]
     digests: list[str]
@@ -41,13 +41,13 @@ def low_frequency_bits(picture: Image.Image) -> np.ndarray:
     """Which of the 8 x 8 lowest frequencies of a square picture's grey values are above their median, bool `(64,)`."""
     grey = np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float32)
     frequencies = dctn(grey)[:8, :8].flatten()
-    # The first is the brightness.
+    # The first is the overall brightness.
     return frequencies > np.median(frequencies[1:])
 
 
 def hash_images(sources: list[str]) -> Hashes:
     """
-    Hashes the centre squares of all images at 256 x 256 pixels.
+    Hashes the centre squares of all images, resized to 256 x 256 pixels.
 
     Raises:
         `ValueError`: for sources without images, or an image that cannot be decoded.
@@ -63,7 +63,7 @@ def hash_images(sources: list[str]) -> Hashes:
 
 
 def distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """In how many bits the rows of `(N, 64)` and `(M, 64)` differ, `(N, M)`."""
+    """The number of bits in which the rows of `(N, 64)` and `(M, 64)` differ, `(N, M)`."""
     one, other = one.astype(np.float32), other.astype(np.float32)
     return (one @ (1 - other).T + (1 - one) @ other.T).astype(np.int64)
 

@@ -4,8 +4,8 @@ Writes the card of the default model from results files alone:
     python tools/checkpoint_card.py [--results RESULTS.json --card README.md]
 
 It fills `model_cards/alit-mini.template.md` with the numbers of `docs/results/alit-mini.json` and of a file for each
-baseline in the folder `baselines` beside it, all from `alit evaluate`, and with what `check_separation.py` found, in
-`docs/results/separation.json`. `make model` has it write a card beside the results of its own run.
+baseline in the folder `baselines` beside it, all from `alit evaluate`, and with the findings of `check_separation.py`
+in `docs/results/separation.json`. `make model` uses it to write a card beside the results of its own run.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 
-# Run as a file, Python puts this folder on the path and not the one that has the package `training`.
+# When run as a file, Python puts this folder on the path, not the one that contains the package `training`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.configuration import require
@@ -55,13 +55,13 @@ def checkpoint_card(
     results: dict, baselines: dict[str, dict], separation: dict, figures: str = "../docs/results/alit-mini"
 ) -> ModelCard:
     """
-    The card.
+    Builds the card.
 
     Args:
-        results: of the checkpoint, what `alit evaluate` wrote.
-        baselines: the same of each baseline that was trained, by its name in `_BASELINES`.
+        results: what `alit evaluate` wrote for the checkpoint.
+        baselines: the same for each trained baseline, by its name in `_BASELINES`.
         separation: what `check_separation.py` wrote.
-        figures: path of the figures without their endings, seen from the card.
+        figures: path of the figures without their endings, relative to the card.
     """
     lengths = list(results["lengths"])
     model, data = results["model"], results["data"]
@@ -211,7 +211,7 @@ def card_from_files(results: Path = RESULTS / "alit-mini.json", card: Path = CAR
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS / "alit-mini.json", help="of the model")
+    parser.add_argument("--results", type=Path, default=RESULTS / "alit-mini.json", help="results of the model")
     parser.add_argument("--card", type=Path, default=CARD, help="the file to write")
     arguments = parser.parse_args()
     card_from_files(arguments.results, arguments.card).save(arguments.card)

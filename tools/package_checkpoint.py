@@ -19,7 +19,7 @@ MAX_BYTES = 30_000_000
 
 
 def package(source: str, target: Path) -> int:
-    """Writes `source`'s model and processor to `target` and returns the bytes that they take."""
+    """Writes `source`'s model and processor to `target` and returns their size in bytes."""
     model = ALITModel.from_pretrained(source).half()
     model.save_pretrained(str(target))
     ALITImageProcessor.for_config(model.config).save_pretrained(str(target))

@@ -1,1 +1,1 @@
-"""Training of ALIT and its base tokenizer. `training/train.py` is the entry."""
+"""Training of ALIT and its base tokenizer. `training/train.py` is the entry point."""

@@ -1,4 +1,4 @@
-"""What a training run is: its fields and what they may be."""
+"""The configuration of a training run: its fields and their allowed values."""
 
 import dataclasses
 import inspect
@@ -15,28 +15,28 @@ from alit_hf.data.sources import is_hub_id
 @dataclass(kw_only=True)
 class DataConfig:
     """
-    Where images come from and what is done to them.
+    Where images come from and how they are prepared.
 
     Args:
         train (`list[str]`): parquet files, webdataset tars, image files (glob patterns allowed), one folder of any of
             these, or one Hub id. `package://NAME/PATH` is a path inside an installed Python package.
         validation (`list[str]`): the same for held-out images. Empty: no validation.
         split, validation_split (`str`): split of a Hub dataset.
-        image_column (`str`): column of the images.
+        image_column (`str`): name of the image column.
         image_size (`int`): side of the square crops in pixels.
-        crop_scale (`float` in (0, 1]): random crops have a side between this share and all of the image's shorter
+        crop_scale (`float` in (0, 1]): the side of random crops is between this share and all of the image's shorter
             side.
         flip (`bool`): mirror half of the crops.
         in_memory (`bool`): decode every image once, at the start, and keep it as 8-bit pixels whose shorter side is
             `image_size / crop_scale`.
         streaming (`bool`): read `train` as a stream instead of indexing it.
         shuffle_buffer (`int`): images that a stream is shuffled in.
-        num_workers (`int`): processes that decode, for each rank.
-        validation_images (`int`): the first images of `validation` that are used.
-        max_undecodable (`float` in [0, 1]): share of images that may be undecodable before the run stops.
-        cached_crops (`int`): crops that each image is used in, an epoch one of them, with base latents that are
-            computed once, at the start, and kept on disk (`distill` and `fixed`). 0: new crops all the time.
-        cache_dir (`str`): folder for these latents, which runs on the same base, images and crops can share. Empty:
+        num_workers (`int`): decoding processes per rank.
+        validation_images (`int`): number of images to use, the first ones of `validation`.
+        max_undecodable (`float` in [0, 1]): share of images that may be undecodable; the run stops at more.
+        cached_crops (`int`): fixed crops per image, one used in each epoch, with base latents that are computed once,
+            at the start, and kept on disk (`distill` and `fixed`). 0: new crops all the time.
+        cache_dir (`str`): folder for these latents, which runs with the same base, images and crops can share. Empty:
             `base-latents` in `output_dir`.
     """
 
@@ -65,9 +65,7 @@ class DataConfig:
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "at least 0")
         require(self.validation_images >= 1, "data.validation_images", self.validation_images, "at least 1")
         require(0 <= self.max_undecodable <= 1, "data.max_undecodable", self.max_undecodable, "in [0, 1]")
-        require(
-            not (self.streaming and self.in_memory), "data.in_memory", self.in_memory, "false where `data.streaming`"
-        )
+        require(not (self.streaming and self.in_memory), "data.in_memory", self.in_memory, "false if `data.streaming`")
         require(self.cached_crops >= 0, "data.cached_crops", self.cached_crops, "at least 0")
         require(not (self.streaming and self.cached_crops), "data.cached_crops", self.cached_crops, "0 for a stream")
 
@@ -75,28 +73,29 @@ class DataConfig:
 @dataclass(kw_only=True)
 class OptimizationConfig:
     """
-    How weights are moved.
+    How weights are optimised.
 
     Args:
-        batch_size (`int`): images a step, over all ranks.
-        micro_batch_size (`int`): images a rank computes at once; gradients accumulate to `batch_size`. 0: all at once.
+        batch_size (`int`): images per step, over all ranks.
+        micro_batch_size (`int`): images that a rank computes at once; gradients accumulate to `batch_size`. 0: all at
+            once.
         max_steps, epochs (`int`): length of the run; exactly one of the two is above 0.
-        max_minutes (`float`): ends the run after this time, at a learning rate annealed to it. 0: no limit.
-        optimizer (`"adamw"` or `"muon"`): with `"muon"` the matrices of the transformer layers are moved by Muon and
-            all else by AdamW. Not where parameters are sharded.
+        max_minutes (`float`): ends the run after this time, with the learning rate annealed accordingly. 0: no limit.
+        optimizer (`"adamw"` or `"muon"`): with `"muon"`, Muon optimises the matrices of the transformer layers and
+            AdamW everything else. Not with sharded parameters.
         learning_rate (`float`): AdamW's peak. Either this or `base_learning_rate` is above 0.
-        base_learning_rate (`float`): the peak for 256 images a step, scaled by `batch_size / 256`.
-        muon_learning_rate (`float`): Muon's peak; both follow one schedule.
+        base_learning_rate (`float`): the peak for 256 images per step, scaled by `batch_size / 256`.
+        muon_learning_rate (`float`): Muon's peak; both follow the same schedule.
         warmup_steps, warmup_epochs (`int`): linear warm-up; at most one of the two is above 0.
         betas (`list[float]`): AdamW's, two in [0, 1).
-        weight_decay (`float`): of all but biases, norms and embeddings.
+        weight_decay (`float`): of everything except biases, norms and embeddings.
         max_grad_norm (`float`): gradients are clipped to this norm.
-        ema_decay (`float` in [0, 1)): decay of the average of weights, which validation and checkpoints use. It rises
-            to this value as (1 + step) / (10 + step).
+        ema_decay (`float` in [0, 1)): decay of the averaged weights, which validation and checkpoints use. It rises to
+            this value as (1 + step) / (10 + step).
         mixed_precision (`"no"` or `"bf16"`): autocast.
-        channels_last (`bool`): memory layout of convolutions. Helps GPUs.
+        channels_last (`bool`): memory layout of convolutions; faster on GPUs.
         gradient_checkpointing (`bool`): recompute activations in the backward pass (ALIT stages).
-        attention (`str`): implementation of attention by transformers' names (ALIT stages). Empty: `"eager"` on CPUs,
+        attention (`str`): attention implementation, by transformers' names (ALIT stages). Empty: `"eager"` on CPUs,
             where it trains faster, otherwise `"sdpa"`.
         compile (`bool`): `torch.compile`.
     """
@@ -156,16 +155,16 @@ class OptimizationConfig:
 @dataclass(kw_only=True)
 class LoggingConfig:
     """
-    What a run shows and keeps; all intervals in steps, 0 for never (but for `log_every`).
+    What a run shows and keeps. All intervals are in steps; 0 means never (except `log_every`).
 
     Args:
-        log_every (`int`): losses, learning rate, images a second. A non-finite loss is found here, and before
+        log_every (`int`): losses, learning rate, images per second. A non-finite loss is detected here, and before
             checkpoints.
         validate_every (`int`): validation on the averaged weights; also at the end.
         pictures_every (`int`): grids of originals and reconstructions.
         checkpoint_every (`int`): checkpoints; also at the end.
-        keep (`int`): checkpoints that are kept.
-        trackers (`list[str]`): experiment trackers by the names that Accelerate knows ("tensorboard", "wandb", …).
+        keep (`int`): number of checkpoints to keep.
+        trackers (`list[str]`): experiment trackers by Accelerate's names ("tensorboard", "wandb", …).
     """
 
     log_every: int = 50
@@ -189,21 +188,21 @@ class TrainingConfig:
 
     Args:
         stage (`str`): what is trained: `"base"`, `"distill"`, `"finetune"` or `"fixed"`.
-        output_dir (`str`): where everything that the run writes goes.
-        resume (`str`): `"latest"`, or a checkpoint folder, to continue from; empty to start anew. `"latest"` starts
-            anew where there is none yet.
+        output_dir (`str`): folder for everything that the run writes.
+        resume (`str`): `"latest"`, or a checkpoint folder, to continue from; empty to start from scratch. `"latest"`
+            starts from scratch if there is none yet.
         init_from (`str`): folder or Hub id. `distill` and `fixed`: the base tokenizer (diffusers). `finetune`: the
-            ALIT model of the first stage. `base`: nothing, or a VQModel to train on.
-        seed (`int`): of weights, order of images, crops and everything random.
+            ALIT model of the first stage. `base`: empty, or a VQModel to continue training.
+        seed (`int`): seed of weights, image order, crops and everything else random.
         model (`dict`): sizes: arguments of diffusers' `VQModel` (`base`) or fields of `ALITConfig` (`distill`,
-            `fixed`); what belongs to base tokenizer or image size is not repeated.
+            `fixed`); what follows from the base tokenizer or image size is not given here.
         loss: the stage's own fields, see `training/stages/loss_config.py`.
-        data, optimization, logging: sections, see there.
+        data, optimization, logging: see `DataConfig`, `OptimizationConfig` and `LoggingConfig`.
         push_to_hub (`bool`): publish model, card and logs on the Hub, at the end and every `push_every` steps.
-        hub_model_id (`str`): `"ORG/NAME"`, the repository, which is made where it is missing.
-        hub_private (`bool`): a repository that is made is private.
-        push_every (`int`): steps between pushes of a checkpoint, a multiple of `logging.checkpoint_every`. 0: only the
-            end is pushed.
+        hub_model_id (`str`): `"ORG/NAME"`, the repository, created if it is missing.
+        hub_private (`bool`): a repository that is created is private.
+        push_every (`int`): steps between pushes of a checkpoint, a multiple of `logging.checkpoint_every`. 0: push
+            only at the end.
     """
 
     stage: str
@@ -247,10 +246,10 @@ class TrainingConfig:
 
 def describe_fields(kind: type, prefix: str = "") -> str:
     """
-    The fields of a dataclass as the command line names them, with their meaning from its docstring and its default.
+    The fields of a dataclass as named on the command line, with their meaning from its docstring and their default.
 
     Args:
-        prefix: what stands before each name, such as `"data."`.
+        prefix: prepended to each name, such as `"data."`.
     """
     meanings = {}
     for one in reversed(kind.__mro__[:-1]):
@@ -269,11 +268,11 @@ def describe_fields(kind: type, prefix: str = "") -> str:
 
 
 def config_to_dict(config: TrainingConfig) -> dict[str, Any]:
-    """Plain nested values, as YAML holds them."""
+    """Plain nested values, as for YAML."""
     return dataclasses.asdict(config)
 
 
 def require(condition: bool, name: str, value: Any, allowed: str) -> None:
-    """Raises a `ValueError` that names the field, its value and what it may be, unless `condition`."""
+    """Raises a `ValueError` that names the field, its value and what is allowed, unless `condition` holds."""
     if not condition:
         raise ValueError(f"`{name}` is {value!r}, it must be {allowed}.")

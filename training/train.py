@@ -1,11 +1,11 @@
 """
-Trains: `accelerate launch training/train.py --config training/configs/NAME.yaml [--field value …]`.
+Trains a model: `accelerate launch training/train.py --config training/configs/NAME.yaml [--field value …]`.
 
-Sections are reached with a dot: `--optimization.max_steps 100 --data.train "[a.parquet, b.parquet]"`. Where the file
-describes a sequence of runs, such a value holds for all of them, and `--sequence.base.optimization.max_steps 100` for
-one. Exit codes: 0 for a finished run, 2 for a wrong configuration, 3 for a run that cannot go on (non-finite loss,
-undecodable images, a checkpoint that cannot be written), 75 where SIGTERM or SIGINT (Ctrl-C) ended it after
-a checkpoint, 130 where Ctrl-C ended it at once: before the first step, after the last one, or pressed again.
+A dot leads into a section: `--optimization.max_steps 100 --data.train "[a.parquet, b.parquet]"`. If the file describes
+a sequence of runs, such a value applies to all of them, and `--sequence.base.optimization.max_steps 100` to one. Exit
+codes: 0 for a finished run, 2 for a wrong configuration, 3 for a run that cannot continue (non-finite loss,
+undecodable images, a checkpoint that cannot be written), 75 if SIGTERM or SIGINT (Ctrl-C) ended it after a checkpoint,
+130 if Ctrl-C ended it at once: before the first step, after the last one, or pressed again.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 
-# Run as a file, Python puts this folder on the path and not the one that has the package `training`.
+# When run as a file, Python puts this folder on the path, not the one that contains the package `training`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.configuration import DataConfig, LoggingConfig, OptimizationConfig, TrainingConfig, describe_fields
@@ -25,19 +25,19 @@ from training.stages.loss_config import LOSS_CONFIGS
 EXIT_WRONG_USE = 2
 EXIT_FAILED = 3
 EXIT_INTERRUPTED = 75
-# What shells report for a process that SIGINT ended.
+# What shells report for a process ended by SIGINT.
 EXIT_ENDED_AT_ONCE = 130
 
 
 def main(arguments: list[str]) -> int:
-    """Runs what the arguments say; gives the exit code."""
+    """Runs what the arguments say; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=_all_fields(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="YAML file, see training/configs")
     known, overrides = parser.parse_known_args(arguments)
 
-    # Help is to be quick.
+    # Imported late, so that help is quick.
     import torch.distributed as dist
     from transformers.utils.logging import disable_progress_bar
 
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         _print_error(error)
         return EXIT_WRONG_USE
 
-    # Accelerate would know, too, but must not be asked before the run has configured it.
+    # Accelerate knows it, too, but must not be asked before the run has configured it.
     main_process = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
         level=logging.INFO if main_process else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
         _print_error(error)
         return EXIT_WRONG_USE
     except ValueError as error:
-        # Between steps: where it comes from matters.
+        # Raised during the run, so that the traceback matters.
         logging.getLogger(__name__).error("%s", error, exc_info=True)
         return EXIT_WRONG_USE
     except (NonFiniteLossError, UndecodableImagesError, CheckpointError) as error:
@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _all_fields() -> str:
-    """Of all sections, and of the section `loss` in each stage."""
+    """The fields of all sections, and of the section `loss` for each stage."""
     sections = [("Fields", TrainingConfig, ""), ("Section data", DataConfig, "data.")]
     sections += [("Section optimization", OptimizationConfig, "optimization.")]
     sections += [("Section logging", LoggingConfig, "logging.")]
@@ -97,7 +97,7 @@ def _all_fields() -> str:
 
 
 def _print_error(error: Exception) -> None:
-    """One line on stderr."""
+    """Prints one line to stderr."""
     print("train.py: error:", " ".join(str(error).split()), file=sys.stderr)
 
 

@@ -16,16 +16,16 @@ from .model.configuration_alit import _PAPER_SIZES, ALITConfig
 from .model.modeling_alit import ALITModel
 
 
-# Published checkpoints multiply the latents of a KL base by this, and decode them without dividing.
+# Published checkpoints multiply the latents of a KL base by this, and do not divide by it before decoding.
 _KL_SCALING_FACTOR = 0.2325
 
-# Group normalisation does not show its number of groups in a state dict; the published bases have 32.
+# The number of groups of a group normalisation is not in a state dict; the published bases have 32.
 _NORM_NUM_GROUPS = 32
 
-# Names of the networks that published training kept inside the model.
+# Names of the loss networks that the published training kept inside the model.
 _LOSS_NAMES = re.compile(r"loss|discriminator|lpips|perceptual|vgg|(?:^|[._])gans?(?:[._]|$)", re.IGNORECASE)
 
-# How each parameter of a model is made: a function, and the published parameters that are its arguments.
+# How each parameter is computed: a function, and the published parameters that are its arguments.
 _Rules = dict[str, tuple[Callable[..., torch.Tensor], tuple[str, ...]]]
 
 
@@ -35,26 +35,26 @@ def load_original(
     """
     Loads a published ALIT checkpoint (arXiv 2411.02393): VQGAN or KL base, discrete or continuous latent tokens.
 
-    All sizes but the number of attention heads come from the shapes of the weights. Average weights (`"ema"`) are
-    preferred to the model's own (`"model"`); discriminators and perceptual losses are left behind. Dynamic halting is
-    off in the result, as it is in every new model; `config.halting_threshold` turns it on.
+    All sizes except the number of attention heads come from the shapes of the weights. Averaged weights (`"ema"`) are
+    preferred to the model's own (`"model"`); discriminators and perceptual losses are dropped. Dynamic halting is off
+    in the result, as in every new model; `config.halting_threshold` turns it on.
 
     Args:
         path_or_state_dict (`str`, `os.PathLike` or `dict`):
-            A `.safetensors` file, any other file that `torch.load` reads (with `weights_only=True`, so that nothing
-            in it is executed), or what is in such a file: a state dict in published names, or a dict that holds one
-            under `"ema"` or `"model"`.
+            A `.safetensors` file, any other file that `torch.load` reads (with `weights_only=True`, so that nothing in
+            it is executed), or the contents of such a file: a state dict with the published names, or a dict that
+            holds one under `"ema"` or `"model"`.
         num_attention_heads (`int`, *optional*):
-            Attention heads of the distillation encoder and decoder. May be left out where width and depth are those
-            of a published model.
+            Attention heads of the distillation encoder and decoder. May be omitted if width and depth are those of a
+            published model.
 
     Returns:
         the model in evaluation mode and float32, on the CPU.
 
     Raises:
-        `ValueError`: where the file cannot be read safely, weights are missing, unknown or of the wrong shape, or
-        `num_attention_heads` is needed or does not fit.
-        `FileNotFoundError`: where there is no file.
+        `ValueError`: if the file cannot be read safely, weights are missing, unknown or of the wrong shape, or
+            `num_attention_heads` is needed or does not fit.
+        `FileNotFoundError`: if the file does not exist.
     """
     weights = _without_losses(_select_weights(_read(path_or_state_dict)))
     base_prefix = _base_prefix(weights)
@@ -91,7 +91,7 @@ def _read(path_or_state_dict: str | os.PathLike | Mapping) -> Mapping:
         if path.endswith(".safetensors"):
             checkpoint = load_file(path)
         else:
-            # Published files keep their training arguments beside the weights.
+            # Published files hold their training arguments beside the weights.
             with torch.serialization.safe_globals([argparse.Namespace]):
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -109,7 +109,7 @@ def _read(path_or_state_dict: str | os.PathLike | Mapping) -> Mapping:
 
 def _select_weights(checkpoint: Mapping) -> dict[str, torch.Tensor]:
     """The weights to convert, without the prefixes of distributed training."""
-    # In this order, so that an average of only some weights is completed by the model's own.
+    # In this order, so that the model's own weights complete an average of only some.
     parts = [(name, checkpoint[name]) for name in ("model", "ema") if checkpoint.get(name) is not None]
     weights = {}
     for name, part in parts or [("path_or_state_dict", checkpoint)]:
@@ -125,8 +125,8 @@ def _select_weights(checkpoint: Mapping) -> dict[str, torch.Tensor]:
 
 
 def _without_losses(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # A module with a loss network inside is a loss as a whole, its nameless scalars included. Only the base tokenizer
-    # may be a model that was trained with a loss inside.
+    # A module that contains a loss network is a loss as a whole, including its nameless scalars. Only the base
+    # tokenizer may be a model that was trained with a loss inside.
     loss_modules = {key.split(".")[0] for key in weights if _LOSS_NAMES.search(key)} - {"base_tokenizer"}
     return {
         key: value
@@ -162,7 +162,7 @@ def _shape(weights: Mapping, key: str, dimensions: int) -> torch.Size:
 
 
 def _length(weights: Mapping, module_list: str) -> int:
-    """Entries of a module list. Counted, since a highest index would let a damaged name ask for any size."""
+    """Number of entries of a module list. Counted, as with the highest index a damaged name could ask for any size."""
     pattern = re.compile(re.escape(module_list) + r"\.(\d+)\.")
     return len({match[1] for match in map(pattern.match, weights) if match})
 
@@ -355,7 +355,7 @@ def _levels(base: dict) -> list[_Level]:
         levels.append(
             _Level("encoder", f"encoder.down_blocks.{i}", f"encoder.down.{i}", finer, width, attention, i < last)
         )
-        # Published decoders count their levels from the finest, too; diffusers counts in the order of computation.
+        # Published decoders also count their levels from the finest; diffusers counts in the order of computation.
         attention = base["up_block_types"][last - i].startswith("Attn")
         levels.append(
             _Level("decoder", f"decoder.up_blocks.{last - i}", f"decoder.up.{i}", wider, width, attention, i > 0)
@@ -374,7 +374,7 @@ def _attention_rules(target: str, source: str) -> _Rules:
 
 
 def _kl_rules(base: dict) -> _Rules:
-    """Latent diffusion's KL autoencoder, which is diffusers' under other names."""
+    """Latent diffusion's KL autoencoder, which is the same as diffusers' under other names."""
     rules = _module_rules("quant_conv", "quant_conv") | _module_rules("post_quant_conv", "post_quant_conv")
     for side in ("encoder", "decoder"):
         rules |= _module_rules(f"{side}.conv_in", f"{side}.conv_in")
@@ -409,8 +409,8 @@ def _kl_resnet_rules(target: str, source: str, shortcut: bool) -> _Rules:
 
 def _mage_vqgan_rules(base: dict) -> _Rules:
     """
-    The VQGAN of MAGE. It departs from diffusers' `VQModel` in ways that its weights can absorb without changing what
-    it computes: see each function below.
+    The VQGAN of MAGE. It differs from diffusers' `VQModel` in ways that the weights can absorb without changing the
+    result, see each function below.
     """
     num_channels, code_dim = base["latent_channels"], base["vq_embed_dim"]
     rules = {
@@ -420,7 +420,7 @@ def _mage_vqgan_rules(base: dict) -> _Rules:
         "encoder.conv_out.weight": (_centred_in_3x3, ("encoder.conv_out.weight",)),
         "encoder.conv_out.bias": (_same, ("encoder.conv_out.bias",)),
     }
-    # The codebook is read and written in the latents' own space.
+    # Latents and codebook share one space, without projections.
     for name, rows, columns in (("quant_conv", code_dim, num_channels), ("post_quant_conv", num_channels, code_dim)):
         rules[f"{name}.weight"] = (functools.partial(_identity_1x1, rows, columns), ())
         rules[f"{name}.bias"] = (functools.partial(torch.zeros, rows), ())
@@ -450,8 +450,8 @@ def _mage_vqgan_rules(base: dict) -> _Rules:
 
 def _mage_resnet_rules(target: str, source: str, shortcut: bool) -> _Rules:
     """
-    Convolutions without bias, and a shortcut W that drops the block's input x and reads the block's own output h:
-    h + W h instead of h + W x.
+    Convolutions without bias, and a shortcut W that reads the block's own output h instead of its input x: h + W h
+    instead of h + W x.
     """
     rules = _module_rules(f"{target}.norm1", f"{source}.norm1") | _module_rules(f"{target}.norm2", f"{source}.norm2")
     for name in ("conv1", "conv2"):
@@ -466,12 +466,12 @@ def _mage_resnet_rules(target: str, source: str, shortcut: bool) -> _Rules:
 
 
 def _identity_resnet_rules(target: str, channels: int) -> _Rules:
-    """A resnet that adds nothing to its input, but would learn: only its last convolution is zero."""
+    """A resnet that adds nothing to its input but can learn: only its last convolution is zero."""
     zeros, ones = functools.partial(torch.zeros, channels), functools.partial(torch.ones, channels)
     rules = {f"{target}.{module}.bias": (zeros, ()) for module in ("norm1", "conv1", "norm2", "conv2")}
     rules |= {f"{target}.{norm}.weight": (ones, ()) for norm in ("norm1", "norm2")}
     identity = functools.partial(_identity_1x1, channels, channels)
-    # Were it zero too, no gradient would reach either.
+    # If it were zero, too, no gradient would reach either.
     rules[f"{target}.conv1.weight"] = (lambda: _centred_in_3x3(identity()), ())
     rules[f"{target}.conv2.weight"] = (functools.partial(torch.zeros, channels, channels, 3, 3), ())
     return rules
@@ -494,7 +494,7 @@ def _centred_in_3x3(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _with_output_shortcut(weight: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
-    """One convolution for `h + W h` with `h = weight * x`; in float64, so that the fold costs one rounding."""
+    """One convolution for `h + W h` with `h = weight * x`; in float64, so that the fold rounds only once."""
     shortcut = shortcut.double().flatten(1)
     factor = torch.eye(len(shortcut), dtype=torch.float64, device=shortcut.device) + shortcut
     return torch.einsum("oc,cikl->oikl", factor, weight.double()).float()

@@ -1,1 +1,1 @@
-"""The loop that all stages share, and what it runs on."""
+"""The training loop shared by all stages, and its parts."""

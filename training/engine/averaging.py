@@ -12,7 +12,7 @@ from ..stages.sharding import is_sharded, let_go, like, whole
 
 
 class WeightAverage(EMAModel):
-    """Exponential moving average of a module's parameters, in their order. Make it after the module was sharded."""
+    """Exponential moving average of a module's parameters, in their order. Create it after the module is sharded."""
 
     def __init__(self, module: nn.Module, decay: float):
         self._module = module
@@ -27,7 +27,7 @@ class WeightAverage(EMAModel):
 
     @torch.no_grad()
     def take_over(self, parameter: nn.Parameter, rows: torch.Tensor) -> None:
-        """Sets rows (bool, `(C,)`) of a parameter's average to the parameter, which was replaced there, not moved."""
+        """Copies rows (bool, `(C,)`) of a parameter that were replaced, not moved, into its average."""
         (index,) = [index for index, one in enumerate(self._parameters) if one is parameter]
         average = self.shadow_params[index]
         taken_over = torch.where(rows.unsqueeze(-1), whole(parameter), whole(average))
@@ -35,7 +35,7 @@ class WeightAverage(EMAModel):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the module has the averaged parameters."""
+        """Context in which the module has the averaged parameters."""
         self.store(self._parameters)
         self.copy_to(self._parameters)
         let_go(self._module)
@@ -46,12 +46,12 @@ class WeightAverage(EMAModel):
             let_go(self._module)
 
     def state_dict(self) -> dict[str, Any]:
-        """As diffusers', with whole tensors. All ranks must ask."""
+        """Like diffusers', with whole tensors. All ranks must call it."""
         state = super().state_dict()
         return {**state, "shadow_params": [whole(average) for average in self.shadow_params]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What `state_dict` gave, on this module's devices and shards."""
+        """Loads what `state_dict` returned, to this module's devices and shards."""
         averages = [
             like(average, loaded)
             for average, loaded in zip(self.shadow_params, state_dict["shadow_params"], strict=True)

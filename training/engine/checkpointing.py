@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or not there."""
+"""Checkpoints that exist either whole or not at all."""
 
 import json
 import os
@@ -26,17 +26,17 @@ _PROGRESS_FILE = "progress.json"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written; the ones before are untouched."""
+    """A checkpoint could not be written; earlier ones are untouched."""
 
 
 @dataclass(kw_only=True)
 class Progress:
     """
-    How far a run is. Together with the configuration, `steps` also is the position in the data.
+    How far a run has come. Together with the configuration, `steps` also determines the position in the data.
 
     Args:
-        steps: optimiser steps that were made.
-        seconds: training time, over all resumptions.
+        steps: optimiser steps taken.
+        seconds: training time, including earlier runs that it resumed.
         undecodable: images that were skipped.
     """
 
@@ -53,27 +53,27 @@ class Progress:
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
+    """The complete checkpoints of a run, oldest first."""
     found = [path for path in output_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=steps_of)
 
 
 def steps_of(checkpoint: Path) -> int:
-    """The optimiser steps that a checkpoint's name says."""
+    """The number of optimiser steps in a checkpoint's name."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def find_checkpoint(resume: str, output_dir: Path) -> Path | None:
     """
-    The checkpoint to continue from; None where the run starts anew.
+    The checkpoint to continue from; None if the run starts from scratch.
 
     Args:
         resume: `""`, `"latest"` or the folder of a checkpoint.
         output_dir: the run's folder.
 
     Raises:
-        `ValueError`: for a folder that is no checkpoint, and where nothing is to be resumed but `output_dir` has
-            checkpoints, which the new run would overwrite one by one.
+        `ValueError`: for a folder that is not a checkpoint, or if `resume` is empty but `output_dir` has checkpoints,
+            which the new run would overwrite one by one.
     """
     existing = checkpoints(output_dir)
     if resume == "latest":
@@ -92,17 +92,17 @@ def find_checkpoint(resume: str, output_dir: Path) -> Path | None:
 
 class Checkpointer:
     """
-    Writes and reads a run's checkpoints. To be made on all ranks, after `accelerator.prepare`; all ranks call all
+    Writes and reads a run's checkpoints. Create it on all ranks, after `accelerator.prepare`; all ranks must call all
     methods.
 
     Args:
         accelerator: has prepared `wrapped`.
-        wrapped: the stage as prepared.
+        wrapped: the prepared stage.
         stage: the stage itself.
         average: its averaged weights.
-        progress: is saved, and set by `load`.
+        progress: saved by `save` and set by `load`.
         output_dir: the run's folder.
-        keep: checkpoints that are kept.
+        keep: number of checkpoints to keep.
     """
 
     def __init__(
@@ -128,11 +128,11 @@ class Checkpointer:
 
     def save(self) -> Path:
         """
-        Writes `checkpoint-STEPS` under another name, renames it once it is on the disk, and removes all but the newest
-        `keep`.
+        Writes `checkpoint-STEPS` under a temporary name, renames it once it is on the disk, and removes all but the
+        newest `keep`.
 
         Raises:
-            `CheckpointError`: where it cannot be written, on a full disk say.
+            `CheckpointError`: if it cannot be written, for example on a full disk.
         """
         target = self.output_dir / f"checkpoint-{self.progress.steps}"
         unfinished = self.output_dir / f"{_UNFINISHED}{target.name}"
@@ -156,7 +156,7 @@ class Checkpointer:
                 unfinished.rename(target)
                 _sync_folder(self.output_dir)
         except (OSError, SafetensorError, RuntimeError) as error:
-            # torch and safetensors report a full disk by errors of their own.
+            # torch and safetensors report a full disk with errors of their own.
             if main:
                 shutil.rmtree(unfinished, ignore_errors=True)
             raise CheckpointError(
@@ -195,17 +195,17 @@ class Checkpointer:
                 self.stage.save_pretrained(str(folder), weights)
 
     def _remove(self, path: Path) -> None:
-        """Removes a folder so that a kill on the way leaves no half of it under its name."""
+        """Removes a folder so that a kill on the way never leaves half of it under its name."""
         if path.exists():
             shutil.rmtree(path.rename(path.with_name(f"{_UNFINISHED}removal-of-{path.name}")))
 
     def _load_into_unwrapped(self, models: list[nn.Module], input_dir: str) -> None:
-        # In place: the list is what Accelerate goes on with.
+        # In place: Accelerate goes on using this list.
         models[:] = [self.accelerator.unwrap_model(model) for model in models]
 
 
 def _strip_wrapper_prefix(models: list[nn.Module], weights: list[dict[str, torch.Tensor]], output_dir: str) -> None:
-    """Makes checkpoints of many processes readable for one: DDP's names differ from the module's."""
+    """Makes checkpoints from several processes loadable in one: DDP's names differ from the module's."""
     for state in weights:
         for name in [name for name in state if name.startswith("module.")]:
             state[name.removeprefix("module.")] = state.pop(name)

@@ -1,4 +1,4 @@
-"""What all ranks of a run have to agree on: whether it was told to stop, and how much time went by."""
+"""What all ranks of a run must agree on: whether it was told to stop, and how much time has passed."""
 
 import os
 import signal
@@ -8,20 +8,20 @@ import torch
 import torch.distributed as dist
 
 
-# Launchers pass on what the terminal has sent to all processes already: that is the same press of Ctrl-C.
+# Launchers forward what the terminal has already sent to all processes: that is the same press of Ctrl-C.
 _SAME_PRESS_SECONDS = 1.0
 
 
 class Interruption:
     """
-    Catches SIGTERM and SIGINT while it is entered, and lets ranks agree. A second Ctrl-C ends the process at once.
+    Context manager that catches SIGTERM and SIGINT, and lets ranks agree. A second Ctrl-C ends the process at once.
 
-    They talk through a group of their own on the host: the accelerator's streams are not waited for.
+    Ranks communicate through a separate group on the host, without waiting for the accelerator's streams.
     """
 
     def __init__(self) -> None:
         self.came = 0
-        """Number of the signal that came, 0 for none."""
+        """Number of the signal received, 0 for none."""
         self.group = dist.new_group(backend="gloo") if dist.is_available() and dist.is_initialized() else None
 
     def __enter__(self) -> "Interruption":
@@ -35,13 +35,13 @@ class Interruption:
     def _note(self, number: int, _) -> None:
         now = time.monotonic()
         if number == self.came == signal.SIGINT and now - self._pressed > _SAME_PRESS_SECONDS:
-            # Not an exception, which would show where it struck.
+            # Not an exception, which would show a traceback.
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.came, self._pressed = number, now
 
     def agree(self, seconds: float) -> tuple[int, float]:
-        """The signal that came to any rank, 0 for none, and the largest of the ranks' seconds. All ranks must ask."""
+        """The signal that any rank received, 0 for none, and the ranks' largest seconds. All ranks must call it."""
         if self.group is None:
             return self.came, seconds
         values = torch.tensor([float(self.came), seconds], dtype=torch.float64)

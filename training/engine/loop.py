@@ -41,7 +41,7 @@ _PICTURES = 8
 
 
 class InterruptedTrainingError(RuntimeError):
-    """SIGTERM or SIGINT came; a checkpoint was written."""
+    """SIGTERM or SIGINT was received; a checkpoint was written."""
 
 
 class CannotStartError(ValueError):
@@ -50,13 +50,13 @@ class CannotStartError(ValueError):
 
 def train(config: TrainingConfig) -> None:
     """
-    Trains one stage from a checked configuration, from the start or from a checkpoint, to the end.
+    Trains one stage from a checked configuration to the end, starting from scratch or from a checkpoint.
 
-    Leaves in `output_dir`: `config.yaml`, checkpoints, the trackers' logs, pictures, and in `model` what
+    Writes to `output_dir`: `config.yaml`, checkpoints, the trackers' logs, pictures, and `model`, which
     `from_pretrained` loads.
 
     Raises:
-        `CannotStartError`: before anything is written, where data or models are not what the configuration says.
+        `CannotStartError`: before anything is written, if data or models are not what the configuration says.
         `NonFiniteLossError`, `InterruptedTrainingError`, `UndecodableImagesError`, `CheckpointError`: see there.
     """
     try:
@@ -73,7 +73,7 @@ def train(config: TrainingConfig) -> None:
 
 
 class Trainer:
-    """One run: everything that it needs, made ready at construction, and the loop. See `train`."""
+    """One run: everything it needs, prepared at construction, and the loop. See `train`."""
 
     def __init__(self, config: TrainingConfig):
         self.config = config
@@ -81,12 +81,12 @@ class Trainer:
         self.output_dir = Path(config.output_dir)
         resume_from = find_checkpoint(config.resume, self.output_dir)
         self.accelerator = accelerator = Accelerator(
-            # Unless told so, Accelerate takes several ranks on CPUs for as many runs of one.
+            # Without this, Accelerate treats several CPU ranks as separate single-process runs.
             cpu=not torch.accelerator.is_available(),
             mixed_precision=settings.mixed_precision,
             log_with=config.logging.trackers or None,
             project_dir=str(self.output_dir),
-            # Counts of codes differ between ranks until they are summed.
+            # Code counts differ between ranks until they are summed.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.split = BatchSplit(
@@ -97,21 +97,21 @@ class Trainer:
         )
         accelerator.gradient_accumulation_steps = self.split.micro_batches
         if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            # Muon needs the whole of a matrix's gradient.
+            # Muon needs the whole gradient of a matrix.
             optimizer = settings.optimizer
-            require(optimizer == "adamw", "optimization.optimizer", optimizer, "'adamw' where weights are sharded")
+            require(optimizer == "adamw", "optimization.optimizer", optimizer, "'adamw' if weights are sharded")
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             weight = getattr(config.loss, "adversarial_weight", 0)
             # Accelerate would send the discriminator's backward pass to the stage's engine.
             require(weight == 0, "loss.adversarial_weight", weight, "0 with DeepSpeed: use DDP or FSDP2")
-            # It takes these from the loader that it prepares, and there is none here.
+            # It takes these from the prepared loader, which this loop does not have.
             accelerator.state.deepspeed_plugin.deepspeed_config |= {
                 "train_micro_batch_size_per_gpu": self.split.micro_batch_size,
                 "gradient_accumulation_steps": self.split.micro_batches,
             }
         self.publisher = Publisher(config) if config.push_to_hub and accelerator.is_main_process else None
 
-        # First, as all of the training images can take long to decode.
+        # First, as decoding all training images can take long.
         self.held_out = load_validation(config.data) if config.data.validation else None
         images = None
         self.max_steps, self.warmup_steps = settings.max_steps, settings.warmup_steps
@@ -157,7 +157,7 @@ class Trainer:
             self.checkpointer.load(resume_from)
             logger.info("Resumed from %s", resume_from)
         if config.data.cached_crops:
-            # Now that the base has the weights that it will have.
+            # Now that the base has its final weights.
             images.base_latents = cached_latents(
                 config, accelerator, self.wrapped, stage, images, self.split.micro_batch_size
             )
@@ -176,7 +176,7 @@ class Trainer:
 
     @property
     def share_done(self) -> float:
-        """How much of the run is over, 1 or more at its end."""
+        """The share of the run that is over, 1 or more at its end."""
         timed = self.progress.seconds / (60 * self.settings.max_minutes) if self.settings.max_minutes else 0.0
         return max(self.progress.steps / self.max_steps, timed)
 
@@ -224,7 +224,7 @@ class Trainer:
             self.publisher.finish()
 
     def close(self) -> None:
-        """Ends trackers and lets go of everything, so that another run can follow in this process."""
+        """Ends trackers and releases everything, so that another run can follow in this process."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
         # Loaders' workers and wrapped modules must be gone before the process group is.
@@ -236,7 +236,7 @@ class Trainer:
         self.logged |= {name: (value, self.progress.steps) for name, value in values.items()}
 
     def _warn(self, warnings: dict[str, str]) -> None:
-        """Once of each kind: what is wrong stays so for many validations."""
+        """Warns once of each kind: a problem persists over many validations."""
         for kind, warning in warnings.items():
             if kind not in self.warned:
                 logger.warning("%s", warning)
@@ -248,12 +248,12 @@ class Trainer:
             self.publisher.push(model_folder, record)
 
     def _step(self) -> None:
-        """One optimiser step of the stage, and of its adversary where that plays."""
+        """One optimiser step of the stage, and of its adversary if it takes part."""
         accelerator, stage, step = self.accelerator, self.stage, self.progress.steps
         stage.step, stage.share_done = step, self.share_done
         stage.warmed_up = step + 1 >= self.warmup_steps
         self._set_learning_rate()
-        # Each step has random numbers of its own: resuming needs no generator's state.
+        # Each step has its own random seed, so resuming needs no generator state.
         set_seed(self.config.seed + step * self.split.num_ranks + self.split.rank)
         stage.train()
         accumulated = [self.wrapped] if self.opponent is None else [self.wrapped, self.opponent.wrapped]
@@ -266,7 +266,7 @@ class Trainer:
                 self.window.add(step, scalars, batch["undecodable"])
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.trainable, self.settings.max_grad_norm)
-                    if isinstance(norm, torch.Tensor):  # DeepSpeed clips on its own and gives a number or nothing
+                    if isinstance(norm, torch.Tensor):  # DeepSpeed clips on its own and returns a number or None
                         self.window.add(step, {"gradient_norm": whole(norm)})
                 for optimizer in self.optimizers:
                     optimizer.step()
@@ -278,7 +278,7 @@ class Trainer:
             self.average.take_over(replaced.parameter, replaced.rows)
 
     def _cached(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What the training loss need not compute."""
+        """Cached arguments, which the training loss then need not compute."""
         latents = batch.get("base_latents")
         return {} if latents is None else {"base_latents": latents.to(self.accelerator.device, non_blocking=True)}
 
@@ -292,7 +292,7 @@ class Trainer:
             self.opponent.set_learning_rate(self.learning_rate)
 
     def _scalars(self) -> dict[str, float]:
-        """What is logged, from the steps since the last time."""
+        """The scalars to log, from the steps since the last call."""
         scalars, undecodable = self.window.take(self.accelerator)
         self.progress.undecodable += undecodable
         seen = self.progress.steps * self.settings.batch_size
@@ -318,7 +318,7 @@ class _Opponent:
         set_learning_rates([self.optimizer], [stage_learning_rate * self.learning_rate_share])
 
     def step(self, pixel_values: torch.Tensor, reconstruction: torch.Tensor, rollout: int) -> dict[str, torch.Tensor]:
-        """One micro-batch, and the optimiser's step where it was the last of the batch; gives scalars to log."""
+        """One micro-batch, and the optimiser's step after the last one of the batch; returns scalars to log."""
         loss, scalars = self.wrapped(pixel_values, reconstruction, rollout)
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
@@ -329,7 +329,7 @@ class _Opponent:
 
 
 def _is_finished(config: TrainingConfig) -> bool:
-    """Whether resuming would do nothing but load data and models."""
+    """Whether resuming would only load data and models."""
     folder, max_steps = Path(config.output_dir), config.optimization.max_steps
     if config.resume != "latest" or config.push_to_hub or max_steps == 0 or not (folder / MODEL_FOLDER).is_dir():
         return False

@@ -1,4 +1,4 @@
-"""What a run shows: scalars, progress bar, pictures, validation."""
+"""What a run shows: scalars, a progress bar, pictures, validation."""
 
 import logging
 import math
@@ -24,10 +24,10 @@ class NonFiniteLossError(RuntimeError):
 
 class ScalarWindow:
     """
-    Scalars of each step since they were last taken, left on their device until then, so that steps need not wait.
+    Scalars of each step since they were last taken, kept on their device until then so that steps need not wait.
 
     Args:
-        batch_size: images a step.
+        batch_size: images per step.
     """
 
     def __init__(self, batch_size: int):
@@ -41,7 +41,7 @@ class ScalarWindow:
         self.undecodable: list[torch.Tensor] = []
 
     def add(self, step: int, scalars: dict[str, torch.Tensor], undecodable: torch.Tensor | None = None) -> None:
-        """Takes note of a micro-batch's scalars, and of how many of its images could not be decoded."""
+        """Adds a micro-batch's scalars and the number of its images that could not be decoded."""
         self.steps.add(step)
         for name, value in scalars.items():
             self.values.setdefault(name, []).append((step, value.detach().float()))
@@ -49,7 +49,7 @@ class ScalarWindow:
             self.undecodable.append(undecodable.sum())
 
     def check_finite(self) -> None:
-        """Raises `NonFiniteLossError` that names the first step with a non-finite scalar, and the scalars."""
+        """Raises `NonFiniteLossError` with the first step that has non-finite scalars, and their names."""
         bad = {}
         for name, entries in self.values.items():
             finite = torch.stack([value for _, value in entries]).isfinite().tolist()
@@ -64,7 +64,7 @@ class ScalarWindow:
             )
 
     def take(self, accelerator: Accelerator) -> tuple[dict[str, float], int]:
-        """Means over the window and all ranks, with images a second; and the undecodable images of all ranks."""
+        """Means over the window and all ranks, with images per second; and all ranks' number of undecodable images."""
         self.check_finite()
         means = {
             name: float(accelerator.reduce(torch.stack([value for _, value in entries]).mean(), "mean"))
@@ -93,11 +93,11 @@ class Display:
         )
 
     def advance(self) -> None:
-        """One step more."""
+        """Advances by one step."""
         self.bar.update()
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """Logs scalars; those named `loss` and `images_per_second` also show in the bar."""
+        """Logs scalars; the bar also shows `loss` and `images_per_second`."""
         self.accelerator.log(values, step=step)
         if not self.accelerator.is_main_process:
             return
@@ -107,14 +107,14 @@ class Display:
         logger.info("step %d: %s", step, readable)
 
     def pictures(self, columns: dict[str, torch.Tensor], step: int) -> None:
-        """Writes a grid with a column for each name, `pictures/STEP.png`, and shows it to trackers."""
+        """Writes a grid with a column for each name, `pictures/STEP.png`, and passes it to trackers."""
         if not self.accelerator.is_main_process:
             return
         grid = picture_grid(columns)
         folder = self.output_dir / "pictures"
         folder.mkdir(exist_ok=True)
         grid.save(folder / f"{step:08d}.png")
-        # The trackers of Accelerate that take pictures, and what they want to know about arrays.
+        # Accelerate's trackers that take pictures, with the arguments they need for arrays.
         arguments = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
         for tracker in self.accelerator.trackers:
             if tracker.name in arguments:
@@ -129,12 +129,12 @@ def mean_scores(
     stage: nn.Module, images: torch.Tensor, batch_size: int, accelerator: Accelerator
 ) -> dict[str, torch.Tensor]:
     """
-    What the stage's `score` gives, as means over images, uint8 `(B, 3, H, W)`, which the ranks share, with the weights
-    that the stage has.
+    Means of the stage's `score` over images, uint8 `(B, 3, H, W)`, which the ranks divide among them, with the stage's
+    current weights.
     """
     stage.eval()
     shares = images.tensor_split(accelerator.num_processes)
-    # With fewer images than ranks everyone takes all: every rank has to take part in the sums.
+    # With fewer images than ranks, each rank takes all of them: every rank must take part in the sums.
     own = shares[accelerator.process_index] if len(shares[-1]) else images
     sums: dict[str, torch.Tensor] = {}
     for batch in own.split(batch_size):
@@ -148,7 +148,7 @@ def mean_scores(
 
 @torch.no_grad()
 def picture_columns(stage: nn.Module, images: torch.Tensor, accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    """Images, uint8 `(B, 3, H, W)`, and what the stage makes of them, as columns of a grid."""
+    """Images, uint8 `(B, 3, H, W)`, and the stage's reconstructions, as columns of a grid."""
     stage.eval()
     originals = images.to(accelerator.device).float() / 255
     with accelerator.autocast():

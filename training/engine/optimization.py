@@ -14,8 +14,8 @@ def optimizers(
     module: nn.Module, config: OptimizationConfig, layer_classes: Sequence[str] = ()
 ) -> list[torch.optim.Optimizer]:
     """
-    AdamW over the trainable parameters and, with `optimizer: muon`, Muon instead for the matrices of the layers of the
-    classes named in `layer_classes`. Only weights of linear layers and convolutions decay.
+    AdamW over the trainable parameters and, with `optimizer: muon`, Muon for the matrices in layers of the classes
+    named in `layer_classes`. Only weights of linear layers and convolutions decay.
     """
     matrices: set[nn.Parameter] = set()
     if config.optimizer == "muon":

@@ -1,1 +1,1 @@
-"""What a run shows on the Hub: model cards, and pushes in the background."""
+"""A run on the Hub: model cards, and pushes in the background."""

@@ -26,7 +26,7 @@ TEMPLATE = Path(__file__).parents[2] / "model_cards" / "TEMPLATE.md"
 _VALIDATION = "validation/"
 _LABELS = {"l1": "L1", "psnr": "PSNR", "lpips": "LPIPS", "r2": "R²", "spread": "spread", "ids": "different ids"}
 _LPIPS_NETWORKS = {"vgg": "VGG16", "alex": "AlexNet"}
-# They say where a run happened and not what it was.
+# They say where a run happened, not what it was.
 _PRIVATE_FIELDS = ("output_dir", "resume", "push_to_hub", "hub_model_id", "hub_private", "push_every")
 _PASSING_VALUES = ("undecodable", "learning_rate")
 
@@ -37,11 +37,11 @@ class RunRecord:
     What a run has measured so far.
 
     Args:
-        steps: optimiser steps that the weights have behind them.
+        steps: optimiser steps behind the weights.
         seconds: training time.
         undecodable: images that were skipped.
-        values: the newest value of each logged scalar, with the step at which it was logged. Scores on held-out
-            images are named `validation/SCORE` or `validation/SCORE/TOKENS`.
+        values: the latest value of each logged scalar, with the step at which it was logged. Scores on held-out images
+            are named `validation/SCORE` or `validation/SCORE/TOKENS`.
     """
 
     steps: int
@@ -51,7 +51,7 @@ class RunRecord:
 
     @property
     def scores(self) -> dict[str, tuple[float, int]]:
-        """The finite scores on held-out images, by name without `validation/`."""
+        """The finite scores on held-out images, by their names without `validation/`."""
         return {
             name.removeprefix(_VALIDATION): value
             for name, value in self.values.items()
@@ -69,7 +69,7 @@ class RunRecord:
 
 
 def public_config(config: TrainingConfig) -> str:
-    """The configuration as YAML, without what is private to a machine; absolute paths are cut down to their ends."""
+    """The configuration as YAML, without what is private to a machine; absolute paths are cut to their last part."""
     values = {name: value for name, value in config_to_dict(config).items() if name not in _PRIVATE_FIELDS}
     return yaml.safe_dump(_without_folders(values), sort_keys=False, allow_unicode=True).strip()
 
@@ -81,7 +81,7 @@ def model_card(config: TrainingConfig, model_folder: Path, record: RunRecord) ->
     Args:
         config: of the run.
         model_folder: holds `config.json` and safetensors files.
-        record: what the run measured; where it has scores, the card's metadata list them as evaluation results.
+        record: what the run measured; the card's metadata list its scores, if any, as evaluation results.
     """
     fields = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
     base = config.stage == "base"
@@ -137,7 +137,7 @@ def _eval_result(config: TrainingConfig, name: str, value: float) -> EvalResult:
     return EvalResult(
         task_type="image-feature-extraction",
         task_name="Image reconstruction",
-        # For local files the Hub's convention is the kind of loader.
+        # For local files, the Hub's convention is the type of loader.
         dataset_type=hub_id or "imagefolder",
         dataset_name=hub_id or ", ".join(Path(source).name for source in config.data.validation),
         dataset_split=config.data.validation_split if hub_id else None,
@@ -191,7 +191,7 @@ def _num_parameters(model_folder: Path) -> int:
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; nothing where there are no rows."""
+    """A Markdown table; empty if there are no rows."""
     lines = [header, ["---"] * len(header), *rows] if rows else []
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -227,7 +227,7 @@ def _hub_id(*sources: str) -> str | None:
 
 
 def _without_folders(value: Any) -> Any:
-    """Nested values, with only the last part of each absolute path."""
+    """Nested values, with each absolute path cut to its last part."""
     if isinstance(value, dict):
         return {name: _without_folders(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Pushes what a run writes to the Hub, in the background, so that nothing that happens there holds the run up."""
+"""Pushes what a run writes to the Hub in the background, so that nothing that happens there delays the run."""
 
 import logging
 import os
@@ -19,34 +19,34 @@ from .model_card import RunRecord, model_card, public_config
 logger = logging.getLogger(__name__)
 
 FOLDER = "hub"
-"""Folder in the run's, with copies of what is still to be pushed, and of what could not be."""
+"""Folder inside the run's, with copies of what is still to be pushed and of what could not be."""
 
 RETRY_DELAYS = (5.0, 20.0, 60.0, 180.0)
-"""Seconds between the attempts of a push. The Hub's client repeats single requests on its own, for half a minute."""
+"""Seconds between attempts to push. The Hub's client retries single requests itself, for half a minute."""
 
-# The client waits for answers for ever, which a server that died without a word never gives.
+# The client would wait forever for a server that died silently.
 _LOGIN_LIMIT = 60.0
 _ATTEMPT_LIMIT = 3600.0
 _LONGEST_DELAY = 900.0
-# Client errors that pass.
+# Client errors that are temporary.
 _PASSING_STATUS = (408, 409, 412, 425, 429)
 _WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)[^/]*\.safetensors(\.index\.json)?")
 
 
 class Publisher:
     """
-    A run's side of the Hub. To be made on the main process only.
+    A run's pushes to the Hub. Create it on the main process only.
 
     Each push is one commit: weights, configuration, processor and code as `save_pretrained` wrote them, the model card
     as README.md, `training_config.yaml` and TensorBoard logs under `logs/STAGE`. Once the login is checked, no method
-    raises: what goes wrong is tried again, logged, and summed up by `finish`.
+    raises: failures are retried, logged, and summed up by `finish`.
 
     Args:
         config: of the run, with `push_to_hub` on.
 
     Raises:
-        `ValueError`: without a login, with one that the Hub refuses, and where it may not write to `hub_model_id`. A
-            Hub that cannot be reached is no error, as it may be back before the first push.
+        `ValueError`: without a login, with one that the Hub refuses, or without permission to write to `hub_model_id`.
+            A Hub that cannot be reached is not an error, as it may be back before the first push.
     """
 
     def __init__(self, config: TrainingConfig):
@@ -60,14 +60,14 @@ class Publisher:
         self._failed: dict[int, str] = {}
         disable_progress_bars()  # they would break the run's own
         self._check_login()
-        # A daemon, so that a run that fails is not kept from ending.
+        # A daemon, so that it does not keep a failed run from ending.
         self._thread = threading.Thread(target=self._work, name="publisher", daemon=True)
         self._thread.start()
 
     def push(self, model_folder: Path, record: RunRecord) -> None:
         """
-        Sets a folder that `from_pretrained` loads aside, and returns; it is pushed in the background. Where an earlier
-        push still waits for its turn, this one replaces it.
+        Copies a folder that `from_pretrained` loads and returns; the copy is pushed in the background. It replaces an
+        earlier push that is still waiting.
 
         Args:
             record: what the run measured, for the card.
@@ -76,7 +76,7 @@ class Publisher:
         try:
             self._set_aside(model_folder, record)
         except Exception as error:
-            # A full disk, say. Whatever it is, training goes on.
+            # A full disk, for example. Whatever it is, training goes on.
             logger.exception("Hub: step %d could not be set aside and is not pushed", steps)
             self._failed[steps] = _described(error)
             shutil.rmtree(self._folder(steps), ignore_errors=True)
@@ -88,7 +88,7 @@ class Publisher:
             self._supersede(replaced)
 
     def finish(self) -> None:
-        """Waits until everything is pushed or given up, and logs what became of it."""
+        """Waits until everything is pushed or given up, and logs the outcome."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -128,14 +128,14 @@ class Publisher:
         return self.output_dir / FOLDER / f"step-{steps}"
 
     def _set_aside(self, model_folder: Path, record: RunRecord) -> None:
-        """Writes what is to be pushed to a folder of its own, which nobody changes or prunes."""
+        """Copies what is to be pushed to a separate folder, which nothing else changes or prunes."""
         folder = self._folder(record.steps)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(model_folder, folder, copy_function=_link_or_copy)
         logs = folder / "logs" / self.config.stage
         for path in self.output_dir.glob("*/events.out.tfevents.*"):
             logs.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, logs / path.name)  # no link, as it grows
+            shutil.copy2(path, logs / path.name)  # not a link, as it grows
         card = model_card(self.config, model_folder, record)
         (folder / "README.md").write_text(str(card), encoding="utf-8")
         (folder / "training_config.yaml").write_text(public_config(self.config) + "\n", encoding="utf-8")
@@ -154,7 +154,7 @@ class Publisher:
                 self._failed[steps] = _described(error)
 
     def _deliver(self, steps: int) -> None:
-        """Pushes, again and again if need be, unless there is something newer to push."""
+        """Pushes, with retries, unless there is something newer to push."""
         for attempt, delay in enumerate((*RETRY_DELAYS, None), start=1):
             try:
                 url = _within(_ATTEMPT_LIMIT, lambda: self._upload(steps))
@@ -183,13 +183,13 @@ class Publisher:
         repo_id, folder = self.config.hub_model_id, self._folder(steps)
         self._make_repo()
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-        # Weights of another number of shards would stay beside the new ones, and could be what is loaded.
+        # Weights in another number of shards would stay beside the new ones and could be loaded instead.
         stale = [path for path in self._api.list_repo_files(repo_id) if _WEIGHTS.fullmatch(path) and path not in files]
         operations = [CommitOperationDelete(path_in_repo=path) for path in stale]
         operations += [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in files.items()
         ]
-        # Not `upload_folder`, which may make several commits: whoever pulls in between would get a mixture.
+        # Not `upload_folder`, which may make several commits: a pull in between would get a mixture.
         commit = self._api.create_commit(repo_id, operations, commit_message=f"{self.config.stage}: step {steps}")
         return commit.commit_url
 
@@ -204,7 +204,7 @@ class Publisher:
 
 
 def _within(limit: float, call: Callable):
-    """What the call returns or raises; `TimeoutError` where it takes more seconds than `limit`."""
+    """What the call returns or raises; `TimeoutError` if it takes more than `limit` seconds."""
     outcome = {}
 
     def run() -> None:
@@ -224,7 +224,7 @@ def _within(limit: float, call: Callable):
 
 
 def _response(error: Exception):
-    """The Hub's answer that made the error, if one did; the client wraps those of large files."""
+    """The Hub's response behind the error, if there is one; the client wraps those of large files."""
     for one in (error, error.__cause__):
         if isinstance(one, HfHubHTTPError):
             return one.response
@@ -232,13 +232,13 @@ def _response(error: Exception):
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the Hub understood and said no, as it will say again."""
+    """Whether the Hub understood the request and refused it, as it would again."""
     response = _response(error)
     return response is not None and 400 <= response.status_code < 500 and response.status_code not in _PASSING_STATUS
 
 
 def _asked_delay(error: Exception) -> float:
-    """The seconds that the Hub asks to wait for, at most a quarter of an hour; 0 where it does not ask."""
+    """The seconds that the Hub asks to wait, at most a quarter of an hour; 0 if it does not ask."""
     response = _response(error)
     text = "" if response is None else response.headers.get("Retry-After", "")
     return min(float(text), _LONGEST_DELAY) if text.isdigit() else 0.0
@@ -250,7 +250,7 @@ def _described(error: Exception) -> str:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    # A link takes no time and no space. The files of a checkpoint are never written to again, only unlinked.
+    # A link takes no time or space. The files of a checkpoint are never written again, only unlinked.
     try:
         os.link(source, target)
     except OSError:

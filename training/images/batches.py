@@ -48,7 +48,7 @@ def open_source(config: DataConfig, part: Literal["train", "validation"], open_a
     name, source, split = f"data.{part}", getattr(config, part), None
     if is_on_hub(source):
         split = config.split if part == "train" else config.validation_split
-        # Without a network that takes half a minute of retries to fail.
+        # Without a network this takes half a minute of retries to fail.
         logger.info("%s: there is no file or folder %r here, asking the Hub", name, source[0])
     try:
         return open_as(source, split, config.image_column)
@@ -59,7 +59,7 @@ def open_source(config: DataConfig, part: Literal["train", "validation"], open_a
 
 
 def center_crop(picture: Image.Image, size: int) -> np.ndarray:
-    """The middle square at `size` pixels, uint8 `(size, size, 3)`."""
+    """The centre square resized to `size` pixels, uint8 `(size, size, 3)`."""
     side = min(picture.size)
     left, top = (picture.width - side) / 2, (picture.height - side) / 2
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)))
@@ -67,8 +67,8 @@ def center_crop(picture: Image.Image, size: int) -> np.ndarray:
 
 def random_crop(picture: Image.Image, config: DataConfig, place: tuple[int, ...]) -> np.ndarray:
     """
-    A random square at `image_size` pixels, uint8 `(image_size, image_size, 3)`, mirrored half of the time; `place`
-    seeds it.
+    A random square resized to `image_size` pixels, uint8 `(image_size, image_size, 3)`, mirrored half of the time and
+    seeded by `place`.
     """
     random = np.random.default_rng(place)
     side = min(picture.size) * random.uniform(config.crop_scale, 1)
@@ -105,7 +105,7 @@ def _no_images(name: str, source: list[str], first_error: Exception) -> ValueErr
 
 
 def _thumbnail(picture: Image.Image, shorter_side: int) -> np.ndarray:
-    """The picture made smaller, not larger, to that shorter side, uint8 `(height, width, 3)`."""
+    """The picture reduced, but never enlarged, to that shorter side, uint8 `(height, width, 3)`."""
     scale = min(1.0, shorter_side / min(picture.size))
     size = tuple(max(1, round(side * scale)) for side in picture.size)
     return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
@@ -113,17 +113,17 @@ def _thumbnail(picture: Image.Image, shorter_side: int) -> np.ndarray:
 
 class TrainingImages(Dataset):
     """
-    Random crops by *position*: how many images the run has drawn before this one, over all epochs and ranks.
+    Random crops indexed by *position*: how many images the run draws before this one, over all epochs and ranks.
 
-    Which image stands at a position and how it is cropped follow from the seed and the position alone. So a resumed
-    run, another number of ranks or workers, and another order of workers all see the same images. With `cached_crops`
-    the crop follows from the seed, the image and the epoch, which take turns with an image's fixed crops.
+    The image at a position and its crop depend only on the seed and the position. So a resumed run, another number of
+    ranks or workers, and another order of workers all see the same images. With `cached_crops` the crop depends on the
+    seed, the image and the epoch: epochs cycle through an image's fixed crops.
 
     An item is `{"pixel_values": uint8 (3, image_size, image_size), "undecodable": int}`, and with a cache
-    `"base_latents": (E, rows, columns)`; where an image cannot be decoded, the next one of the epoch takes its place.
+    `"base_latents": (E, rows, columns)`; if an image cannot be decoded, the next one of the epoch takes its place.
 
     Raises:
-        `UndecodableImagesError`: with `in_memory`, at once.
+        `UndecodableImagesError`: with `in_memory`, at construction.
     """
 
     def __init__(self, config: DataConfig, seed: int, show_progress: bool = False):
@@ -186,7 +186,7 @@ class TrainingImages(Dataset):
             raise ValueError(str(error)) from error
 
     def fixed_crop(self, picture: Image.Image, index: int, crop: int) -> torch.Tensor:
-        """One of the `cached_crops` that an image is used in, uint8 `(3, image_size, image_size)`."""
+        """One of an image's `cached_crops` crops, uint8 `(3, image_size, image_size)`."""
         return _as_tensor(random_crop(picture, self.config, (self.seed, 3, index, crop)))
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -197,10 +197,10 @@ class TrainingImages(Dataset):
 
 class RankPositions(Sampler[list[int]]):
     """
-    This rank's micro-batches of positions, from a step on and without end.
+    This rank's endless micro-batches of positions, starting at a step.
 
-    The positions of a step are split over its micro-batches first and over ranks then, so that the images of a step
-    depend on the batch size only.
+    The positions of a step are split first over micro-batches and then over ranks, so that the images of a step depend
+    only on the batch size.
     """
 
     def __init__(self, split: "BatchSplit", first_step: int):
@@ -217,15 +217,15 @@ class RankPositions(Sampler[list[int]]):
 
 class StreamedImages(IterableDataset):
     """
-    Random crops of a stream, without end: every rank and worker reads its own part, shuffled in a buffer.
+    Endless random crops of a stream: every rank and worker reads its own part, shuffled in a buffer.
 
-    A row that cannot be decoded gives another crop of the next row that can, so that rows and crops keep step and a
-    resumed run can pass over the rows before it without decoding them.
+    A row that cannot be decoded is replaced by another crop of the next row that can, so that rows and crops stay in
+    step and a resumed run can skip earlier rows without decoding them.
 
     Items are those of `TrainingImages`.
 
     Raises:
-        `ValueError`: where there are more workers than files of the rank.
+        `ValueError`: if the rank has more workers than files.
     """
 
     def __init__(self, config: DataConfig, seed: int, split: "BatchSplit", first_step: int):
@@ -281,11 +281,11 @@ class StreamedImages(IterableDataset):
 @dataclass(frozen=True, kw_only=True)
 class BatchSplit:
     """
-    How a step's images are shared out.
+    How a step's images are divided.
 
     Args:
-        batch_size: images a step, over all ranks.
-        micro_batch_size: images a rank computes at once.
+        batch_size: images per step, over all ranks.
+        micro_batch_size: images that a rank computes at once.
         rank, num_ranks: this process among all.
     """
 
@@ -304,7 +304,7 @@ class BatchSplit:
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches of a rank and step."""
+        """Micro-batches per rank and step."""
         return self.batch_size // (self.micro_batch_size * self.num_ranks)
 
 
@@ -312,8 +312,8 @@ def training_batches(
     config: DataConfig, images: TrainingImages | None, seed: int, split: BatchSplit, first_step: int, pin_memory: bool
 ) -> Iterator[dict]:
     """
-    This rank's endless micro-batches from a step on, `{"pixel_values": uint8 (B, 3, H, W), "undecodable": (B,)}`, with
-    `"base_latents"` `(B, E, rows, columns)` where they are cached.
+    This rank's endless micro-batches, starting at a step: `{"pixel_values": uint8 (B, 3, H, W), "undecodable": (B,)}`,
+    with `"base_latents"` `(B, E, rows, columns)` if they are cached.
 
     Args:
         images: the indexed images; None for a stream.
@@ -324,22 +324,22 @@ def training_batches(
         return iter(DataLoader(images, batch_sampler=RankPositions(split, first_step), **common))
     stream = StreamedImages(config, seed, split, first_step)
     if workers:
-        # Streaming runs threads, of whose locks a forked process could inherit one that nobody ever opens.
+        # Streaming runs threads, and a forked process could inherit a lock that is never released.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         common["multiprocessing_context"] = context
     batches = iter(DataLoader(stream, batch_size=split.micro_batch_size, **common))
-    # Workers take turns, the first one first. A stream that goes on at another one's turn gives up the turns before.
+    # Workers take turns, starting with the first. A stream resumed at another worker's turn skips the turns before it.
     return itertools.islice(batches, stream.first_batch % max(1, workers), None)
 
 
 def _leave_ctrl_c_to_the_run(_: int) -> None:
-    """A terminal sends SIGINT to workers, too, which the run needs up to its checkpoint; they end with it."""
+    """Ignores SIGINT, which a terminal also sends to workers: the run needs them until its checkpoint is written."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def check_undecodable(undecodable: int, seen: int, allowed_share: float) -> None:
-    """Raises `UndecodableImagesError` where more than the allowed share of the images seen is undecodable."""
+    """Raises `UndecodableImagesError` if more than the allowed share of the images seen is undecodable."""
     # A single bad image among the first few says nothing about the share.
     if undecodable > allowed_share * max(seen, _JUDGED_FROM):
         raise UndecodableImagesError(

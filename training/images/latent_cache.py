@@ -1,4 +1,4 @@
-"""Base latents of fixed crops, computed once and kept on disk: training steps then need not run the base's encoder."""
+"""Base latents of fixed crops, computed once and kept on disk, so that steps need not run the base's encoder."""
 
 import hashlib
 import json
@@ -23,9 +23,9 @@ from .batches import TrainingImages, check_undecodable
 
 
 FOLDER = "base-latents"
-"""Folder in the run's, where `data.cache_dir` names no other."""
+"""Folder inside the run's, used if `data.cache_dir` is empty."""
 
-# Goes into the fingerprint: to be raised when what is computed or how it is written changes.
+# Part of the fingerprint: raise it when what is computed or how it is written changes.
 _VERSION = 1
 _LATENTS_FILE, _INDEX_FILE = "latents.bin", "index.json"
 _UNFINISHED = ".unfinished-"
@@ -34,11 +34,11 @@ _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 
 class LatentCache:
     """
-    The base latents in a folder that `cached_latents` has filled, read one crop at a time.
+    The base latents in a folder filled by `cached_latents`, read one crop at a time.
 
     Args:
-        folder: has `latents.bin`, the latents of all images' crops one after another without a header, and
-            `index.json`, which says what they are.
+        folder: has `latents.bin`, the latents of all images' crops in sequence without a header, and `index.json`,
+            which describes them.
     """
 
     def __init__(self, folder: Path):
@@ -58,7 +58,7 @@ class LatentCache:
         if image in self.undecodable:
             raise ValueError("it could not be decoded when its base latents were computed")
         size = math.prod(self.shape) * self.dtype.itemsize
-        # No memory map, which would be pickled whole for workers that are not forked.
+        # Not a memory map, which would be pickled whole for workers that are not forked.
         content = np.fromfile(self.path, np.uint8, count=size, offset=(image * self.crops + crop) * size)
         return torch.from_numpy(content).view(self.dtype).view(self.shape)
 
@@ -72,22 +72,22 @@ def cached_latents(
     batch_size: int,
 ) -> LatentCache:
     """
-    The base latents of all images' fixed crops: from the disk, where the same have been computed before, otherwise
-    computed now, by each rank its part. All ranks must call it.
+    The base latents of all images' fixed crops: from the disk if they have been computed before, otherwise computed
+    now, each rank its part. All ranks must call it.
 
-    They lie in a folder whose name is a fingerprint of all that they follow from, so that those of other weights,
-    images or crops are never taken for them.
+    They are in a folder named by a fingerprint of everything that they depend on, so that latents of other weights,
+    images or crops are never used instead.
 
     Args:
         config: with `data.cached_crops`.
         accelerator: has prepared `wrapped`.
-        wrapped, stage: the stage as prepared, and itself; with the weights that the base has in the run.
-        images: what is trained on.
+        wrapped, stage: the prepared stage and the stage itself, with the base's weights already loaded.
+        images: the training images.
         batch_size: crops that a rank encodes at once.
 
     Raises:
-        `ValueError`: where the disk has no room for them, or is not shared by all ranks.
-        `UndecodableImagesError`: for more of them than `data.max_undecodable`.
+        `ValueError`: if the disk has no room for them, or is not shared by all ranks.
+        `UndecodableImagesError`: for more undecodable images than `data.max_undecodable` allows.
     """
     folder = Path(config.data.cache_dir or Path(config.output_dir) / FOLDER) / _fingerprint(config, stage, images)
     if not folder.is_dir():
@@ -96,7 +96,7 @@ def cached_latents(
 
 
 def _fingerprint(config: TrainingConfig, stage: Stage, images: TrainingImages) -> str:
-    """What the latents follow from, as a name. All ranks must ask."""
+    """A name for everything that the latents depend on. All ranks must call it."""
     weights = hashlib.sha256()
     for name, tensor in sorted(stage.model.base_tokenizer.state_dict().items()):
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -121,7 +121,7 @@ def _compute(
     images: TrainingImages,
     batch_size: int,
 ) -> None:
-    """Fills the folder under another name and renames it."""
+    """Fills the folder under a temporary name and renames it."""
     crops, mixed_precision = config.data.cached_crops, config.optimization.mixed_precision
     shape = (stage.model.config.base_embed_dim, *stage.model.config.grid_size)
     image_bytes = crops * math.prod(shape) * _DTYPES[mixed_precision].itemsize
@@ -148,7 +148,7 @@ def _compute(
         file.flush()
         os.fsync(file.fileno())
     let_go(wrapped)
-    # Sharing the images evenly may have given one to two ranks.
+    # Splitting the images evenly may have given the same one to two ranks.
     undecodable = sorted(set(gather_object(undecodable)))
     check_undecodable(len(undecodable), len(images), config.data.max_undecodable)
     if accelerator.is_main_process:
@@ -172,7 +172,7 @@ def _latents_of_part(
     accelerator: Accelerator, wrapped: nn.Module, images: TrainingImages, config: DataConfig, batch_size: int
 ) -> Iterator[tuple[int, torch.Tensor | None]]:
     """This rank's images, each with the latents `(N, E, rows, columns)` of its crops; None where undecodable."""
-    # As many for each rank, as sharded weights are gathered by all ranks together.
+    # The same number for each rank, as all ranks gather sharded weights together.
     share = -(-len(images) // accelerator.num_processes)
     first = accelerator.process_index * share
     part = [index % len(images) for index in range(first, first + share)]
@@ -194,7 +194,7 @@ def _latents_of_part(
 
 
 class _FixedCrops(Dataset):
-    """All fixed crops of the images of some indices."""
+    """All fixed crops of the images with the given indices."""
 
     def __init__(self, images: TrainingImages, part: list[int]):
         self.images = images
@@ -208,7 +208,7 @@ class _FixedCrops(Dataset):
         try:
             picture = self.images.picture(image)
         except ValueError:
-            # Named when the run comes to it, and left out of what is written.
+            # Logged when the run comes to it, and left out of what is written.
             nothing = torch.zeros(config.cached_crops, 3, config.image_size, config.image_size, dtype=torch.uint8)
             return {"image": image, "decodable": False, "pixel_values": nothing}
         crops = [self.images.fixed_crop(picture, image, crop) for crop in range(config.cached_crops)]

@@ -1,1 +1,1 @@
-"""The stages of training, one a file, and the registry of them."""
+"""The stages of training, one per file, and their registry."""

@@ -1,4 +1,4 @@
-"""The adversarial part of stages with a loss on pixels: a discriminator that is trained beside the stage."""
+"""The adversarial part of stages with a loss on pixels: a discriminator trained alongside the stage."""
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from .loss_config import AdversaryConfig
 class Adversary(nn.Module):
     """
     One discriminator for all rollouts, with its regulariser. `forward` is the discriminator's own training step; the
-    loop wraps and optimises this module apart from the stage, so that neither ever moves the other's parameters.
+    loop wraps and optimises this module separately from the stage, so that neither changes the other's parameters.
     """
 
     def __init__(self, config: AdversaryConfig, num_rollouts: int):
@@ -37,9 +37,9 @@ class Adversary(nn.Module):
         The discriminator's loss and its detached terms.
 
         Args:
-            pixel_values, reconstruction (`torch.Tensor` of shape `(B, 3, H, W)`): originals, and what the stage made
-                of them, without gradient.
-            rollout (`int`): index of the rollout that made them, counted from 0.
+            pixel_values, reconstruction (`torch.Tensor` of shape `(B, 3, H, W)`): originals and their reconstructions,
+                without gradient.
+            rollout (`int`): index of the rollout behind them, counted from 0.
         """
         if self.config.regularizer == "r1":
             pixel_values = pixel_values.detach().requires_grad_()
@@ -62,7 +62,7 @@ class Adversary(nn.Module):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """What the stage adds to its loss, and its detached terms; no gradient reaches the discriminator."""
         if isinstance(self, FSDPModule):
-            # Only its own `forward` would gather its parameters, and its own backward pass sets them free.
+            # Only its own `forward` would gather its parameters, and only its own backward pass frees them.
             self.unshard()
         with frozen(self.discriminator):
             adversarial = generator_loss(self.discriminator(reconstruction, rollout))

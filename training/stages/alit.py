@@ -1,4 +1,4 @@
-"""What the stages that train an `ALITModel` share."""
+"""Shared parts of the stages that train an `ALITModel`."""
 
 import dataclasses
 from typing import Any
@@ -55,7 +55,7 @@ class ALITStage(Stage):
             self._latents.append(latents)
 
     def observe(self, ids: list[torch.Tensor | None]) -> None:
-        """Shows the codebook's care the rollouts that the forward pass has just computed, by their ids."""
+        """Passes the ids of the rollouts just computed by the forward pass to the codebook's care."""
         if self.codebook_care is not None:
             latents = torch.cat([one.detach().float().flatten(0, 1) for one in self._latents])
             self.codebook_care.observe(latents, torch.cat([one.flatten() for one in ids]), self.step)
@@ -87,12 +87,12 @@ class ALITStage(Stage):
 
 
 def attention(config: TrainingConfig) -> str:
-    """The implementation of attention, by transformers' names, that the run uses."""
+    """The attention implementation of the run, by transformers' names."""
     return config.optimization.attention or ("sdpa" if torch.accelerator.is_available() else "eager")
 
 
 def check_model_fields(model: dict[str, Any]) -> None:
-    """Raises `ValueError` where the configuration's section `model` has what `ALITConfig` does not take from there."""
+    """Raises `ValueError` if the section `model` has fields that `ALITConfig` does not take from there."""
     known = sorted(
         one.name
         for one in dataclasses.fields(ALITConfig)
@@ -109,7 +109,7 @@ def model_config(config: TrainingConfig) -> ALITConfig:
     The configuration of a new `ALITModel` on the base tokenizer that `init_from` names; reads no weights.
 
     Raises:
-        `ValueError`: where the base is none, or the fields do not fit it or each other.
+        `ValueError`: if `init_from` is not a base tokenizer, or the fields do not fit it or each other.
     """
     try:
         base = VQModel.load_config(config.init_from)

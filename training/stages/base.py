@@ -1,4 +1,4 @@
-"""Stage `base`: a VQGAN tokenizer from scratch, for those who have no pretrained one."""
+"""Stage `base`: a VQGAN tokenizer from scratch, if no pretrained one is at hand."""
 
 import inspect
 from typing import Any
@@ -16,11 +16,11 @@ from .stage import Replaced, Stage
 
 
 class BaseStage(Stage):
-    """Trains all of a `VQModel`: L1 + LPIPS + codebook and commitment loss, the adversarial loss on top later."""
+    """Trains all of a `VQModel`: L1 + LPIPS + codebook and commitment loss, later with an adversarial loss."""
 
     def __init__(self, model: VQModel, loss: BaseLossConfig):
         super().__init__(model, Adversary(loss, num_rollouts=1) if loss.adversarial_weight > 0 else None)
-        # diffusers' default puts the commitment cost on the codebook's term, for old checkpoints' sake.
+        # By default diffusers puts the commitment cost on the codebook's term, for the sake of old checkpoints.
         model.quantize.legacy = False
         self.loss = loss
         self.pixel_loss = PixelLoss(loss)
@@ -64,7 +64,7 @@ class BaseStage(Stage):
         )
         if quantized:
             logs["codebook_loss"] = codebook_loss.detach()
-        # Before the start without weight: distributed training waits for the codebook's gradient all the same.
+        # Zero weight before the start, as distributed training waits for the codebook's gradient anyway.
         loss = loss + int(quantized) * codebook_loss
         return loss, {**logs, **adversarial_logs}
 
@@ -86,13 +86,13 @@ class BaseStage(Stage):
         return {"reconstruction": self.reconstruct(pixel_values)}
 
     def save_pretrained(self, folder: str, weights: dict[str, torch.Tensor]) -> None:
-        # diffusers' `save_pretrained` takes no state dict.
+        # diffusers' `save_pretrained` does not take a state dict.
         model = VQModel.from_config(self.model.config)
         model.load_state_dict(weights)
         model.save_pretrained(folder)
 
     def compiled_parts(self) -> list[nn.Module]:
-        # Not the decoder: torch 2.13 compiles it for CPUs to one without gradients, and does not say so.
+        # Not the decoder: torch 2.13 on CPUs silently compiles it without gradients.
         return [self.model.encoder]
 
 

@@ -1,4 +1,4 @@
-"""Setting, counting, logging and reviving a codebook's codes during training."""
+"""Initialising, counting, logging and reviving a codebook's codes during training."""
 
 from collections.abc import Callable
 
@@ -18,23 +18,21 @@ from .sharding import like, whole
 from .stage import Replaced
 
 
-# The latents that the codebook is set to clusters of: so many times the codes.
+# Latents per code for k-means.
 _LATENTS_PER_CODE = 16
 _KMEANS_ITERATIONS = 5
 
 
 class CodebookCare(nn.Module):
     """
-    Watches one codebook. A module for its counts and for the latents that it starts from, which belong into
-    checkpoints.
+    Watches one codebook. It is a module because its counts and starting latents belong in checkpoints.
 
     Args:
         codebook: returns the codebook's weight `(C, D)`; a function, so that the weight has one owner.
         codebook_size: C.
         cosine: whether codes are compared by direction.
-        revive_every: steps after which codes that did not occur in them are replaced; 0 for never.
-        start: first step that quantises. Above 0, k-means sets the codes to clusters of the latents of the steps
-            before.
+        revive_every: interval in steps at which codes that did not occur in it are replaced; 0 for never.
+        start: first step that quantises. Above 0, k-means initialises the codes from the latents of the steps before.
     """
 
     def __init__(
@@ -59,11 +57,11 @@ class CodebookCare(nn.Module):
 
     def observe(self, latents: torch.Tensor, ids: torch.Tensor, step: int) -> None:
         """
-        Counts the ids, of any shape, that latents `(M, D)` were given; before the start collects the latents.
+        Counts the ids, of any shape, given to latents `(M, D)`; before the start, collects the latents.
         """
         self.latents = latents.detach()
         if step < self.start:
-            # A part, so that they come from many batches.
+            # Only a part, so that they come from many batches.
             some = torch.randperm(len(latents), device=latents.device)[: len(self.since_revival)]
             places = (self.num_collected + torch.arange(len(some), device=latents.device)) % len(self.recent)
             self.recent[places] = self.latents[some].to(self.recent.dtype)
@@ -74,7 +72,7 @@ class CodebookCare(nn.Module):
         self.since_summary += counts
 
     def end_step(self, step: int) -> list[Replaced]:
-        """Sets the codes at their start, and revives where it is time to."""
+        """Initialises the codes at their start, and revives unused ones when it is time."""
         if self.start and step + 1 == self.start:
             return [self._set()]
         since_start = step + 1 - self.start
@@ -105,7 +103,7 @@ class CodebookCare(nn.Module):
         return Replaced(parameter=codebook, rows=rows)
 
     def summary(self) -> dict[str, torch.Tensor]:
-        """Usage and perplexity since the last call; nothing where nothing was quantised."""
+        """Codebook usage and perplexity since the last call; empty if nothing was quantised."""
         counts = sum_over_ranks(self.since_summary)
         if not counts.any():
             return {}

@@ -1,4 +1,4 @@
-"""Stage `distill`: the paper's first stage. The base is frozen; rollouts are to predict its codes."""
+"""Stage `distill`: the paper's first stage. The base is frozen; rollouts predict its codes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +16,16 @@ from .loss_config import DistillLossConfig
 
 
 _HALTING_THRESHOLDS = {"vqgan": 0.55, "kl": 0.025}
-# Of the drawn steps those that run as many rollouts as the limit allows: the newest ones have most to learn.
+# Share of the drawn steps that run as many rollouts as the limit allows: the newest ones have most to learn.
 _AT_THE_LIMIT = 0.6
-# Below these a validation on at least so many pictures warns. The share of ids is of those that there could be.
+# Below these, a validation on at least this many pictures warns. The share of ids is of the possible ones.
 _LEAST_SPREAD = 0.05
 _LEAST_IDS_SHARE, _LEAST_IDS = 0.02, 4
 _LEAST_PICTURES = 8
 
 
 class DistillStage(ALITStage):
-    """Trains all of an `ALITModel` but its base tokenizer: prediction of base codes or latents by its rollouts."""
+    """Trains all of an `ALITModel` except its base tokenizer: its rollouts predict base codes or latents."""
 
     takes_base_latents = True
 
@@ -36,7 +36,7 @@ class DistillStage(ALITStage):
         if loss.halting and model.config.max_rollouts > 1:
             self.halting_threshold = loss.halting_threshold or _HALTING_THRESHOLDS[model.config.base_type]
         model.base_tokenizer.requires_grad_(False)
-        # What the run never uses must not wait for gradients in distributed training.
+        # Distributed training must not wait for gradients of what the run never uses.
         if self.halting_threshold is None:
             model.embeddings.mask_token.requires_grad_(False)
         if model.config.max_rollouts == 1:
@@ -50,14 +50,14 @@ class DistillStage(ALITStage):
         check_model_fields(config.model)
         loss, start = config.loss, config.loss.quantize_from
         quantizes = config.model.get("quantize", True)
-        require(start == 0 or quantizes, "loss.quantize_from", start, "0 where `model.quantize` is false")
+        require(start == 0 or quantizes, "loss.quantize_from", start, "0 if `model.quantize` is false")
         cls.check_start(config, "loss.quantize_from", start)
         if start:
             tokens = config.model.get("tokens_per_rollout", ALITConfig.tokens_per_rollout)
             codes = config.model.get("codebook_size", ALITConfig.codebook_size)
             cls.check_latents(config, "loss.quantize_from", start, tokens, codes)
         noise = loss.latent_noise
-        require(noise == 0 or start > 0, "loss.latent_noise", noise, "0 where `loss.quantize_from` is 0")
+        require(noise == 0 or start > 0, "loss.latent_noise", noise, "0 if `loss.quantize_from` is 0")
         if Path(config.init_from).is_dir():
             model_config(config)
 
@@ -72,7 +72,7 @@ class DistillStage(ALITStage):
 
     @property
     def rollout_weights(self) -> tuple[float, ...]:
-        """λ of each rollout that is computed."""
+        """λ of each computed rollout."""
         return rollout_weights(self.model.config.max_rollouts)
 
     @torch.no_grad()
@@ -126,7 +126,7 @@ class DistillStage(ALITStage):
         output = model.decoder(rollout.latents[:, positions], rollout.grid_size, positions)
         loss, logs = self._distillation_loss([replace(rollout, decoder_output=output)], latents, (1.0,))
         if len(shown) == 1 and model.config.max_rollouts > 1:
-            # Unused by the first rollout; distributed training waits for its gradient all the same.
+            # Unused by the first rollout, but distributed training waits for its gradient anyway.
             loss = loss + 0 * sum(parameter.sum() for parameter in model.encoder.layernorm_rollout.parameters())
         return loss, logs
 
@@ -149,7 +149,7 @@ class DistillStage(ALITStage):
         return 1 + int(grown * (most - 1))
 
     def drawn_rollouts(self) -> np.ndarray:
-        """Which of this step's rollouts the decoder is shown, bool, one a rollout that runs; the same on all ranks."""
+        """Which of this step's rollouts the decoder sees: one bool per rollout, the same on all ranks."""
         random = np.random.default_rng((self.seed, self.step))
         limit = self.rollout_limit
         number = limit if random.random() < _AT_THE_LIMIT else random.integers(1, limit + 1)
@@ -162,7 +162,7 @@ class DistillStage(ALITStage):
         return shown
 
     def _put_off_quantization(self, _quantizer, arguments: tuple[torch.Tensor], output: tuple) -> tuple | None:
-        """Before `quantize_from`: unit latents, in training with noise, in place of codes."""
+        """Before `quantize_from`: unit latents, with noise in training, instead of codes."""
         if self.step >= self.loss.quantize_from:
             return None
         _, ids, loss = output
@@ -174,8 +174,8 @@ class DistillStage(ALITStage):
 
     def score(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """
-        L1 and PSNR in dB at every length that has been trained, and what R², the number of different ids and the
-        spread of latents follow from.
+        L1 and PSNR in dB at every length that has been trained, and what is needed for R², the number of different ids
+        and the spread of latents.
         """
         base, length = self.model.base_tokenizer, self.model.config.tokens_per_rollout
         latents = self.base_latents(pixel_values)
@@ -200,8 +200,8 @@ class DistillStage(ALITStage):
     def validation(self, means: dict[str, torch.Tensor], num_pictures: int) -> dict[str, float]:
         """
         At each length: L1 and PSNR, R² of the soft code (VQGAN base) or latents (KL base), the number of different
-        ids over all pictures, and the spread of the newest rollout's tokens, the mean over them of the variance over
-        pictures of their unit-norm latents (0: the same for all pictures, near 1: as different as can be).
+        ids over all pictures, and the spread of the newest rollout's tokens: the variance of their unit-norm latents
+        over pictures, averaged over tokens (0: the same for all pictures, near 1: as different as possible).
         """
         variance = means["square"] - means["mean"].square().mean()
         logged = {}

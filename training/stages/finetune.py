@@ -13,7 +13,7 @@ from .pixel_loss import PixelLoss
 
 
 class FinetuneStage(ALITStage):
-    """Trains all of an `ALITModel` on pixels, at one length a step: L1 + LPIPS, the adversarial loss on top later."""
+    """Trains all of an `ALITModel` on pixels, at one length per step: L1 + LPIPS, later with an adversarial loss."""
 
     def __init__(self, model: ALITModel, loss: FinetuneLossConfig, seed: int = 0):
         adversary = Adversary(loss, model.config.max_rollouts) if loss.adversarial_weight > 0 else None
@@ -64,7 +64,7 @@ class FinetuneStage(ALITStage):
             loss = loss + self.loss.quantizer_weight * output.quantizer_loss
             logs["quantization"] = output.quantizer_loss.detach()
         if rollout == 0 and model.config.max_rollouts > 1:
-            # Unused by the first rollout; distributed training waits for its gradient all the same.
+            # Unused by the first rollout, but distributed training waits for its gradient anyway.
             loss = loss + 0 * sum(parameter.sum() for parameter in model.encoder.layernorm_rollout.parameters())
         return loss, {**logs, **adversarial_logs}
 

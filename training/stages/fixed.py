@@ -5,7 +5,7 @@ from .distill import DistillStage
 
 
 class FixedStage(DistillStage):
-    """As `distill`, with `model.tokens_per_rollout` tokens at once."""
+    """Like `distill`, with all `model.tokens_per_rollout` tokens in one rollout."""
 
     @classmethod
     def check_config(cls, config: TrainingConfig) -> None:
@@ -15,5 +15,5 @@ class FixedStage(DistillStage):
 
     @property
     def rollout_weights(self) -> tuple[float, ...]:
-        # The weight of long codes: there is no shorter one to favour.
+        # The weight of long codes, as there is no shorter one to favour.
         return (1.0,)

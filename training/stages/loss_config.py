@@ -1,4 +1,4 @@
-"""The section `loss` of a run: the fields of each stage. Imports no library, so that help is quick."""
+"""The section `loss` of a run: the fields of each stage. Imports no libraries, so that help is quick."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,7 +10,7 @@ from ..configuration import require
 class PixelLossConfig:
     """
     Args:
-        perceptual_weight (`float`): weight of LPIPS beside that of L1, which is 1. At 0 its network is not needed.
+        perceptual_weight (`float`): weight of LPIPS relative to L1's, which is 1. At 0 its network is not needed.
         perceptual_net (`"vgg"` or `"alex"`): LPIPS network; AlexNet is cheap enough for CPUs.
         perceptual_start (`int`): first step with LPIPS.
     """
@@ -28,13 +28,13 @@ class PixelLossConfig:
 class AdversaryConfig:
     """
     Args:
-        adversarial_weight (`float`): weight of the adversarial loss beside the reconstruction's, on top of the
-            adaptive one that makes their gradients equal. 0: no discriminator.
-        adversarial_start (`int`): first step with it, for discriminator and stage.
+        adversarial_weight (`float`): weight of the adversarial loss relative to the reconstruction loss, multiplied by
+            the adaptive weight that makes their gradients equal. 0: no discriminator.
+        adversarial_start (`int`): first step with it, for both discriminator and stage.
         discriminator_size (`int`): channels of the discriminator's first layer.
-        discriminator_layers (`int`): its layers that halve the resolution.
+        discriminator_layers (`int`): number of its layers that halve the resolution.
         discriminator_learning_rate (`float`): its learning rate as a share of the stage's.
-        regularizer (`"none"`, `"r1"` or `"lecam"`): of the discriminator.
+        regularizer (`"none"`, `"r1"` or `"lecam"`): regularizer of the discriminator.
         regularizer_weight (`float`): weight of the regularizer.
     """
 
@@ -64,7 +64,8 @@ class AdversaryConfig:
 class ALITLossConfig:
     """
     Args:
-        revive_every (`int`): steps after which unused latent codes are replaced by latents of the batch; 0 for never.
+        revive_every (`int`): interval in steps at which unused latent codes are replaced by latents of the batch; 0
+            for never.
     """
 
     revive_every: int = 0
@@ -77,9 +78,10 @@ class ALITLossConfig:
 class BaseLossConfig(PixelLossConfig, AdversaryConfig):
     """
     Args:
-        codebook_start (`int`): first step that quantises. Above 0, k-means sets the codebook to clusters of the
-            latents of the steps before.
-        revive_every (`int`): steps after which unused codes are replaced by latents of the batch; 0 for never.
+        codebook_start (`int`): first step that quantises. Above 0, k-means initialises the codebook from the latents
+            of the steps before.
+        revive_every (`int`): interval in steps at which unused codes are replaced by latents of the batch; 0 for
+            never.
     """
 
     codebook_start: int = 0
@@ -97,20 +99,21 @@ class DistillLossConfig(ALITLossConfig):
     """
     Args:
         rollouts (`"all"` or `"drawn"`): `"all"` is the published form: every step runs all rollouts, each with a loss.
-            `"drawn"` is the short one: a step draws its number of rollouts and has a loss on the last of them.
-        rollout_growth (`list[float]`): shares of the run between which the largest number that is drawn grows from 1
-            to `model.max_rollouts`.
-        rollout_dropout (`float` in [0, 1]): share of the drawn steps in which the decoder is shown the tokens of a
-            random half of the rollouts only. Without it the first rollout's tokens say all, and later ones the same
-            for every picture. After `rollout_growth` it fades to 0 at the end of the run.
+            `"drawn"` is the cheaper one: a step draws its number of rollouts and has a loss on the last of them.
+        rollout_growth (`list[float]`): shares of the run between which the largest number to draw grows from 1 to
+            `model.max_rollouts`.
+        rollout_dropout (`float` in [0, 1]): share of the drawn steps in which the decoder sees the tokens of only a
+            random half of the rollouts. Without it the first rollout's tokens carry everything, and later ones are the
+            same for every picture. After `rollout_growth` it fades to 0 at the end of the run.
         quantize_from (`int`): first step that quantises latents. Before it they are unit vectors with noise; k-means
-            then sets the codebook. Quantised while latents say nothing, all pictures get the same few ids.
+            then initialises the codebook. If latents are quantised before they carry information, all pictures get the
+            same few ids.
         latent_noise (`float`): standard deviation of that noise in each dimension.
-        label_smoothing (`float` in [0, 1)): of the cross-entropy (VQGAN base).
-        halting (`bool`): dynamic halting (`"all"` rollouts).
+        label_smoothing (`float` in [0, 1)): label smoothing of the cross-entropy (VQGAN base).
+        halting (`bool`): dynamic halting (only with `"all"` rollouts).
         halting_threshold (`float`): probability (VQGAN base) or mean absolute latent error (KL base) from which a
             position counts as explained. 0: the paper's, 0.55 or 0.025.
-        last_rollout_only (`bool`): loss on the longest code alone, the paper's ablation.
+        last_rollout_only (`bool`): loss only on the longest code, the paper's ablation.
     """
 
     rollouts: Literal["all", "drawn"] = "all"
@@ -137,9 +140,9 @@ class DistillLossConfig(ALITLossConfig):
         if self.rollouts == "all":
             require(self.rollout_dropout == 0, "loss.rollout_dropout", self.rollout_dropout, "0 with all rollouts")
         else:
-            require(not self.halting, "loss.halting", self.halting, "false where `loss.rollouts` are drawn")
+            require(not self.halting, "loss.halting", self.halting, "false if `loss.rollouts` is drawn")
             last = self.last_rollout_only
-            require(not last, "loss.last_rollout_only", last, "false where `loss.rollouts` are drawn")
+            require(not last, "loss.last_rollout_only", last, "false if `loss.rollouts` is drawn")
         require(self.quantize_from >= 0, "loss.quantize_from", self.quantize_from, "at least 0")
         require(self.latent_noise >= 0, "loss.latent_noise", self.latent_noise, "at least 0")
         require(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "in [0, 1)")
@@ -150,7 +153,7 @@ class DistillLossConfig(ALITLossConfig):
 class FinetuneLossConfig(ALITLossConfig, PixelLossConfig, AdversaryConfig):
     """
     Args:
-        quantizer_weight (`float`): weight of the latent codebook's and commitment loss.
+        quantizer_weight (`float`): weight of the latent codebook and commitment losses.
     """
 
     quantizer_weight: float = 1.0
@@ -168,4 +171,4 @@ LOSS_CONFIGS = {
     "finetune": FinetuneLossConfig,
     "fixed": DistillLossConfig,
 }
-"""The section's fields in each stage."""
+"""The section's fields for each stage."""

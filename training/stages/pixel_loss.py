@@ -1,4 +1,4 @@
-"""How far reconstructions are from originals: the part that stages with a loss on pixels share."""
+"""The distance of reconstructions from originals, shared by stages with a loss on pixels."""
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ class PixelLoss:
     """
     L1 + weight · LPIPS.
 
-    Not a module: as a yardstick, LPIPS must not enter the stage's parameters, checkpoints or averages.
+    Not a module: LPIPS must not become part of the stage's parameters, checkpoints or averages.
     """
 
     def __init__(self, config: PixelLossConfig):
@@ -40,7 +40,7 @@ class PixelLoss:
         return loss, logs
 
     def scores(self, reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """L1, PSNR in dB and, where the loss has it, LPIPS `(B,)` of reconstructions clamped to [0, 1]."""
+        """L1, PSNR in dB and, if the loss has it, LPIPS, each `(B,)`, of reconstructions clamped to [0, 1]."""
         reconstruction = reconstruction.float().clamp(0, 1)
         error = (reconstruction - pixel_values).flatten(1)
         scores = {"l1": error.abs().mean(dim=1), "psnr": -10 * error.square().mean(dim=1).log10()}

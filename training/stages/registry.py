@@ -1,4 +1,4 @@
-"""The stages by name, and runs of them as files and the command line describe them."""
+"""The stages by name, and reading runs from files and the command line."""
 
 import difflib
 import typing
@@ -29,21 +29,21 @@ STAGES: dict[str, type[Stage]] = {
 
 def load_configs(path: str | Path, overrides: list[str] = ()) -> list[TrainingConfig]:
     """
-    Reads the run, or the runs one after another, that a file describes.
+    Reads the run, or the sequence of runs, that a file describes.
 
     Args:
         path: a YAML file with the fields of `TrainingConfig`, and two more:
-            `defaults: OTHER.yaml` names a file, relative to it, whose fields hold where it has none of its own.
-            `sequence: {NAME: {…}, …}` makes it several runs. Each has the fields under its name over the file's; its
-            stage is NAME, it writes to the folder NAME in `output_dir` and starts from what the run before it wrote,
-            where it does not say otherwise; `-NAME` is appended to `hub_model_id`.
-        overrides: `["--seed", "1", "--data.image_size=128", …]`; a dot leads into a section. In a sequence they hold
-            for all runs, whatever the file has under their names; `--sequence.NAME.seed 1` holds above these for one.
+            `defaults: OTHER.yaml` names a file, relative to it, whose fields apply unless it sets them itself.
+            `sequence: {NAME: {…}, …}` makes it several runs. The fields under a run's name override the file's. Unless
+            they say otherwise, its stage is NAME, it writes to the folder NAME in `output_dir` and starts from what
+            the previous run wrote; `-NAME` is appended to `hub_model_id`.
+        overrides: `["--seed", "1", "--data.image_size=128", …]`; a dot leads into a section. In a sequence they apply
+            to all runs, whatever the file has under their names; `--sequence.NAME.seed 1` overrides these for one run.
             `--output_dir` and `--hub_model_id` get each run's name appended, `--init_from` is for the first run.
 
     Raises:
         `ValueError`: for a misspelt field, a value of the wrong type or an impossible one; the message names it.
-        `OSError`: where the file cannot be read.
+        `OSError`: if the file cannot be read.
     """
     values, for_all, for_one = _read(Path(path)), [], []
     for name, value in _pairs(overrides):
@@ -74,7 +74,7 @@ def load_configs(path: str | Path, overrides: list[str] = ()) -> list[TrainingCo
         for field_name, value in for_all:
             own = f"left to the runs of a sequence: `--sequence.{name}.stage`"
             require(field_name != "stage", "--stage", value, own)
-            # Stages start from different kinds of models: one for all of them there cannot be.
+            # Stages start from different kinds of models, so one cannot serve all of them.
             if field_name != "init_from" or not configs:
                 OmegaConf.update(merged, field_name, implied.get(field_name, value), merge=False)
         for run_name, field_name, value in for_one:
@@ -87,7 +87,7 @@ def load_configs(path: str | Path, overrides: list[str] = ()) -> list[TrainingCo
 
 
 def config_from_dict(values: dict[str, Any]) -> TrainingConfig:
-    """The checked configuration of nested plain values, see `load_configs`."""
+    """The checked configuration from nested plain values, see `load_configs`."""
     stage_name = values.get("stage")
     require(stage_name in STAGES, "stage", stage_name, f"one of {sorted(STAGES)}")
     stage = STAGES[stage_name]
@@ -144,7 +144,7 @@ def _pairs(arguments: list[str]) -> list[tuple[str, Any]]:
 
 
 def _as_meant(hints: dict[str, Any], values: Any, section: str = "") -> dict[str, Any]:
-    """The values, with a list's only item in a list, and the bare `no` as a name, which YAML reads as false."""
+    """The values, with single items put into lists where needed, and YAML's bare `no`, read as false, as a name."""
     require(isinstance(values, dict), section, values, "a section")
     meant = {}
     for name, value in values.items():
@@ -161,7 +161,7 @@ def _as_meant(hints: dict[str, Any], values: Any, section: str = "") -> dict[str
 
 
 def _explained(error: OmegaConfBaseException, values: dict[str, Any]) -> str:
-    """What is wrong with which field, whose value OmegaConf does not name."""
+    """What is wrong with which field; adds the value, which OmegaConf does not name."""
     name = error.full_key
     if isinstance(error, MissingMandatoryValue):
         return f"`{name}` is missing."

@@ -14,9 +14,9 @@ def prepare(
     accelerator: Accelerator, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], layers: Sequence[str]
 ) -> tuple[nn.Module, list[torch.optim.Optimizer]]:
     """
-    The module and its optimisers as `accelerator.prepare` gives them. Where it shards (FSDP2), each layer of the
-    classes named in `layers` is gathered on its own, whatever Accelerate's configuration says: other parts are used by
-    more than their `forward`, for which alone FSDP2 gathers. Precision is left to autocast, as without sharding: the
+    The module and its optimisers as `accelerator.prepare` gives them. If it shards (FSDP2), each layer of the classes
+    named in `layers` is gathered separately, whatever Accelerate's configuration says: FSDP2 gathers only for
+    `forward`, and other parts are used outside of theirs. Precision is left to autocast, as without sharding: the
     quantiser and pixels stay in float32.
     """
     if accelerator.is_fsdp2:
@@ -29,7 +29,7 @@ def prepare(
 
 
 def let_go(module: nn.Module) -> None:
-    """Frees what was gathered: without gradients FSDP2 keeps it, and would miss that its shards were set anew."""
+    """Frees gathered parameters: without gradients FSDP2 keeps them, and would miss later changes to the shards."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
@@ -41,7 +41,7 @@ def is_sharded(tensor: torch.Tensor) -> bool:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a sharded tensor, on every rank; any other tensor as it is, detached. All ranks must ask."""
+    """A sharded tensor whole, on every rank; any other tensor unchanged but detached. All ranks must call it."""
     tensor = tensor.detach()
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 

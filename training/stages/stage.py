@@ -1,4 +1,4 @@
-"""What every stage of training is to the loop."""
+"""The interface between training stages and the loop."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +12,7 @@ from .adversary import Adversary
 
 @dataclass(kw_only=True)
 class Replaced:
-    """Rows (bool, `(C,)`) of a parameter that were set anew and not moved by the optimiser."""
+    """Rows (bool, `(C,)`) of a parameter that were replaced rather than moved by the optimiser."""
 
     parameter: nn.Parameter
     rows: torch.Tensor
@@ -20,37 +20,37 @@ class Replaced:
 
 class Stage(nn.Module):
     """
-    A stage of training: loss, trainable parameters and logs, nothing about devices, files or ranks.
+    A stage of training: its loss, trainable parameters and logs, but nothing about devices, files or ranks.
 
-    The loop wraps the stage itself for distributed training, so all that needs its parameters goes through `forward`.
-    Parameters with `requires_grad` off are not trained.
+    The loop wraps the stage itself for distributed training, so everything that uses its parameters goes through
+    `forward`. Parameters with `requires_grad` off are not trained.
 
     Args:
         model: what is trained.
-        adversary: trained beside the stage with an optimiser of its own, and therefore no submodule of it.
+        adversary: trained alongside the stage with an optimiser of its own, and therefore not a submodule.
     """
 
     takes_base_latents: bool = False
-    """Whether the base is frozen, and `training_loss` takes what `base_latents` gives for the same pixels."""
+    """Whether the base is frozen, so that `training_loss` takes what `base_latents` returns for the same pixels."""
 
     layer_classes: tuple[str, ...] = ()
     """Classes of transformer layers: Muon moves their matrices, and FSDP2 gathers them one at a time."""
 
     step: int = 0
-    """The step that is being computed, counted from 0; the loop sets it."""
+    """The current step, counted from 0; set by the loop."""
 
     share_done: float = 0.0
-    """How much of the run is over before this step, in [0, 1); the loop sets it."""
+    """The share of the run before this step, in [0, 1); set by the loop."""
 
     warmed_up: bool = False
-    """Whether the learning rate's warm-up is over; the loop sets it."""
+    """Whether the learning rate's warm-up is over; set by the loop."""
 
     def __init__(self, model: nn.Module, adversary: Adversary | None = None):
         super().__init__()
         self.model = model
         self._adversary = (adversary,)  # in a tuple, as attributes that are modules become submodules
         self.adversary_batch: tuple[torch.Tensor, torch.Tensor, int] | None = None
-        """Arguments of the adversary's own step after `forward`; None where it has none."""
+        """Arguments of the adversary's own step after `forward`; None if it has none."""
 
     @property
     def adversary(self) -> Adversary | None:
@@ -58,26 +58,26 @@ class Stage(nn.Module):
 
     @classmethod
     def check_config(cls, config: TrainingConfig) -> None:
-        """Raises `ValueError` where the run cannot be; must not compute or load anything."""
+        """Raises `ValueError` for an impossible run. Must not compute or load anything."""
 
     @staticmethod
     def check_start(config: TrainingConfig, name: str, start: int) -> None:
-        """Raises `ValueError` where a run ends before the step of that field, which starts its codebook."""
+        """Raises `ValueError` if the run ends before its codebook starts, at the step given by the field `name`."""
         settings = config.optimization
         most = settings.max_steps
         require(start == 0 or most == 0 or start < most, name, start, f"below optimization.max_steps, which is {most}")
         minutes = settings.max_minutes
-        require(start == 0 or minutes == 0, name, start, "0 where optimization.max_minutes may end the run before it")
+        require(start == 0 or minutes == 0, name, start, "0 if optimization.max_minutes may end the run before it")
 
     @staticmethod
     def check_latents(config: TrainingConfig, name: str, start: int, an_image: int, codes: int) -> None:
-        """Raises `ValueError` where the steps before the start of a codebook give fewer latents than it has codes."""
+        """Raises `ValueError` if the steps before the start of a codebook give fewer latents than it has codes."""
         most = start * config.optimization.batch_size * an_image
         require(most >= codes, name, start, f"later: the steps before it give {most} latents for {codes} codes")
 
     @classmethod
     def build(cls, config: TrainingConfig) -> "Stage":
-        """The stage of a configuration, with its networks loaded or initialised."""
+        """Builds the stage from a configuration, with its networks loaded or initialised."""
         raise NotImplementedError
 
     def forward(
@@ -86,7 +86,7 @@ class Stage(nn.Module):
         purpose: Literal["training_loss", "base_latents", "score", "pictures"],
         **arguments: torch.Tensor,
     ):
-        """The method of that name, on float pixels `(B, 3, H, W)` in [0, 1]."""
+        """Calls the method of that name on float pixels `(B, 3, H, W)` in [0, 1]."""
         return getattr(self, purpose)(pixel_values, **arguments)
 
     def training_loss(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -94,7 +94,7 @@ class Stage(nn.Module):
         raise NotImplementedError
 
     def base_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Latents `(B, E, rows, columns)` of the frozen base, where the stage `takes_base_latents`."""
+        """Latents `(B, E, rows, columns)` of the frozen base, if the stage `takes_base_latents`."""
         raise NotImplementedError
 
     def end_step(self) -> list[Replaced]:
@@ -102,19 +102,19 @@ class Stage(nn.Module):
         return []
 
     def summary(self) -> dict[str, torch.Tensor]:
-        """Further scalars to log, asked for when logging only."""
+        """Further scalars to log, computed only when logging."""
         return {}
 
     def score(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Named scores `(B, …)` of held-out images, of which `validation` gets the means."""
+        """Named scores `(B, …)` of held-out images, whose means are passed to `validation`."""
         raise NotImplementedError
 
     def validation(self, means: dict[str, torch.Tensor], num_pictures: int) -> dict[str, float]:
-        """What is logged of the means of `score` over all held-out images."""
+        """The values to log, from the means of `score` over all held-out images."""
         return {name: float(mean) for name, mean in means.items()}
 
     def warnings(self, validation: dict[str, float], num_pictures: int) -> dict[str, str]:
-        """What `validation` shows to go wrong, by kind: each with the likely cause and what to change."""
+        """Problems that `validation` reveals, by kind, each with the likely cause and what to change."""
         return {}
 
     def pictures(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -123,16 +123,16 @@ class Stage(nn.Module):
 
     def save_pretrained(self, folder: str, weights: dict[str, torch.Tensor]) -> None:
         """
-        Writes what the stage is for as a folder that `from_pretrained` loads.
+        Writes the stage's model as a folder that `from_pretrained` loads.
 
         Args:
-            folder: is made.
+            folder: created if missing.
             weights: the state dict of `model` to write, whole tensors.
         """
         raise NotImplementedError
 
     def compiled_parts(self) -> list[nn.Module]:
-        """The modules that `torch.compile` is worth while for."""
+        """The modules worth compiling with `torch.compile`."""
         raise NotImplementedError
 
     def with_adversarial_loss(
@@ -143,7 +143,7 @@ class Stage(nn.Module):
         rollout: int,
         last_layer: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss with the adversarial part, where the stage has one in this step, and its terms to log."""
+        """The loss with the adversarial part, if the stage has one in this step, and its terms to log."""
         self.adversary_batch = None
         if self.adversary is None or not self.adversary.plays(self.step):
             return reconstruction_loss, {}

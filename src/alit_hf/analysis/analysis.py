@@ -1,4 +1,4 @@
-"""What every analysis has in common, and what it is given."""
+"""The base class of analyses, and what it is given."""
 
 import argparse
 import dataclasses
@@ -20,11 +20,12 @@ from alit_hf.model.modeling_alit import ALITModel
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """
-    Which images, and how many at once.
+    Which images to use, and how many at once.
 
     Args:
-        limit (`int`): images of each data set at most; a larger limit has the images of a smaller one among its own.
-        seed (`int`): draws the images, and whatever else an analysis draws.
+        limit (`int`): maximum number of images from each data set; a larger limit includes the images of a smaller
+            one.
+        seed (`int`): seed of the image sample and of everything else that an analysis draws.
         batch_size (`int`): images at a time.
     """
 
@@ -36,7 +37,7 @@ class RunSettings:
 @dataclass(frozen=True)
 class Context:
     """
-    What an analysis is about.
+    What an analysis runs on.
 
     Args:
         model ([`ALITModel`]): in evaluation mode.
@@ -58,9 +59,9 @@ class ImageBatch:
 
     Args:
         data (`str`): which of `data_options` they belong to.
-        indices (`Sequence[int]`): their numbers in it, B of them.
+        indices (`Sequence[int]`): their B indices in it.
         pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1] as the model sees them, on its device.
-        columns (`Mapping[str, Sequence]`): B values of each of the analysis' `columns`.
+        columns (`Mapping[str, Sequence]`): B values for each of the analysis's `columns`.
     """
 
     data: str
@@ -76,13 +77,13 @@ class Analysis(ABC):
     default_limit: ClassVar[int]
     columns: ClassVar[tuple[str, ...]] = ()
     data_options: ClassVar[dict[str, str]] = {"data": "the images"}
-    """What each data set is, for the help, by its option: `data`, or a name that ends in `_data`."""
+    """A description of each data set, for the help, by its option: `data`, or a name that ends in `_data`."""
     optional_data: ClassVar[tuple[str, ...]] = ()
-    """Those of `data_options` that need not be given; `Context.data` is without them then."""
+    """The `data_options` that may be omitted, also from `Context.data`."""
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
-        """Adds the analysis' own options, a `dest` for each field."""
+        """Adds the analysis's own options, with a `dest` for each field."""
         return
 
     @classmethod
@@ -92,7 +93,7 @@ class Analysis(ABC):
     def check(self, context: Context) -> None:
         """
         Raises:
-            `SettingsError`: if model, data and options do not fit each other.
+            `SettingsError`: if model, data and options do not fit together.
         """
         return
 
@@ -102,16 +103,16 @@ class Analysis(ABC):
         return sorted(order[: settings.limit].tolist())
 
     def measure_settings(self, context: Context) -> dict:
-        """What `measure` depends on beside the model and the image, as JSON takes it."""
+        """What `measure` depends on besides the model and the image, in JSON's types."""
         return {}
 
     @abstractmethod
     def measure(self, context: Context, batch: ImageBatch) -> list[dict[str, Any]]:
         """
-        What is stored of each image: the same names for all of them; called in inference mode.
+        What is stored for each image, under the same names for all of them; called in inference mode.
 
         Raises:
-            `ValueError`: where the model gives NaN.
+            `ValueError`: if the model gives NaN.
         """
 
     @abstractmethod
@@ -121,7 +122,7 @@ class Analysis(ABC):
 
         Args:
             context ([`Context`])
-            table (`pandas.DataFrame`): a row for each image that could be decoded, at least one of each data set,
+            table (`pandas.DataFrame`): a row for each image that could be decoded, at least one from each data set,
                 ordered by data set and `index`.
         """
 

@@ -1,4 +1,4 @@
-"""What analyses of attention have in common: the choice of a layer, and a model that gives its weights."""
+"""Shared parts of attention analyses: the choice of a layer, and a model that returns its weights."""
 
 import argparse
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from .attention_maps import SIDES, AttentionSource, num_layers
 @dataclass(kw_only=True)
 class AttentionAnalysis(Analysis):
     """
-    An analysis of one layer's attention. It switches the model to eager attention, the only kind that gives weights.
+    An analysis of one layer's attention. It switches the model to eager attention, the only kind that returns weights.
 
     Args:
-        side (`str`): of `SIDES`.
+        side (`str`): one of `SIDES`.
         layer (`int`, *optional*): the layer's index, from 0. Defaults to the last one.
     """
 
@@ -36,7 +36,7 @@ class AttentionAnalysis(Analysis):
         parser.add_argument("--layer", metavar="N", type=whole_number, help="from 0 (default: the last layer)")
 
     def source(self, config: ALITConfig) -> AttentionSource:
-        """The layer that the options name."""
+        """The layer chosen by the options."""
         return AttentionSource(self.side, num_layers(config, self.side) - 1 if self.layer is None else self.layer)
 
     def check(self, context: Context) -> None:

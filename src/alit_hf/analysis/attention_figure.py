@@ -1,4 +1,4 @@
-"""The figure of attention over rollouts: maps over pictures, and below how sparse maps are."""
+"""The figure of attention over rollouts: maps over pictures, and the sparsity of maps below."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class MapRow:
 
     Args:
         pixels (`np.ndarray` of shape `(H, W, 3)`): the picture, in [0, 1].
-        label (`str`): what to call the token.
+        label (`str`): name of the token.
         maps (`np.ndarray` of shape `(K, rows, columns)`): the token's map after each rollout.
     """
 
@@ -34,7 +34,7 @@ class MapRow:
 
 def draw_attention(rows: Sequence[MapRow], lengths: Sequence[int], sparsity: dict) -> Figure:
     """
-    Draws a picture and a token's maps over it in each row, below all the sparsity of maps at each length.
+    Draws a picture and a token's maps over it in each row, and the sparsity of maps at each length below.
 
     Args:
         rows (`Sequence[MapRow]`): each with a map for each length.
@@ -67,7 +67,7 @@ def _draw_rows(figure: SubFigure, rows: Sequence[MapRow], lengths: Sequence[int]
         height, width, _ = row.pixels.shape
         first.imshow(row.pixels)
         first.set_ylabel(row.label, fontsize=_FONT_SIZE)
-        # One scale for a token, so that a map that sharpens grows brighter at its place.
+        # One scale per token, so that a map that sharpens becomes brighter at its peak.
         for axes, map_ in zip(others, row.maps, strict=True):
             axes.imshow(row.pixels.mean(axis=2), cmap="gray", vmin=0, vmax=1)
             axes.imshow(

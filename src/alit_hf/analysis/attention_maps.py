@@ -17,7 +17,7 @@ SIDES = ("decoder", "encoder")
 @dataclass(frozen=True)
 class AttentionSource:
     """
-    The layer whose attention is looked at.
+    The layer whose attention is analysed.
 
     Args:
         side (`str`): `"decoder"`, where grid positions read latent tokens, or `"encoder"`, where latent tokens read
@@ -57,12 +57,12 @@ def maps_of_weights(weights: torch.Tensor, grid_size: tuple[int, int], side: str
 
     In both sequences the class token comes first, then the N grid positions in raster order, then the T latent tokens.
     In the decoder a token's map is how much each position attends to it, in the encoder how much it attends to each
-    position: the mean over heads, scaled to a sum of 1. A token without any such attention has a uniform map.
+    position: the mean over heads, scaled to a sum of 1. A token without any attention has a uniform map.
 
     Args:
         weights (`torch.Tensor` of shape `(B, heads, 1 + N + T, 1 + N + T)`): rows attend to columns.
         grid_size (`tuple[int, int]`): rows and columns of the grid.
-        side (`str`): of `SIDES`.
+        side (`str`): one of `SIDES`.
 
     Returns:
         maps `(B, T, rows, columns)`, float32.
@@ -90,16 +90,16 @@ def rollout_maps(
     Maps of all latent tokens over a batch of images, after every rollout.
 
     Args:
-        model ([`ALITModel`]): in evaluation mode, with eager attention: other kinds have no weights to return.
+        model ([`ALITModel`]): in evaluation mode, with eager attention, as other kinds return no weights.
         pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1] at the trained size.
         sources (`Sequence[AttentionSource]`): the layers.
 
     Returns:
-        for each source K maps, after rollout k = 1 … K `(B, k * tokens_per_rollout, rows, columns)`, float32, each
-        with a sum of 1. See `maps_of_weights`.
+        for each source, K tensors of maps, after rollout k = 1 … K of shape
+        `(B, k * tokens_per_rollout, rows, columns)`, float32, each map with a sum of 1. See `maps_of_weights`.
 
     Raises:
-        `ValueError`: before any work for another kind of attention, a layer that the model does not have, or pixels
+        `ValueError`: before any work, for another kind of attention, a layer that the model does not have, or pixels
             of the wrong size; and for a model whose attention has NaN.
     """
     for source in sources:
@@ -110,10 +110,10 @@ def rollout_maps(
             f"{implementation} attention has no weights to return: load the model with `attn_implementation="
             '"eager"` or call `set_attn_implementation("eager")`.'
         )
-    # As `alit encode`: only a model with dynamic halting draws numbers.
+    # As in `alit encode`: only a model with dynamic halting draws random numbers.
     generator = torch.Generator(model.device).manual_seed(0)
     rollouts = model.rollouts(pixel_values.to(model.device), return_reconstruction=False, generator=generator)
-    # Not by `forward(output_decoder_attentions=True)`, which decodes after its last rollout only.
+    # Not `forward(output_decoder_attentions=True)`, which decodes only after its last rollout.
     with ExitStack() as recording:
         maps = {source: recording.enter_context(recorded_maps(model, source)) for source in sources}
         for _ in rollouts:
@@ -126,13 +126,12 @@ def recorded_maps(
     model: ALITModel, source: AttentionSource, grid_size: tuple[int, int] | None = None
 ) -> Iterator[list[torch.Tensor]]:
     """
-    Gives a list to which every run of a layer, one a rollout, appends its maps.
+    Yields a list to which every run of a layer, one per rollout, appends its maps.
 
     Args:
         model ([`ALITModel`]): with eager attention.
         source (`AttentionSource`): the layer.
-        grid_size (`tuple[int, int]`, *optional*): rows and columns of the grid that is worked on. Defaults to the
-            trained one.
+        grid_size (`tuple[int, int]`, *optional*): rows and columns of the grid. Defaults to the trained one.
     """
     grid_size = grid_size or model.config.grid_size
     maps = []

@@ -1,4 +1,4 @@
-"""What the figures of analyses have in common."""
+"""Shared parts of the figures of analyses."""
 
 import matplotlib
 import numpy as np
@@ -10,12 +10,12 @@ _FONT_SIZE = 9
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, whose panels arrange themselves."""
+    """An empty figure, with sizes in inches, whose panels arrange themselves."""
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def style(axes: Axes, xlabel: str, ylabel: str, title: str = "") -> None:
-    """Labels a panel that is drawn, and takes away what says nothing."""
+    """Labels a drawn panel and removes clutter."""
     axes.set_xlabel(xlabel, fontsize=_FONT_SIZE, parse_math=False)
     axes.set_ylabel(ylabel, fontsize=_FONT_SIZE, parse_math=False)
     axes.set_title(title, fontsize=_FONT_SIZE + 1, loc="left", parse_math=False)
@@ -33,7 +33,7 @@ def length_colors(count: int) -> list[tuple[float, float, float, float]]:
 
 def draw_estimates(axes: Axes, estimates: dict[str, dict], label: str, color: str) -> None:
     """
-    Draws estimates of `statistics.py` over lengths, with their intervals. Those without a value leave a gap; where no
+    Draws estimates of `statistics.py` over lengths, with their intervals. Those without a value leave a gap; if no
     curve has one, the panel says so.
     """
     values, lows, highs = (

@@ -12,20 +12,19 @@ from alit_hf.model.selection import l1, score_images
 
 def errors_by_length(model: ALITModel, pixel_values: torch.Tensor) -> list[list[float]]:
     """
-    The L1 after each rollout, as `ALITModel.encode` compares it with a threshold: of pictures that are
-    not clamped.
+    The L1 after each rollout, as `ALITModel.encode` compares it with a threshold, from pictures that are not clamped.
 
     Args:
         model ([`ALITModel`]): in evaluation mode.
         pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1] on the model's device.
 
     Returns:
-        B lists of K values, the shortest code's first.
+        B lists of K values, shortest code first.
 
     Raises:
         `ValueError`: for a model whose pictures have NaN or infinite errors.
     """
-    # As `alit encode`: only a model with dynamic halting draws numbers.
+    # As in `alit encode`: only a model with dynamic halting draws random numbers.
     generator = torch.Generator(model.device).manual_seed(0)
     errors = torch.stack(
         [
@@ -46,16 +45,16 @@ def error_matrix(table: pd.DataFrame, column: str = "l1") -> np.ndarray:
 
 def describe_errors(errors: np.ndarray, lengths: list[int], threshold: float) -> dict:
     """
-    What images have in common.
+    Summarises the errors of images.
 
     Args:
-        errors (`np.ndarray` of shape `(N, K)`): of `errors_by_length`.
+        errors (`np.ndarray` of shape `(N, K)`): from `errors_by_length`.
         lengths (`list[int]`): tokens of the K codes.
-        threshold (`float`): below which an image has enough tokens.
+        threshold (`float`): L1 below which an image has enough tokens.
 
     Returns:
         `num_images`, the mean `l1` at each length, `mean_tokens` of the lengths that the threshold chooses, and
-        `satisfied`, the share of images that are below it; of no images `None`.
+        `satisfied`, the share of images below it; `None` without images.
     """
     if len(errors) == 0:
         return {"num_images": 0, "l1": None, "mean_tokens": None, "satisfied": None}

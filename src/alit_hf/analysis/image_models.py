@@ -1,4 +1,4 @@
-"""Models of a task of interest by name: classifiers and depth models (paper appendix A.2)."""
+"""Models for tasks of interest, by name: classifiers and depth models (paper appendix A.2)."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ class Classifier(Protocol):
     name: str
     class_names: list[str]
     fingerprint: str
-    """Of all that logits depend on; another model may be at the same path later."""
+    """Fingerprint of everything that logits depend on, as another model may be at the same path later."""
 
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Float32 `(B, classes)` of pictures `(B, 3, H, W)`, which are clamped to [0, 1]."""
@@ -39,13 +39,13 @@ class _EfficientNetClassifier:
 
 
 class _AutoModel:
-    """A model of the Hub or a folder with the image processor that belongs to it."""
+    """A model from the Hub or a folder, with its image processor."""
 
     def __init__(self, auto_class: Any, name: str, device: torch.device):
         self._processor = AutoImageProcessor.from_pretrained(name)
         model, report = auto_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
         if report["missing_keys"]:
-            # They would have been drawn at random.
+            # They would be initialised at random.
             raise ValueError(f"it lacks {', '.join(sorted(report['missing_keys'])[:5])}")
         self._model = model.eval().to(device)
         self.fingerprint = fingerprint_of(self._model, self._processor.to_dict())
@@ -55,21 +55,21 @@ class _AutoModel:
         return self._model.config
 
     def __call__(self, pixel_values: torch.Tensor) -> Any:
-        # With 8 bits, as a processor expects pictures; so it resizes and normalises as the model was trained.
+        # As 8-bit pictures, so that the processor resizes and normalises as in the model's training.
         levels = (pixel_values.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
         inputs = self._processor(list(levels), input_data_format="channels_first", return_tensors="pt")
         return self._model(**inputs.to(self._model.device))
 
 
 class _AutoClassifier:
-    """A classifier of transformers."""
+    """A classifier from transformers."""
 
     def __init__(self, name: str, device: torch.device):
         self.name = name
         self._model = _AutoModel(AutoModelForImageClassification, name, device)
         self.fingerprint = self._model.fingerprint
         labels = self._model.config.id2label
-        # ImageNet's names are lists of synonyms, of which data sets give the first.
+        # ImageNet's names are lists of synonyms; data sets use the first.
         self.class_names = [labels[number].split(", ")[0] for number in range(len(labels))]
 
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -78,11 +78,11 @@ class _AutoClassifier:
 
 class DepthModel:
     """
-    A frozen monocular depth model of transformers.
+    A frozen monocular depth model from transformers.
 
     Args:
         name (`str`): a Hub id or a folder.
-        device (`torch.device`): where it runs.
+        device (`torch.device`): device to run on.
     """
 
     def __init__(self, name: str, device: torch.device):
@@ -95,7 +95,7 @@ class DepthModel:
 
 
 def fingerprint_of(network: nn.Module, processor: dict | None = None) -> str:
-    """What tells a network's weights, and its image processor's settings, from another's."""
+    """Identifies a network's weights and its image processor's settings."""
     digest = hashlib.sha256(json.dumps(processor, sort_keys=True, default=str).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -105,11 +105,11 @@ def fingerprint_of(network: nn.Module, processor: dict | None = None) -> str:
 
 def relative_depth_error(depth: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
     """
-    The mean absolute difference of two predictions `(B, h, w)`, as a share of the original's mean absolute value
+    The mean absolute difference between two predictions `(B, h, w)`, as a share of the original's mean absolute value,
     `(B,)`.
 
     Raises:
-        `ValueError`: where the original's is 0 everywhere, or a prediction has NaN or infinite values.
+        `ValueError`: if the original's is 0 everywhere, or a prediction has NaN or infinite values.
     """
     error = (depth - original).abs().flatten(1).mean(dim=1) / original.abs().flatten(1).mean(dim=1)
     if not torch.isfinite(error).all():
@@ -119,10 +119,10 @@ def relative_depth_error(depth: torch.Tensor, original: torch.Tensor) -> torch.T
 
 def finite_logits(classifier: Classifier, pixel_values: torch.Tensor) -> torch.Tensor:
     """
-    What `classifier.logits` gives.
+    The logits of `classifier.logits`.
 
     Raises:
-        `ValueError`: where that is not finite.
+        `ValueError`: if they are not finite.
     """
     logits = classifier.logits(pixel_values)
     if not torch.isfinite(logits).all():
@@ -141,7 +141,7 @@ def load_classifier(name: str, device: torch.device) -> Classifier:
     classifier_class = _EfficientNetClassifier if name in EFFICIENTNET_NAMES else _AutoClassifier
     classifier = _load(classifier_class, "classifier", name, device)
     if len(classifier.class_names) < 2:
-        # Every picture would keep its class.
+        # With one class, every picture would keep its class.
         raise SettingsError(f"the classifier {name} has {len(classifier.class_names)} class, it must have 2 or more")
     return classifier
 

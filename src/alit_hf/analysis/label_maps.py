@@ -18,13 +18,14 @@ def read_label_map(png: bytes, size: tuple[int, int]) -> np.ndarray:
 
     Args:
         png (`bytes`)
-        size (`tuple[int, int]`): width and height that it must have.
+        size (`tuple[int, int]`): required width and height.
 
     Returns:
         labels `(height, width)`, int32.
 
     Raises:
-        `ValueError`: for bytes that are no such picture, another size, or labels that are negative or 2^24 and more.
+        `ValueError`: for bytes that are not such a picture, another size, or labels that are negative or at least
+            2^24.
     """
     if not isinstance(png, bytes):
         raise ValueError(f"a label map is {type(png).__name__}, it must be the bytes of a PNG file")
@@ -46,7 +47,7 @@ def read_label_map(png: bytes, size: tuple[int, int]) -> np.ndarray:
 
 def crop_label_map(labels: np.ndarray, processor: ALITImageProcessor) -> np.ndarray:
     """
-    Brings a label map to where the processor brings its image's pixels; labels are not mixed.
+    Resizes and crops a label map as the processor does with its image, without mixing labels.
 
     Args:
         labels (`np.ndarray` of shape `(H, W)`): 0 to 2^24 − 1, at the size of the image.
@@ -55,7 +56,7 @@ def crop_label_map(labels: np.ndarray, processor: ALITImageProcessor) -> np.ndar
     Returns:
         labels `(height, width)` of the processor's crop, int32.
     """
-    # The processor itself crops the labels, as colours, so that its geometry cannot differ from the image's.
+    # The processor itself crops the labels, as colours, so that the geometry cannot differ from the image's.
     colors = np.stack([labels >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
     cropped = processor(
         Image.fromarray(colors), resample=Image.Resampling.NEAREST, do_rescale=False, return_tensors="np"

@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 
 
 WEIGHT_DECAYS = tuple(10.0**exponent for exponent in range(-5, 2))
-"""The strengths of regularisation that are tried."""
+"""The regularisation strengths to try."""
 
 _VALIDATION_SHARE = 0.2
 
@@ -17,24 +17,24 @@ _VALIDATION_SHARE = 0.2
 @dataclass(frozen=True)
 class LinearProbe:
     """
-    Multinomial logistic regression on features that are standardised.
+    Multinomial logistic regression on standardised features.
 
     Args:
         pipeline (`sklearn.pipeline.Pipeline`): standardises features and classifies them.
-        weight_decay (`float`): the strength of its regularisation.
+        weight_decay (`float`): its regularisation strength.
     """
 
     pipeline: Pipeline
     weight_decay: float
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """Classes, int64 `(N,)`, of features `(N, W)`."""
+        """Predicts the classes, int64 `(N,)`, of features `(N, W)`."""
         return self.pipeline.predict(features.astype(np.float64))
 
 
 def stratified_split(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     """
-    Draws a share of each class, at least one and not all of its rows.
+    Draws a share of each class: at least one of its rows, but not all.
 
     Args:
         labels (`np.ndarray` of shape `(N,)`): integers, each at least twice.
@@ -61,10 +61,10 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, weight_decay: float) -> 
         labels (`np.ndarray` of shape `(N,)`): integers of two or more classes.
         weight_decay (`float`): above 0, or there may be no minimum.
     """
-    # scikit-learn adds up the cross-entropies, and of two classes it fits only the difference of their weights: its
+    # scikit-learn sums the cross-entropies, and for two classes fits only the difference of their weights, whose
     # squared norm is twice that of both.
     strength = weight_decay * len(labels) / (2 if len(np.unique(labels)) == 2 else 1)
-    # L-BFGS needs thousands of steps where the weight decay is small.
+    # L-BFGS needs thousands of steps if the weight decay is small.
     classifier = LogisticRegression(C=1 / strength, solver="newton-cg", tol=1e-8)
     pipeline = make_pipeline(StandardScaler(), classifier).fit(features.astype(np.float64), labels)
     return LinearProbe(pipeline, weight_decay)
@@ -72,13 +72,13 @@ def fit_probe(features: np.ndarray, labels: np.ndarray, weight_decay: float) -> 
 
 def choose_probe(features: np.ndarray, labels: np.ndarray, seed: int) -> LinearProbe:
     """
-    Fits to all rows, with the weight decay whose probe of four fifths of them is the most accurate on the rest, of
-    several the largest.
+    Fits to all rows, with the weight decay whose probe on four fifths of them is the most accurate on the rest; the
+    largest, if several are.
 
     Args:
         features (`np.ndarray` of shape `(N, W)`)
         labels (`np.ndarray` of shape `(N,)`): integers, each class at least twice.
-        seed (`int`): draws the rest.
+        seed (`int`): seed of the split.
     """
     held_out = stratified_split(labels, _VALIDATION_SHARE, seed)
 

@@ -1,4 +1,4 @@
-"""Which analyses there are. Imports none of them: the command line's help is about all, a run about one."""
+"""The list of analyses. Imports none of them: the command line's help needs all their names, a run only one."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ ANALYSES = {
     "thresholds": "how many images each length satisfies, over a sweep of L1 thresholds (Fig. 2)",
     "unfamiliar": "what pictures of any kind look like at every length (Fig. 14)",
 }
-"""What each analysis asks, by name. The name is that of its file in `experiments/`, too."""
+"""What each analysis asks, by name. The name is also that of its file in `experiments/`."""
 
 
 def load_analysis(name: str) -> "type[Analysis]":
@@ -27,7 +27,7 @@ def load_analysis(name: str) -> "type[Analysis]":
     The class of an analysis.
 
     Raises:
-        `ModuleNotFoundError`: a package is not installed that the analysis needs.
+        `ModuleNotFoundError`: if a package that the analysis needs is not installed.
         `ValueError`: for a name that is not in `ANALYSES`.
     """
     if name not in ANALYSES:

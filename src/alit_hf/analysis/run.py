@@ -1,4 +1,4 @@
-"""Runs an analysis: measures image by image what is not stored yet, then sums up and draws."""
+"""Runs an analysis: measures the images that are not stored yet, then sums up and draws."""
 
 import dataclasses
 import hashlib
@@ -47,29 +47,28 @@ def run_analysis(
     analysis: Analysis, context: Context, folder: Path, processes: Processes | None = None
 ) -> tuple[dict, Figure] | None:
     """
-    Runs an analysis over its images, of which those are not measured again that `folder` has from an earlier run.
+    Runs an analysis over its images. Images that `folder` has from an earlier run are not measured again.
 
-    On one machine the same settings give the same numbers, up to rounding where the run was interrupted or over
-    another number of processes.
+    On one machine, the same settings give the same numbers, up to rounding if the run was interrupted or uses another
+    number of processes.
 
     Args:
         analysis ([`Analysis`])
         context ([`Context`])
         folder (`Path`): where per-image results are stored; several processes must share it.
-        processes ([`Processes`], *optional*): where several share the images. Defaults to this one alone.
+        processes ([`Processes`], *optional*): the processes that share the images. Defaults to this one alone.
 
     Returns:
-        the results as JSON takes them, and the figure; `None` on all processes but the first.
+        the results, in JSON's types, and the figure; `None` on all processes except the first.
         - `analysis`, `finding`: its name and what it found, in one line.
-        - `model`, `data` (for each data set), `settings`: what was measured on what and how.
+        - `model`, `data` (for each data set), `settings`: what was measured, on what and how.
         - `results`: what the analysis sums up.
 
     Raises:
-        `SettingsError`: before any work if model, image processor, data and options do not fit each other, or if
-            `folder` holds results of others.
+        `SettingsError`: before any work, if model, image processor, data and options do not fit together, or if
+            `folder` holds results of other ones.
         `ValueError`: if a data set has no image that can be decoded; for a model whose pictures have NaN; and if
-            `folder` lacks images in the end that were measured, as another run writes there or processes do not
-            share it.
+            `folder` lacks measured images at the end, because another run writes there or processes do not share it.
     """
     processes = processes or Processes()
     check_crop(context.model, context.processor)
@@ -82,7 +81,7 @@ def run_analysis(
     chosen = {name: analysis.choose(images, context.settings) for name, images in context.data.items()}
     pass_ = _Pass(analysis, context, ImageStore(folder, _identity(analysis, context)))
     all_images = [(name, index) for name, indices in chosen.items() for index in indices]
-    # No process goes on before all have stored what they measured, and none ends while others wait for it.
+    # No process continues before all have stored their measurements, and none ends while others wait for it.
     undecodable, errors = [], []
     try:
         undecodable = pass_.measure(all_images[processes.rank :: processes.count], processes)
@@ -125,7 +124,7 @@ def run_analysis(
 
 
 class _Pass:
-    """What one process measures."""
+    """The measurements of one process."""
 
     def __init__(self, analysis: Analysis, context: Context, store: ImageStore):
         self.analysis = analysis
@@ -137,7 +136,7 @@ class _Pass:
         }
 
     def measure(self, own: list[tuple[str, int]], processes: Processes) -> list[dict]:
-        """Stores what is to be known of these images; gives those that cannot be decoded."""
+        """Measures and stores these images; returns those that cannot be decoded."""
         stored = [image for image in own if image in self.store.digests]
         for image in stored:
             self._check_stored(*image)
@@ -193,7 +192,7 @@ class _Pass:
             raise SettingsError(f"{images.name(index)} has changed since it was measured, choose another folder")
 
     def _digest(self, name: str, index: int, picture: Image.Image) -> str:
-        """Of all that an analysis is told of an image."""
+        """A hash of everything that an analysis gets of an image."""
         digest = hashlib.sha256(repr((picture.size, {c: v[index] for c, v in self.columns[name].items()})).encode())
         digest.update(picture.tobytes())
         return digest.hexdigest()
@@ -205,7 +204,7 @@ def _identity(analysis: Analysis, context: Context) -> dict:
         "version": __version__,
         "columns": list(analysis.columns),
         "model": describe_model(context.model)["fingerprint"],
-        # Not in the fingerprint, as codes can be decoded whatever it is.
+        # Not part of the fingerprint, as it does not affect decoding.
         "halting_threshold": context.model.config.halting_threshold,
         "dtype": str(context.model.dtype).removeprefix("torch."),
         "crop": describe_crop(context.model, context.processor),

@@ -9,19 +9,19 @@ from scipy.stats.contingency import crosstab
 
 
 SHARES = tuple(percent / 100 for percent in range(5, 100, 5))
-"""Shares of an image's positions that a mask may keep."""
+"""Shares of an image's positions that masks keep."""
 
 
 @dataclass(frozen=True)
 class Segments:
     """
-    The segments of one image, of all its annotators.
+    The segments of one image from all its annotators.
 
     Args:
         areas (`torch.Tensor` of shape `(S, N)`): pixels of each segment at each grid position, float32.
-        weights (`torch.Tensor` of shape `(S,)`): what each counts in a mean over annotators of the means over the
-            segments of one; they sum to 1.
-        pixels_per_position (`int`): pixels of a grid position.
+        weights (`torch.Tensor` of shape `(S,)`): each segment's weight in the mean over annotators of the means over
+            their segments; they sum to 1.
+        pixels_per_position (`int`): pixels per grid position.
     """
 
     areas: torch.Tensor
@@ -31,16 +31,16 @@ class Segments:
 
 def segments_of_label_maps(label_maps: Sequence[np.ndarray], grid_size: tuple[int, int]) -> Segments:
     """
-    The segments that label maps describe. Label 0 is no segment; segments smaller than a grid position, which no map
-    can show, are left out.
+    The segments that label maps describe. Label 0 is not a segment; segments smaller than a grid position, which no
+    map can show, are left out.
 
     Args:
-        label_maps (`Sequence[np.ndarray]`): one `(H, W)` for each annotator, all of one size, as the model sees the
-            image.
+        label_maps (`Sequence[np.ndarray]`): one `(H, W)` for each annotator, all of the same size, cropped as the
+            model sees the image.
         grid_size (`tuple[int, int]`): rows and columns of the grid, which divide H and W.
 
     Raises:
-        `ValueError`: where no segment is left.
+        `ValueError`: if no segment is left.
     """
     rows, columns = grid_size
     positions = np.arange(rows * columns).reshape(grid_size)
@@ -61,8 +61,8 @@ def overlaps(maps: torch.Tensor, segments: Segments) -> torch.Tensor:
     """
     Mean intersection over union of an image's segments with the thresholded map that fits each best.
 
-    A map is thresholded by keeping a share of the positions, those with the highest values, with all their pixels. So
-    all masks of a share have the same area, whatever the map, and differ by their place only.
+    A map is thresholded by keeping the share of positions with the highest values, with all their pixels. So all masks
+    of a share have the same area, whatever the map, and differ only in their place.
 
     Args:
         maps (`torch.Tensor` of shape `(T, rows, columns)`): any values.

@@ -1,4 +1,4 @@
-"""How sharply a map points at few places."""
+"""How strongly a map concentrates on few positions."""
 
 import math
 
@@ -24,13 +24,13 @@ def entropy(maps: torch.Tensor) -> torch.Tensor:
 
 def top_decile_share(maps: torch.Tensor) -> torch.Tensor:
     """
-    Share of a map's mass in the tenth of the positions that have most of it.
+    Share of a map's mass in the tenth of positions with the most mass.
 
     Args:
         maps (`torch.Tensor` of shape `(..., rows, columns)`): each sums to 1.
 
     Returns:
-        `(...)` in [0.1, 1]: 0.1 for a uniform map. Where a tenth of the positions is no whole number, the last one
+        `(...)` in [0.1, 1]: 0.1 for a uniform map. If a tenth of the positions is not a whole number, the last one
         counts in part.
     """
     ordered = maps.flatten(-2).sort(dim=-1, descending=True).values

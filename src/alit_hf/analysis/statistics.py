@@ -1,4 +1,4 @@
-"""Numbers with the interval that they are known to, or the reason why there is none."""
+"""Estimates with their confidence intervals, or the reason why there is none."""
 
 import warnings
 from collections.abc import Callable
@@ -9,20 +9,20 @@ from scipy.stats import DegenerateDataWarning, binomtest, bootstrap, mannwhitney
 from alit_hf.evaluation.rounding import rounded
 
 
-# Below it nothing is estimated.
+# With fewer, nothing is estimated.
 _MIN_IMAGES = 10
 _CONFIDENCE = 0.95
 _NUM_RESAMPLES = 2000
-# Values of resamples that are in memory at once, of each sample. Of more than 1000 images it decides in which order
+# Resampled values in memory at once, for each sample. For more than 1000 images it also determines the order in which
 # samples of different images are drawn.
 _BATCH_VALUES = 2_000_000
 
-# Values within it are equal to 6 decimals, on either side of a rounding step, too.
+# Values within it are equal to 6 decimals, even on either side of a rounding step.
 _ALIKE = 1.5e-6
 
 
 def not_enough(num_images: int) -> str | None:
-    """Why so few images say nothing; `None` where they do."""
+    """Why there are too few images; `None` if there are enough."""
     if num_images >= _MIN_IMAGES:
         return None
     return f"not enough data: {num_images} images, at least {_MIN_IMAGES} are needed"
@@ -39,17 +39,17 @@ def estimate(
     A statistic with its bootstrap interval (percentiles of resampled images).
 
     Args:
-        statistic (`Callable`): `(*samples, axis)` to the statistic along `axis`.
-        *samples (`np.ndarray` of shape `(N,)`): a value for each image; several of one N if they are `paired`.
-        seed (`int`): of the resamples.
-        paired (`bool`, *optional*, defaults to `False`): whether samples are of the same images.
+        statistic (`Callable`): maps `(*samples, axis)` to the statistic along `axis`.
+        *samples (`np.ndarray` of shape `(N,)`): a value for each image; all of the same N if they are `paired`.
+        seed (`int`): seed of the resamples.
+        paired (`bool`, *optional*, defaults to `False`): whether the samples are of the same images.
         perfect (`tuple[float, ...]`, *optional*, defaults to `()`): values that every resample may have although the
-            images differ, as that of a perfect correlation.
+            images differ, such as that of a perfect correlation.
 
     Returns:
         `value`, `low` and `high`, `num_images` (of the smallest sample), and `not_enough_data`: `None`, or why the
-        others are `None`: too few images, or values that hardly differ. For those the statistic is not defined, or
-        every resample gives the same one, which would make it certain.
+        others are `None`: too few images, or values that hardly differ. For the latter the statistic is undefined, or
+        every resample gives the same one, which would make it look certain.
 
     Raises:
         `ValueError`: for NaN or infinite values.
@@ -92,9 +92,9 @@ def spearman(x: np.ndarray, y: np.ndarray, *, seed: int) -> dict:
 def auroc(negatives: np.ndarray, positives: np.ndarray, *, seed: int) -> dict:
     """
     The probability that a positive image has a higher value than a negative one, to 6 decimals, ties counted half: the
-    area under the ROC curve; see `estimate`. Where the values of each kind are all equal nothing is known of how they
-    vary. Where every positive image is on one side of every negative one, resampling would make that certain: the
-    interval is Wilson's, of as many pairs as there are without an image in two of them.
+    area under the ROC curve; see `estimate`. If the values of each kind are all equal, nothing is known about how they
+    vary. If every positive image is on the same side of every negative one, resampling would make that look certain,
+    so the interval is Wilson's, for the largest number of pairs without a common image.
     """
     estimated = estimate(_auroc, _to_rank(negatives), _to_rank(positives), seed=seed, perfect=(0, 1))
     if estimated["not_enough_data"] is None and estimated["low"] == estimated["high"]:
@@ -114,8 +114,8 @@ def mean_difference(first: np.ndarray, second: np.ndarray, *, seed: int) -> dict
 
 def share(successes: np.ndarray) -> dict:
     """
-    The share of ones among zeros and ones `(N,)`, as `estimate` describes it, with Wilson's interval: resampling would
-    make the share certain where all are alike.
+    The share of ones among zeros and ones `(N,)`, as `estimate` describes it, with Wilson's interval, as resampling
+    would make the share look certain if all are alike.
     """
     problem = not_enough(len(successes))
     if problem is not None:
@@ -126,8 +126,9 @@ def share(successes: np.ndarray) -> dict:
 def share_difference(first: np.ndarray, second: np.ndarray) -> dict:
     """
     The share of ones in the second zeros and ones `(N,)` minus that in the first, of the same images, as `estimate`
-    describes it. The interval is Newcombe's for paired shares, from Wilson's of each and their correlation (Statistics
-    in Medicine 17, 1998, method 10): resampling would make a difference of 0 certain where no image differs.
+    describes it. The interval is Newcombe's for paired shares, from Wilson's for each and their correlation
+    (Statistics in Medicine 17, 1998, method 10), as resampling would make a difference of 0 look certain if no image
+    differs.
 
     Raises:
         `ValueError`: for samples of different numbers of images.
@@ -162,20 +163,20 @@ def in_words(estimated: dict) -> str:
 
 
 def _wilson(successes: np.ndarray) -> tuple[float, float]:
-    """Wilson's interval of the share of ones."""
+    """Wilson's interval for the share of ones."""
     interval = binomtest(int(np.sum(successes)), len(successes)).proportion_ci(_CONFIDENCE, method="wilson")
     return interval.low, interval.high
 
 
 def _correlation_of_shares(first: np.ndarray, second: np.ndarray) -> float:
-    """Newcombe's correlation of zeros and ones `(N,)` of the same images, 0 where either are all alike."""
+    """Newcombe's correlation of zeros and ones `(N,)` of the same images, 0 if either are all alike."""
     num_images, ones, others = len(first), first.sum(), second.sum()
     scale = np.sqrt(ones * (num_images - ones) * others * (num_images - others))
     if scale == 0:
         return 0.0
     dependence = num_images * (first * second).sum() - ones * others
     if dependence > 0:
-        # Corrected for continuity: without it the interval of equal shares of a half would be of no width.
+        # Continuity correction: without it, the interval for equal shares of a half would have no width.
         dependence = max(dependence - num_images / 2, 0)
     return dependence / scale
 
@@ -185,7 +186,7 @@ def _alike(values: np.ndarray) -> bool:
 
 
 def _to_rank(values: np.ndarray) -> np.ndarray:
-    """Values without what changes with the batch size, which ranks would make as much of as of anything else."""
+    """Values without the digits that change with the batch size, as ranks would amplify them."""
     values = np.asarray(values, dtype=np.float64)
     if len(values) > 0 and _alike(values):
         return np.full_like(values, values[0])
@@ -210,7 +211,7 @@ def _spearman(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _auroc(negatives: np.ndarray, positives: np.ndarray, axis: int) -> np.ndarray:
-    # Any other method would spend its time on p-values.
+    # Any other method would spend time on p-values.
     pairs_won = mannwhitneyu(positives, negatives, axis=axis, method="asymptotic").statistic
     return pairs_won / (negatives.shape[axis] * positives.shape[axis])
 

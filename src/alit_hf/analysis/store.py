@@ -1,4 +1,4 @@
-"""What was measured of each image, in parquet files that grow batch by batch and are taken up again."""
+"""Measurements of each image, in parquet files that are written batch by batch and reused by later runs."""
 
 import json
 import os
@@ -24,8 +24,8 @@ class ImageStore:
     Rows of images in a folder: a file for each batch, and `images.parquet` once they are merged.
 
     Args:
-        folder (`Path`): made when the first rows are added.
-        identity (`dict`): what the rows depend on, as JSON takes it; every file carries it.
+        folder (`Path`): created when the first rows are added.
+        identity (`dict`): what the rows depend on, in JSON's types; stored in every file.
 
     Raises:
         `SettingsError`: if the folder holds rows of another identity, or a file that cannot be read.
@@ -35,7 +35,7 @@ class ImageStore:
         self._folder = folder
         self._identity = json.loads(json.dumps(identity))
         self.digests: dict[tuple[str, int], str] = {}
-        """What each stored image was, by data set and index."""
+        """The digest of each stored image, by data set and index."""
         for file in self._files():
             rows = self._read(file, ["data", "index", "digest"])
             for data, index, digest in zip(*rows.to_pydict().values(), strict=True):
@@ -44,13 +44,13 @@ class ImageStore:
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes the rows of a batch, each with `data`, `index` and `digest`."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        # Of this process alone: what another one writes must not be replaced, or removed when this one merges.
+        # Only for this process: another one's files must not be replaced, or removed when this one merges.
         writer = f"{socket.gethostname()}-{os.getpid()}"
         name = f"images-{rows[0]['data']}-{rows[0]['index']:08d}-{writer}.parquet"
         self._write(pa.Table.from_pylist([dict(row) for row in rows]), self._folder / name)
 
     def merge(self) -> pd.DataFrame:
-        """All rows of all processes, from now on in one file; ordered by `data` and `index`."""
+        """Merges the rows of all processes into one file and returns them, ordered by `data` and `index`."""
         files = self._files()
         if not files:
             return pd.DataFrame({"data": [], "index": []})
@@ -58,7 +58,7 @@ class ImageStore:
         table = pa.concat_tables(tables, promote_options="permissive").sort_by(
             [("data", "ascending"), ("index", "ascending")]
         )
-        # A run that ended while it merged leaves batches that are in the merged file, too.
+        # A run that ended while merging leaves batches that are also in the merged file.
         rows = table.to_pandas().drop_duplicates(["data", "index"])
         if files != [self._folder / _MERGED]:
             self._write(table.take(rows.index.to_numpy()), self._folder / _MERGED)

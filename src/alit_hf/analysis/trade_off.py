@@ -1,4 +1,4 @@
-"""What a token selection criterion costs in tokens and loses at a task, over a sweep of its thresholds."""
+"""The cost in tokens and the loss at a task of a token selection criterion, over a sweep of its thresholds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ class Curve:
     A criterion's points over a sweep, image by image, so that images can be resampled.
 
     Args:
-        tokens (`np.ndarray` of shape `(N, P)`): what each of N images spends at each of P points.
-        losses (`np.ndarray` of shape `(N, P)`): what each image loses there, lower is better.
+        tokens (`np.ndarray` of shape `(N, P)`): tokens that each of N images spends at each of P points.
+        losses (`np.ndarray` of shape `(N, P)`): each image's loss there, lower is better.
     """
 
     tokens: np.ndarray
@@ -26,9 +26,9 @@ class Curve:
     def of_choices(cls, lengths: np.ndarray, losses: np.ndarray, choices: Sequence[np.ndarray]) -> "Curve":
         """
         Args:
-            lengths (`np.ndarray` of shape `(K,)`): what a code costs after each rollout.
-            losses (`np.ndarray` of shape `(N, K)`): what each image loses after each rollout.
-            choices (`Sequence[np.ndarray]`): for each of P points the rollout `(N,)` that each image ends with.
+            lengths (`np.ndarray` of shape `(K,)`): tokens of a code after each rollout.
+            losses (`np.ndarray` of shape `(N, K)`): each image's loss after each rollout.
+            choices (`Sequence[np.ndarray]`): for each of P points, the rollout `(N,)` that each image ends with.
         """
         positions = np.stack(choices, axis=1)
         return cls(lengths[positions], np.take_along_axis(losses, positions, axis=1))
@@ -45,32 +45,32 @@ class Curve:
 
     def mean_at(self, budgets: np.ndarray, images: np.ndarray | None = None) -> float:
         """
-        The mean loss over budgets, each interpolated between the points beside it.
+        The mean loss over budgets, each interpolated between its neighbouring points.
 
         Args:
-            budgets (`np.ndarray`): mean tokens an image.
+            budgets (`np.ndarray`): mean tokens per image.
             images (`np.ndarray` of int, *optional*): the images, with repetitions. Defaults to all.
         """
         rows = slice(None) if images is None else images
         spent, lost = self.tokens[rows].mean(axis=0), self.losses[rows].mean(axis=0)
-        # Of several points that cost the same, as those beyond what any image needs, the best.
+        # The best of several points that cost the same, such as those beyond what any image needs.
         order = np.lexsort((lost, spent))
         spent, first = np.unique(spent[order], return_index=True)
         return float(np.interp(budgets, spent, lost[order][first]).mean())
 
 
 def common_budgets(curves: Sequence[Curve]) -> np.ndarray | None:
-    """Evenly spaced budgets that every curve covers; `None` where there are none."""
+    """Evenly spaced budgets that every curve covers; `None` if there are none."""
     lowest, highest = max(curve.budgets[0] for curve in curves), min(curve.budgets[1] for curve in curves)
     return np.linspace(lowest, highest, _NUM_BUDGETS) if lowest < highest else None
 
 
 def advantage(images: np.ndarray, axis: int, *, own: Curve, other: Curve, budgets: np.ndarray) -> np.ndarray:
     """
-    By how much less a criterion loses than another one at the same budgets, for `estimate`.
+    How much less a criterion loses than another at the same budgets, for `estimate`.
 
     Args:
-        images (`np.ndarray` of shape `(..., N)`): numbers of images, samples of them along `axis`, the last one.
+        images (`np.ndarray` of shape `(..., N)`): indices of images, sampled along `axis`, the last one.
     """
     samples = images.astype(int).reshape(-1, images.shape[axis])
     values = [other.mean_at(budgets, sample) - own.mean_at(budgets, sample) for sample in samples]
@@ -79,13 +79,13 @@ def advantage(images: np.ndarray, axis: int, *, own: Curve, other: Curve, budget
 
 def pareto_front(points: dict[str, list[dict]], task: str, *, higher_is_better: bool) -> list[dict]:
     """
-    The points that no other beats with as few tokens.
+    The points that no other point beats with as few tokens.
 
     Args:
-        points (`dict`): for each criterion its points, each with `threshold`, `tokens_share` and the value of `task`.
+        points (`dict`): the points of each criterion, each with `threshold`, `tokens_share` and the value of `task`.
 
     Returns:
-        `criterion`, `threshold`, `tokens_share` and `value` of each, the fewest tokens first.
+        `criterion`, `threshold`, `tokens_share` and `value` of each, fewest tokens first.
     """
     sign = -1 if higher_is_better else 1
     everywhere = [

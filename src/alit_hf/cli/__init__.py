@@ -1,7 +1,7 @@
-"""The command line `alit`: one file a command, each with `add_parser` and `run`.
+"""The command line `alit`: one file per command, each with `add_parser` and `run`.
 
-What a command computes with is imported when it runs and not when this package is, so that help, version and wrong
-use are answered at once.
+Heavy libraries are imported when a command runs, not with this package, so that help, version and wrong use are
+answered at once.
 """
 
 import io
@@ -33,7 +33,7 @@ def _parser() -> OneLineParser:
 
 def _run(argv: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # File names may hold what the terminal's encoding has no letters for.
+        # File names may contain characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         arguments = _parser().parse_args(argv)
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(argv)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes once more when it ends.
+        # Python flushes once more when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NO_READER
     return code

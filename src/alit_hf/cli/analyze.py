@@ -31,7 +31,7 @@ def add_parser(commands) -> None:
         "analyze",
         help="an experiment of the paper on any model and images",
         description="Runs an experiment of the paper: writes results.json and figure.png, and prints the finding. "
-        "What was measured of each image is stored, too, and not measured again.",
+        "The measurements of each image are stored and not repeated.",
         epilog="Analyses: " + "; ".join(f"{name}: {question}" for name, question in ANALYSES.items()) + ".",
     )
     parser.add_argument("name", metavar="NAME", choices=tuple(ANALYSES), help=", ".join(ANALYSES))
@@ -39,7 +39,7 @@ def add_parser(commands) -> None:
         "options",
         metavar="OPTIONS",
         nargs=argparse.REMAINDER,
-        help="those of the analysis, see `alit analyze NAME --help`",
+        help="options of the analysis, see `alit analyze NAME --help`",
     )
     parser.set_defaults(run=run)
 
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def parse_options(analysis_class: "type[Analysis]", options: list[str]) -> argparse.Namespace:
-    """The options of an analysis, which stand behind its name."""
+    """Parses the options of an analysis, which follow its name."""
     name = analysis_class.name
     parser = OneLineParser(prog=f"alit analyze {name}", description=f"Finds out {ANALYSES[name]}.")
     for option, what in analysis_class.data_options.items():
@@ -68,13 +68,13 @@ def parse_options(analysis_class: "type[Analysis]", options: list[str]) -> argpa
         )
         split = _split_name(option)
         parser.add_argument(
-            _flag(split), metavar="S", help=f"of {_flag(option)}, if it is on the Hub; needed where it has several"
+            _flag(split), metavar="S", help=f"of {_flag(option)}, if it is on the Hub; needed if it has several"
         )
     parser.add_argument(
         "--output",
         metavar="DIR",
         required=True,
-        help="folder of results.json and figure.png; a run that was interrupted goes on with what is there",
+        help="folder for results.json and figure.png; an interrupted run continues from what is there",
     )
     analysis_class.add_arguments(parser)
     parser.add_argument(
@@ -82,14 +82,14 @@ def parse_options(analysis_class: "type[Analysis]", options: list[str]) -> argpa
         metavar="N",
         type=positive_integer,
         default=analysis_class.default_limit,
-        help="images of each data set, drawn at random (default: %(default)s)",
+        help="number of images from each data set, drawn at random (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
         metavar="S",
         type=whole_number,
         default=0,
-        help="of everything that is drawn (default: %(default)s)",
+        help="seed of every random draw (default: %(default)s)",
     )
     add_model_arguments(parser)
     add_batch_size_argument(parser)
@@ -97,7 +97,7 @@ def parse_options(analysis_class: "type[Analysis]", options: list[str]) -> argpa
 
 
 def _analyze(analysis_class: "type[Analysis]", options: argparse.Namespace, processes: Processes) -> int:
-    """Of several processes the first one sums up, writes and prints."""
+    """With several processes, the first one sums up, writes and prints."""
     folder = Path(options.output)
     check_writable(folder)
 

@@ -1,4 +1,4 @@
-"""Work on many files in batches, where a bad file stops nothing."""
+"""Work on many files in batches, where a bad file does not stop the others."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -20,13 +20,13 @@ def run_jobs(
     progress_label: str,
 ) -> tuple[list[tuple[Job, Any]], int]:
     """
-    Reads, computes and writes batch by batch, with a progress bar on stderr where there are several files. Files that
+    Reads, computes and writes batch by batch, with a progress bar on stderr if there are several files. Files that
     fail are reported on stderr at the end.
 
     Args:
-        read: makes an item of a source; its exceptions mean that the file failed.
-        compute: makes a list of results of a list of items, one each.
-        write: puts a result into the target, whose folder exists; returns what the summary needs to know of it.
+        read: turns a source into an item; an exception means that the file failed.
+        compute: turns a list of items into a list of results, one for each item.
+        write: writes a result to the target, whose folder exists; returns what the summary needs.
 
     Returns:
         the jobs that succeeded, each with what `write` returned, and the number of those that failed.
@@ -39,7 +39,7 @@ def run_jobs(
                 try:
                     batch.append((job, read(job.source)))
                 except Exception as error:
-                    # Whatever is wrong with one file stops nothing.
+                    # Whatever is wrong with one file must not stop the others.
                     failures.append(file_problem(job.source, error))
                     progress.update()
             for job, result in _compute(batch, compute):
@@ -57,7 +57,7 @@ def run_jobs(
 
 
 def _compute(batch: list[tuple[Job, Any]], compute: Callable[[list], list]) -> list[tuple[Job, Any]]:
-    """The batch's jobs with their results, or with the exception where there is none."""
+    """The batch's jobs with their results, or with the exception if there is none."""
     if not batch:
         return []
     try:
@@ -65,5 +65,5 @@ def _compute(batch: list[tuple[Job, Any]], compute: Callable[[list], list]) -> l
     except (ValueError, RuntimeError, MemoryError) as error:
         if len(batch) == 1:
             return [(batch[0][0], error)]
-    # One of them is not to blame for the others, and what needs too much memory together may fit alone.
+    # One bad item must not fail the others, and what needs too much memory together may fit alone.
     return [result for single in batch for result in _compute([single], compute)]

@@ -15,7 +15,7 @@ def add_parser(commands) -> None:
     parser = commands.add_parser(
         "convert",
         help="a published checkpoint to a model folder",
-        description="Converts a published ALIT checkpoint to a folder that `--model` and `from_pretrained` take.",
+        description="Converts a published ALIT checkpoint to a folder that `--model` and `from_pretrained` load.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="the published file (.pth or .safetensors)")
     parser.add_argument(
@@ -25,7 +25,7 @@ def add_parser(commands) -> None:
         "--num-attention-heads",
         metavar="N",
         type=positive_integer,
-        help="heads of the transformers, where width and depth are not those of a published model",
+        help="heads of the transformers; needed if width and depth are not those of a published model",
     )
     parser.set_defaults(run=run)
 
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=".alit-") as unfinished:
-            # A subfolder, because the temporary one is for its owner alone.
+            # A subfolder, because only its owner may read the temporary one.
             converted = Path(unfinished, "model")
             model.save_pretrained(converted)
             processor.save_pretrained(converted)

@@ -11,7 +11,7 @@ from .jobs import add_job_arguments, make_output_folder, plan_jobs
 from .options import add_batch_size_argument, add_model_arguments
 
 
-# The first is what a folder gets; the others are written by Pillow with its usual quality.
+# Folders get the first; Pillow writes the others at its default quality.
 OUTPUT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
@@ -19,8 +19,8 @@ def add_parser(commands) -> None:
     parser = commands.add_parser(
         "decode",
         help=".alit files to pictures",
-        description="Decodes .alit files with the model that encoded them. A picture comes out in the model's size, "
-        "cropped as it was encoded; `alit info` shows the original's size.",
+        description="Decodes .alit files with the model that encoded them. Pictures have the model's size and are "
+        "cropped as they were encoded; `alit info` shows the original's size.",
     )
     add_job_arguments(
         parser,
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _save_picture(picture, path: Path) -> str:
-    """Writes the picture whole or not at all; returns its size in words."""
+    """Writes the picture whole or not at all; returns its size as text."""
     with whole_file(path) as unfinished:
         picture.save(unfinished)
     return f"{picture.width}x{picture.height}"

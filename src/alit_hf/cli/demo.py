@@ -1,4 +1,4 @@
-"""`alit demo`: a page in the browser that encodes what is dropped in, here or as a Space on the Hub."""
+"""`alit demo`: a page in the browser that encodes dropped pictures, served here or as a Space on the Hub."""
 
 import argparse
 import signal
@@ -15,14 +15,14 @@ from .options import add_model_arguments
 def add_parser(commands) -> None:
     parser = commands.add_parser(
         "demo",
-        help="a page in the browser that encodes what is dropped in",
+        help="a page in the browser that encodes dropped pictures",
         description="Serves a page on this machine: drop in pictures, look at them at every length, choose a "
         "threshold, click tokens, download .alit files and drop them back in. Ends with Ctrl-C.",
     )
     parser.add_argument(
         "--push",
         metavar="ORG/NAME",
-        help="do not serve it here but make a Space of that name on the Hub, or bring it up to date; needs a login",
+        help="instead of serving it here, create or update a Space of that name on the Hub; needs a login",
     )
     add_model_arguments(parser)
     parser.set_defaults(run=run)
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from .loading import load_model
 
-    # Also for a Space, which would show nobody that the model cannot be loaded.
+    # Also for a Space, where nobody would see that the model cannot be loaded.
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
     try:
         tokenizer = DemoTokenizer(model, processor)
@@ -59,13 +59,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """What ends programs otherwise, at once and with files left behind, ends this one as Ctrl-C does."""
+    """Makes signals that would end the program at once, with files left behind, act like Ctrl-C."""
 
     def end(*_) -> None:
         raise KeyboardInterrupt
 
     signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # One that is ignored was meant to be, as by nohup.
+    # An ignored signal is ignored on purpose, for example by nohup.
     before = {number: signal.signal(number, end) for number in signals if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield
@@ -98,7 +98,7 @@ def _push(name: str, model: str | None) -> int:
         print(push_space(name, model))
     except LocalTokenNotFoundError as error:
         raise UsageError("--push needs a login: run `hf auth login`, or set HF_TOKEN") from error
-    except Exception as error:  # the Hub's client raises its own, and those of the libraries below it
+    except Exception as error:  # the Hub's client raises its own and those of the libraries below it
         raise FileError(f"{name} was not pushed: {reason(error)}") from error
     return 0
 

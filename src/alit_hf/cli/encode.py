@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _Written(NamedTuple):
-    """What the summary says of a file."""
+    """What the summary says about a file."""
 
     num_tokens: int
     num_bytes: int

@@ -8,13 +8,13 @@ from alit_hf.utils.error_reason import reason
 
 FAILED = 1
 WRONG_USE = 2
-# What shells report for a process that a signal ended: 128 + SIGINT, 128 + SIGPIPE.
+# What shells report for a process ended by a signal: 128 + SIGINT, 128 + SIGPIPE.
 INTERRUPTED = 130
 NO_READER = 141
 
 
 class UsageError(Exception):
-    """The command cannot be run as it was given. Raised before any work."""
+    """The command cannot be run as given. Raised before any work."""
 
 
 class FileError(Exception):
@@ -22,11 +22,11 @@ class FileError(Exception):
 
 
 def file_problem(path: str | os.PathLike, error: Exception) -> str:
-    """Which file it is about and what went wrong."""
+    """Names the file and what went wrong."""
     text = reason(error)
     return text if os.fspath(path) in text else f"{os.fspath(path)}: {text}"
 
 
 def print_error(message: str) -> None:
-    """One line on stderr."""
+    """Prints one line to stderr."""
     print("alit: error:", " ".join(message.split()), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`alit evaluate`: how good a model's pictures are at every length, and beside what else the bytes could hold."""
+"""`alit evaluate`: how good a model's pictures are at every length, compared with other uses of the same bytes."""
 
 import argparse
 from pathlib import Path
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 def add_parser(commands) -> None:
     parser = commands.add_parser(
         "evaluate",
-        help="a model's errors at every length, beside thumbnails, JPEG and WebP",
-        description="Measures a model on images: at every length, at adaptive lengths, its base tokenizer alone, and "
-        "for the same images thumbnails of the same bytes, JPEG and WebP at their smallest. Writes JSON, prints a "
+        help="a model's errors at every length, compared with thumbnails, JPEG and WebP",
+        description="Measures a model on images: at every length, at adaptive lengths, its base tokenizer alone, and, "
+        "for comparison, thumbnails of the same bytes, JPEG and WebP at their smallest. Writes JSON, prints a "
         "table.",
     )
     parser.add_argument(
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
-    """Of several processes the first one writes and prints."""
+    """With several processes, the first one writes and prints."""
     output = Path(arguments.output)
     figures = [Path(path) for path in (arguments.figure, arguments.worst_figure) if path is not None]
     _check_file(output, (".json",))

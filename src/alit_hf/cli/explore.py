@@ -20,7 +20,7 @@ def add_parser(commands) -> None:
         "explore",
         help="a figure of a picture at every length",
         description="Draws a picture after every rollout, with its errors and bytes, and frames the length that the "
-        "threshold picks. Prints the same as a table.",
+        "threshold picks. Prints the same numbers as a table.",
     )
     parser.add_argument("image", metavar="IMAGE", help="a picture")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Which file becomes which, decided before any work: the inputs and the output of `alit encode` and `alit decode`."""
+"""Which input becomes which output in `alit encode` and `alit decode`, decided before any work."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ from .errors import UsageError
 
 @dataclass(frozen=True)
 class Job:
-    """One file to read and the file to make of it."""
+    """One file to read and the file to write."""
 
     source: Path
     target: Path
@@ -31,20 +31,20 @@ def plan_jobs(
     """
     Finds the input files and names their outputs.
 
-    A folder is searched with its subfolders, which the output mirrors, for files with one of `input_suffixes`; hidden
-    ones are left out. With several inputs, each folder's files go into a folder of its name. Where files of one
-    folder differ in their suffix only, their outputs keep it: `a.jpg` and `a.png` become `a.jpg.alit` and
-    `a.png.alit`, `a.jpg` alone `a.alit`.
+    A folder and its subfolders, which the output mirrors, are searched for files with one of `input_suffixes`; hidden
+    ones are left out. With several inputs, each folder's files go into a folder of its name. If files of one folder
+    differ only in their suffix, their outputs keep it: `a.jpg` and `a.png` become `a.jpg.alit` and `a.png.alit`,
+    `a.jpg` alone `a.alit`.
 
     Args:
         inputs (`list[str]`): files and folders, or glob patterns of them.
         output (`str`): a folder, which need not exist, or for a single file a file name with a suffix.
-        input_suffixes (`frozenset[str]`): lower-case suffixes that are looked for in folders.
+        input_suffixes (`frozenset[str]`): lower-case suffixes to look for in folders.
         output_suffixes (`tuple[str, ...]`): allowed suffixes of outputs; folders get files with the first.
 
     Raises:
         `UsageError`: if an input does not exist or a folder has nothing to work on, if the output cannot be a file or
-        folder as needed, cannot be written to or is one of the inputs, or if two files would get one output.
+            folder as needed, cannot be written to or is one of the inputs, or if two files would get the same output.
     """
     if any(name == "" for name in (*inputs, output)):
         raise UsageError("a file name is empty")
@@ -76,7 +76,7 @@ def plan_jobs(
 def check_writable(folder: Path) -> None:
     """
     Raises:
-        `UsageError`: if `folder` is none and cannot become one, or nothing may be written there.
+        `UsageError`: if `folder` is not a folder and cannot become one, or is not writable.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
@@ -88,7 +88,7 @@ def check_writable(folder: Path) -> None:
 def make_output_folder(jobs: list[Job]) -> None:
     """
     Raises:
-        `UsageError`: if the folder of the outputs cannot be made.
+        `UsageError`: if the folder of the outputs cannot be created.
     """
     folder = os.path.commonpath([job.target.absolute().parent for job in jobs])
     try:
@@ -114,14 +114,14 @@ def _is_file_name(output: str, is_single_file: bool, output_suffixes: tuple[str,
 
 
 def _targets(relative: list[Path], suffix: str) -> list[Path]:
-    """Names of the outputs; those that would be the same keep the suffix of their input."""
+    """Names of the outputs; names that would be the same keep the suffix of their input."""
     short = [path.with_name(path.stem + suffix) for path in relative]
     full = [path.with_name(path.name + suffix) for path in relative]
     targets = short
     while True:
         count = Counter(targets)
         renamed = [long if count[target] > 1 else target for target, long in zip(targets, full, strict=True)]
-        # A kept suffix can be what another file's name ends in: a.jpg.png beside a.jpg and a.png.
+        # A kept suffix can collide with another file's name: a.jpg.png beside a.jpg and a.png.
         if renamed == targets:
             return targets
         targets = renamed

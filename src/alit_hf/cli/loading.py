@@ -14,7 +14,7 @@ from .errors import UsageError
 
 
 def quiet_libraries() -> None:
-    """No logs and loading bars: they are about what is checked here, or what users of a command cannot change."""
+    """Turns off logs and loading bars: they report what is checked here, or what users of a command cannot change."""
     for library in (transformers, diffusers):
         library.logging.set_verbosity(library.logging.CRITICAL)
         library.logging.disable_progress_bar()
@@ -26,7 +26,7 @@ def load_model(
     """
     Args:
         name (`str`, *optional*): a folder or a Hub id. Defaults to the checkpoint that comes with the package.
-        device (`str`, *optional*): defaults to the GPU where there is one.
+        device (`str`, *optional*): defaults to the GPU if there is one.
         dtype (`str`, *optional*, defaults to `"float32"`): the name of a torch dtype.
 
     Returns:
@@ -50,7 +50,7 @@ def load_model(
         where = "" if os.path.isdir(name) else " is no folder, and from the Hub it"
         raise UsageError(f"the model {name}{where} cannot be loaded: {reason(error)}") from error
     if report["missing_keys"]:
-        # They would have been drawn at random.
+        # They would be initialised at random.
         raise UsageError(
             f"the model {name} cannot be loaded: it lacks {', '.join(sorted(report['missing_keys'])[:5])}"
         )

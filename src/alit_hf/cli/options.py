@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they ask for."""
+"""Options that several commands share, and what they mean."""
 
 import argparse
 from typing import TYPE_CHECKING, NoReturn
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Reports wrong use in one line, as every other error."""
+    """Reports wrong use in one line, like every other error."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see `{self.prog} --help`)")
@@ -32,23 +32,23 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="M", help="a folder or a Hub id (default: the checkpoint that comes with the package)"
     )
-    parser.add_argument("--device", metavar="D", help="such as cpu, cuda or cuda:1 (default: cuda where there is one)")
+    parser.add_argument("--device", metavar="D", help="such as cpu, cuda or cuda:1 (default: cuda if there is one)")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
-        help="what the model computes in (default: %(default)s)",
+        help="dtype that the model computes in (default: %(default)s)",
     )
 
 
 def add_length_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--threshold`, `--num-tokens` and `--criterion`: what decides how many tokens a picture gets."""
+    """`--threshold`, `--num-tokens` and `--criterion`, which decide how many tokens a picture gets."""
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--threshold",
         metavar="T",
         type=finite_number,
-        help="use the fewest tokens whose criterion is below this, and all where none is "
+        help="use the fewest tokens whose criterion is below this, or all if none is "
         f"(default: {DEFAULT_THRESHOLD}, for the criterion l1)",
     )
     length.add_argument("--num-tokens", metavar="N", type=positive_integer, help="use N tokens for every picture")
@@ -62,10 +62,10 @@ def add_length_arguments(parser: argparse.ArgumentParser) -> None:
 
 def length_choice(arguments: argparse.Namespace) -> LengthChoice:
     """
-    What the options of `add_length_arguments` say.
+    The choice that the options of `add_length_arguments` make.
 
     Raises:
-        `UsageError`: for a criterion that has nothing to compare with, and for positive dB.
+        `UsageError`: for a criterion without a threshold, and for positive dB.
     """
     if arguments.num_tokens is not None:
         if arguments.criterion is not None:
@@ -87,7 +87,7 @@ def length_choice(arguments: argparse.Namespace) -> LengthChoice:
 def make_encoder(model: "ALITModel", choice: LengthChoice) -> "PictureEncoder":
     """
     Raises:
-        `UsageError`: if the model cannot give such codes, or there is no such criterion.
+        `UsageError`: if the model cannot give such codes, or the criterion is unknown.
     """
     from alit_hf.codes.picture_codes import PictureEncoder
 

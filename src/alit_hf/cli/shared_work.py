@@ -1,5 +1,5 @@
 """
-Commands whose work the processes of a launcher share: `torchrun --nproc_per_node N -m alit_hf.cli COMMAND …`, or
+Work that a launcher's processes share: `torchrun --nproc_per_node N -m alit_hf.cli COMMAND …`, or
 `accelerate launch -m alit_hf.cli COMMAND …`.
 """
 
@@ -11,16 +11,16 @@ from datetime import timedelta
 from alit_hf.utils.processes import Processes
 
 
-# Processes that are done wait for the others, which may have much more to do.
+# Processes that have finished wait for the others, which may have much more to do.
 _LONGEST_WAIT = timedelta(days=1)
 
 
 def run_shared(work: Callable[[argparse.Namespace, Processes], int], options: argparse.Namespace) -> int:
     """
-    Runs `work(options, processes)` on all processes that a launcher has started, or on this one alone.
+    Runs `work(options, processes)` on all processes started by a launcher, or on this one alone.
 
     Args:
-        options: with `device`; where that is `None` and there are several processes, it is set to this one's.
+        options: with `device`; if it is `None` and there are several processes, it is set to this process's device.
 
     Returns:
         what `work` returns, the exit code.
@@ -33,7 +33,7 @@ def run_shared(work: Callable[[argparse.Namespace, Processes], int], options: ar
     from accelerate.utils import InitProcessGroupKwargs, gather_object
 
     accelerator = Accelerator(
-        # Unless told so, Accelerate takes several ranks on CPUs for as many runs of one.
+        # Without this, Accelerate treats several CPU ranks as separate single-process runs.
         cpu=options.device == "cpu" or not torch.accelerator.is_available(),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
     )
@@ -46,7 +46,7 @@ def run_shared(work: Callable[[argparse.Namespace, Processes], int], options: ar
 
 
 def is_first_process() -> bool:
-    """Whether this process is to say what all of them find wrong."""
+    """Whether this process reports the errors that all of them find."""
     return os.environ.get("RANK", "0") == "0"
 
 

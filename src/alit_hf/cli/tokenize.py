@@ -26,8 +26,8 @@ def add_parser(commands) -> None:
     parser = commands.add_parser(
         "tokenize",
         help="a data set of pictures to one of tokens, in parquet or on the Hub",
-        description="Replaces the pictures of a data set by tokens and keeps its other columns. What "
-        "`datasets.load_dataset` reads comes out. Ended at any moment, the same command goes on where it was.",
+        description="Replaces the pictures of a data set by tokens and keeps its other columns, for "
+        "`datasets.load_dataset` to read. After an interruption, the same command continues where it stopped.",
     )
     parser.add_argument(
         "dataset",
@@ -35,14 +35,14 @@ def add_parser(commands) -> None:
         nargs="+",
         help="pictures, parquet files or tars, folders of them, or a Hub id of a data set",
     )
-    parser.add_argument("--split", metavar="S", help="of the data set; needed on the Hub where it has several")
+    parser.add_argument("--split", metavar="S", help="of the data set; needed on the Hub if it has several")
     parser.add_argument(
         "-o",
         "--output",
         metavar="OUT",
         required=True,
-        help="a folder, which is made; or ORGANIZATION/NAME on the Hub, where there is no folder ORGANIZATION (write "
-        "./ORGANIZATION/NAME for a folder): the data set is pushed at the end, private where the repository is new",
+        help="a folder, created if needed; or ORGANIZATION/NAME on the Hub, if there is no folder ORGANIZATION (write "
+        "./ORGANIZATION/NAME for a folder): the data set is pushed at the end, private if the repository is new",
     )
     add_length_arguments(parser)
     parser.add_argument(
@@ -50,8 +50,7 @@ def add_parser(commands) -> None:
         metavar="R",
         type=positive_integer,
         default=1000,
-        help="rows of the data that become one parquet file, and that an interruption costs at most (default: "
-        "%(default)s)",
+        help="rows of the data in one parquet file, the most that an interruption can cost (default: %(default)s)",
     )
     add_model_arguments(parser)
     add_batch_size_argument(parser)
@@ -63,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _tokenize(arguments: argparse.Namespace, processes: Processes) -> int:
-    """Of several processes the first one prints and pushes."""
+    """With several processes, the first one prints and pushes."""
     choice = length_choice(arguments)
     repo_id = arguments.output if _is_on_the_hub(arguments.output) else None
     folder = Path(arguments.output) if repo_id is None else _folder_before_push(repo_id)

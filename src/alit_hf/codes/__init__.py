@@ -1,1 +1,1 @@
-"""What a code is outside the model: the `.alit` file, a picture and its codes, its lengths, and figures of them."""
+"""Codes outside the model: `.alit` files, encoding and decoding pictures, choosing lengths, and figures."""

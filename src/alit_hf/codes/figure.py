@@ -13,8 +13,8 @@ from PIL import Image
 from .rollout_pictures import RolloutPicture
 
 
-# Inches. A picture of 256 pixels is drawn with as many, and a row of nine, shown 1,280 pixels wide on a page, has
-# letters of 11.
+# Inches. A picture of 256 pixels is drawn at 256 pixels, and a row of nine, shown 1,280 pixels wide on a page, has
+# letters of 11 pixels.
 _PANEL_WIDTH = 2.0
 _GAP = 0.16  # leaves room for a frame on both sides
 _TITLE_HEIGHT = 0.36
@@ -34,12 +34,12 @@ _TITLE_LETTERS = 18
 @dataclass(frozen=True)
 class Panel:
     """
-    A picture with words.
+    A picture with text.
 
     Args:
         picture (`PIL.Image.Image`): of any size.
-        title (`str`): what stands above it.
-        lines (`Sequence[str]`): what stands under it.
+        title (`str`): text above it.
+        lines (`Sequence[str]`): text below it.
         is_picked (`bool`): whether it is framed.
     """
 
@@ -53,10 +53,10 @@ def rollout_panels(
     name: str, original: Image.Image, rollouts: Sequence[RolloutPicture], picked: RolloutPicture | None
 ) -> list[Panel]:
     """
-    The original and the picture after rollouts, with error and bytes under each.
+    The original and the picture after each rollout, with error and bytes below.
 
     Args:
-        name (`str`): what stands above the original; cut if it is long.
+        name (`str`): title of the original; cut if it is long.
         original (`PIL.Image.Image`): the picture as the model saw it.
         rollouts (`Sequence[RolloutPicture]`): the picture at the lengths to show.
         picked (`RolloutPicture`, *optional*): the one of them to frame.
@@ -72,17 +72,17 @@ def rollout_panels(
 
 
 def frame_caption(threshold: float) -> str:
-    """What the frame around a picture means that `pick_rollout` picked."""
+    """Explains the frame around the picture that `pick_rollout` picked."""
     return f"Framed: the fewest tokens with an L1 below {threshold:g}, or all of them where no length is below."
 
 
 def draw_panels(rows: Sequence[Sequence[Panel]], caption: str) -> Figure:
     """
-    Draws rows of panels with a sentence below all.
+    Draws rows of panels with a caption below.
 
     Args:
         rows (`Sequence[Sequence[Panel]]`): each of any length; all pictures are drawn at the size of the first.
-        caption (`str`): says what is seen, or what the frame means.
+        caption (`str`): says what is shown, or what the frame means.
     """
     first = rows[0][0].picture
     panel_height = _PANEL_WIDTH * first.height / first.width
@@ -94,7 +94,7 @@ def draw_panels(rows: Sequence[Sequence[Panel]], caption: str) -> Figure:
     figure = Figure(figsize=(width, height), dpi=_DOTS_PER_INCH, facecolor="white")
 
     def write(x, y, text, **kwargs):
-        # A file name may hold a dollar sign, which would begin a formula.
+        # A file name may contain a dollar sign, which would begin a formula.
         figure.text(x / width, y / height, text, va="center", size=_FONT_SIZE, parse_math=False, **kwargs)
 
     for row_index, row in enumerate(rows):
@@ -125,12 +125,12 @@ def draw_panels(rows: Sequence[Sequence[Panel]], caption: str) -> Figure:
 
 def save_figure(figure: Figure, path: str | os.PathLike, dots_per_inch: int | None = None) -> None:
     """
-    Writes a figure, in the format that the path's suffix names. The same figure gives the same file.
+    Writes a figure in the format given by the path's suffix. The same figure gives the same file.
 
     Args:
         figure (`Figure`)
         path (`str` or `os.PathLike`)
-        dots_per_inch (`int`, *optional*): of a picture. Defaults to the figure's own.
+        dots_per_inch (`int`, *optional*): for raster formats. Defaults to the figure's own.
 
     Raises:
         `OSError`: if it cannot be written.

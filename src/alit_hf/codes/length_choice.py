@@ -1,4 +1,4 @@
-"""What decides how many tokens a picture gets. Imports nothing heavy, for the command line's help."""
+"""How many tokens a picture gets. Imports nothing heavy, so that the command line's help is quick."""
 
 import argparse
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from alit_hf.utils.option_types import finite_number
 
 
 DEFAULT_THRESHOLD = 0.1
-"""L1 below which a picture has enough tokens, where nobody says otherwise."""
+"""L1 below which a picture has enough tokens, by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +17,10 @@ class LengthChoice:
 
     Args:
         threshold (`float`, *optional*): a picture gets the fewest tokens whose score is below it.
-        num_tokens (`int`, *optional*): every picture gets so many. Exactly one of both is to be given.
-        criterion (`str`, *optional*, defaults to `"l1"`): of `selection.criterion_names()`; what the threshold is
-            compared with.
+        num_tokens (`int`, *optional*): every picture gets this many. Exactly one of `threshold` and `num_tokens` must
+            be given.
+        criterion (`str`, *optional*, defaults to `"l1"`): the token selection criterion that the threshold is compared
+            with, one of `selection.criterion_names()`.
     """
 
     threshold: float | None = None

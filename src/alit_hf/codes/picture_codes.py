@@ -17,19 +17,19 @@ from .token_file import TokenFile, model_fingerprint
 
 
 class Picture(NamedTuple):
-    """A picture that was read: pixels `(3, H, W)` in [0, 1] at the model's size, and its own width and height."""
+    """A picture to encode: pixels `(3, H, W)` in [0, 1] at the model's size, and its original width and height."""
 
     pixel_values: torch.Tensor
     original_size: tuple[int, int]
 
 
 def to_picture(image: Image.Image, processor: ALITImageProcessor) -> Picture:
-    """What the processor makes of an upright picture."""
+    """Turns an upright picture into a [`Picture`]."""
     return Picture(processor(image, return_tensors="pt").pixel_values[0], image.size)
 
 
 class PictureCode(NamedTuple):
-    """A picture's code, with the criterion's value where a threshold chose its length."""
+    """A picture's code, with the criterion's value if a threshold chose its length."""
 
     tokens: TokenFile
     score: float | None
@@ -46,8 +46,8 @@ class PictureEncoder:
 
     Raises:
         `ValueError`: for a model with continuous latent tokens, which has no ids, a length that the model does not
-            have, and an unknown criterion.
-        `OSError`: where the criterion's network is not there.
+            have, or an unknown criterion.
+        `OSError`: if the criterion's network is missing.
     """
 
     def __init__(self, model: ALITModel, choice: LengthChoice):
@@ -62,10 +62,10 @@ class PictureEncoder:
 
     @torch.inference_mode()
     def encode(self, pictures: Sequence[Picture]) -> list[PictureCode]:
-        """The code of each picture, one batch for the model."""
+        """The code of each picture, computed in one batch."""
         model, choice = self.model, self.choice
         pixel_values = torch.stack([picture.pixel_values for picture in pictures]).to(model.device)
-        # Only a model with dynamic halting draws numbers; the same pictures are to give the same codes.
+        # Only a model with dynamic halting draws random numbers; the same pictures must give the same codes.
         generator = torch.Generator(model.device).manual_seed(0)
         code = model.encode(
             pixel_values,
@@ -91,8 +91,8 @@ class PictureEncoder:
 @torch.inference_mode()
 def decode_pictures(model: ALITModel, processor: ALITImageProcessor, codes: Sequence[TokenFile]) -> list[Image.Image]:
     """
-    The pictures that codes stand for, in the model's size, each grid size as a batch. Whether the model made them is
-    not checked, see [`TokenFile.check_model`].
+    Decodes codes to pictures of the model's size, in one batch per grid size. Whether the model made the codes is not
+    checked, see [`TokenFile.check_model`].
     """
     pictures: dict[int, Image.Image] = {}
     for grid_size in {tokens.grid_size for tokens in codes}:

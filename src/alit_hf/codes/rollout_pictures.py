@@ -1,4 +1,4 @@
-"""A picture at every length: what each rollout makes of it, and which one a threshold picks."""
+"""A picture at every length: its reconstruction after each rollout, and which one a threshold picks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ class RolloutPicture:
 
     Args:
         num_tokens (`int`): length of its code.
-        token_ids (`torch.LongTensor` of shape `(num_tokens,)`): its ids; `None` where latents are continuous.
+        token_ids (`torch.LongTensor` of shape `(num_tokens,)`): its ids; `None` if latents are continuous.
         picture (`PIL.Image.Image`): what the code decodes to.
         l1 (`float`): mean absolute error in units of pixels in [0, 1], as `encode` compares it with a threshold.
         psnr (`float`): peak signal-to-noise ratio in dB.
-        payload_bytes (`int`): bytes of the bit-packed ids, without the 33 others of an `.alit` file; `None` where
-            latents are continuous.
+        payload_bytes (`int`): bytes of the bit-packed ids, without the other 33 of an `.alit` file; `None` if latents
+            are continuous.
     """
 
     num_tokens: int
@@ -49,11 +49,11 @@ def rollout_pictures(
 
     Args:
         model ([`ALITModel`]): in evaluation mode.
-        processor ([`ALITImageProcessor`]): makes pictures of pixels.
+        processor ([`ALITImageProcessor`]): turns pixels into pictures.
         pixel_values (`torch.Tensor` of shape `(1, 3, H, W)`): pixels in [0, 1], from the processor.
 
     Returns:
-        one [`RolloutPicture`] for each length, the shortest first.
+        one [`RolloutPicture`] for each length, shortest first.
 
     Raises:
         `ValueError`: for another shape, or a size that the model does not take.
@@ -61,7 +61,7 @@ def rollout_pictures(
     if len(pixel_values) != 1:
         raise ValueError(f"`pixel_values` has shape {tuple(pixel_values.shape)}, it must be one image.")
     pixel_values = pixel_values.to(model.device)
-    # As `alit encode`: only a model with dynamic halting draws numbers.
+    # As in `alit encode`: only a model with dynamic halting draws random numbers.
     generator = torch.Generator(model.device).manual_seed(0)
     pictures = []
     for rollout in model.rollouts(pixel_values, generator=generator):

@@ -1,5 +1,5 @@
 """
-`.alit` files: the code of one image, with what is needed to decode it and to notice that it cannot be decoded.
+`.alit` files: the code of one image, with what is needed to decode it and to detect that it cannot be decoded.
 
 All numbers are little-endian and unsigned. A file with k tokens has 33 + ceil(k · bits / 8) bytes, where bits is the
 smallest number that holds every id of the codebook: 81 bytes for 32 tokens at 4096 codes, 48 of them ids.
@@ -38,8 +38,9 @@ FINGERPRINT_SIZE = 8
 
 MAX_TOKENS = 2**16 - 1
 MAX_CODEBOOK_SIZE = 2**16
-# What a file declares decides how much memory its decoding takes, so a checksum that fits does not make every size
-# believable. Pillow refuses larger originals as decompression bombs; 2^16 positions are 4096x4096 pixels at patch 16.
+# The sizes that a file declares determine how much memory decoding takes, so even with a valid checksum not every size
+# is acceptable. Pillow refuses larger originals as decompression bombs; 2^16 positions are 4096x4096 pixels at patch
+# 16.
 MAX_PIXELS = 2**28
 MAX_POSITIONS = 2**16
 MAX_GRID_GROWTH = 16
@@ -55,7 +56,7 @@ _VALUES_UNKNOWN = bytes(_HALF_FINGERPRINT)
 @dataclass(frozen=True, eq=False)
 class TokenFile:
     """
-    The contents of an `.alit` file. Two are equal where their bytes are.
+    The contents of an `.alit` file. Two are equal if their bytes are.
 
     Args:
         token_ids (`np.ndarray`, `torch.Tensor` or sequence of integers, of shape `(k,)`):
@@ -71,7 +72,7 @@ class TokenFile:
             What [`model_fingerprint`] gives for the model that made the ids.
 
     Raises:
-        `ValueError`: where a field is not as above.
+        `ValueError`: if a field is not as above.
     """
 
     token_ids: np.ndarray
@@ -120,12 +121,12 @@ class TokenFile:
     @classmethod
     def from_bytes(cls, data: bytes) -> "TokenFile":
         """
-        Reads what [`~TokenFile.to_bytes`] wrote. Memory is taken for the bytes that are there, never for what they
-        declare.
+        Reads what [`~TokenFile.to_bytes`] wrote. Memory is allocated for the bytes that are there, never for the sizes
+        that they declare.
 
         Raises:
-            `ValueError`: if the bytes are no `.alit` file, of a later version, truncated, followed by others or
-                altered.
+            `ValueError`: if the bytes are not an `.alit` file, or are of a later version, truncated, altered or
+                followed by others.
         """
         if data[: len(MAGIC)] != MAGIC:
             raise ValueError("this is no .alit file, it does not begin with the letters ALIT")
@@ -154,7 +155,7 @@ class TokenFile:
 
     def save(self, path: str | os.PathLike) -> None:
         """
-        Writes the file. Whenever the process ends, `path` holds the whole file or what it held before.
+        Writes the file. Even if the process is killed, `path` holds the whole file or what it held before.
 
         Raises:
             `OSError`: if it cannot be written.
@@ -165,14 +166,14 @@ class TokenFile:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "TokenFile":
         """
-        Reads a file, never more of it than the longest `.alit` file has (128 KiB).
+        Reads a file, but never more bytes than the longest `.alit` file has (128 KiB).
 
         Raises:
             `ValueError`: naming the file, if it is not a whole and unaltered `.alit` file.
-            `OSError`: if it cannot be read (`FileNotFoundError` where there is none).
+            `OSError`: if it cannot be read (`FileNotFoundError` if there is none).
         """
         with open(path, "rb") as file:
-            # One byte more shows that a file goes on behind its end.
+            # One extra byte shows whether a file continues past its end.
             data = file.read(_MAX_FILE_SIZE + 1)
         try:
             return cls.from_bytes(data)
@@ -181,16 +182,16 @@ class TokenFile:
 
     def check_model(self, model: ALITModel | bytes) -> None:
         """
-        Raises unless the ids come from this model and it can be meant to decode their grid. Its dtype and device may
-        be others than they were at encoding.
+        Raises unless this model made the ids and can reasonably decode their grid. Its dtype and device may differ
+        from those at encoding.
 
         Args:
             model (`ALITModel` or `bytes`):
-                The model that is to decode the ids, or its [`model_fingerprint`] where many files are checked.
+                The model that will decode the ids, or its [`model_fingerprint`] if many files are checked.
 
         Raises:
             `ValueError`: if another model made the ids, if the grid has more than 16 times the positions that the
-            model was trained on (where the model itself is given), or if `model` is bytes that are no fingerprint.
+                model was trained on (if the model itself is given), or if `model` is bytes but not a fingerprint.
         """
         fingerprint = _checked_fingerprint(model if isinstance(model, bytes) else model_fingerprint(model))
         check_fingerprints(self.fingerprint, fingerprint)
@@ -198,7 +199,7 @@ class TokenFile:
             self.check_grid(model)
 
     def check_grid(self, model: ALITModel) -> None:
-        """Raises `ValueError` where the grid has more than 16 times the positions that the model was trained on."""
+        """Raises `ValueError` if the grid has more than 16 times the positions that the model was trained on."""
         rows, columns = self.grid_size
         most = MAX_GRID_GROWTH * model.config.num_positions
         if rows * columns > most:
@@ -210,14 +211,13 @@ class TokenFile:
 @torch.no_grad()
 def model_fingerprint(model: ALITModel) -> bytes:
     """
-    Eight bytes that tell a model's weights, and what its configuration says of how ids are decoded, from another's.
+    Eight bytes that identify a model's weights and the part of its configuration that decides how ids are decoded.
 
-    They do not depend on the device, and hardly on the dtype in which a checkpoint was loaded, so that what one
-    machine encodes in bfloat16 another decodes in float32. The first four hash the sign of every weight, which every
-    rounding keeps and every step of training changes somewhere. The last four hash the weights rounded to bfloat16:
-    equal for float32 and bfloat16 loads of a checkpoint. Rounding to float16 has already lost the value that this
-    needs, so a model with float16 weights has zeros there, and [`TokenFile.check_model`] then compares the signs
-    alone.
+    They do not depend on the device, and hardly on the dtype in which a checkpoint was loaded, so that one machine can
+    decode in float32 what another encoded in bfloat16. The first four hash the sign of every weight, which rounding
+    keeps and every training step changes somewhere. The last four hash the weights rounded to bfloat16: they are equal
+    whether a checkpoint is loaded in float32 or bfloat16. Rounding to float16 loses the values that this needs, so a
+    model with float16 weights has zeros there, and [`TokenFile.check_model`] then compares only the signs.
 
     Args:
         model (`ALITModel`):
@@ -238,7 +238,7 @@ def model_fingerprint(model: ALITModel) -> bytes:
     values_known = True
     for name, tensor in sorted(model.state_dict().items()):
         label = f"{name} {tuple(tensor.shape)}".encode()
-        # The bits of a bfloat16 number, whose topmost is the sign.
+        # The bits of a bfloat16 number, the topmost being the sign.
         bits = tensor.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().astype("<i2", copy=False)
         signs.update(label)
         signs.update(np.packbits(bits < 0).tobytes())
@@ -251,7 +251,7 @@ def model_fingerprint(model: ALITModel) -> bytes:
 
 
 def check_fingerprints(of_tokens: bytes, of_model: bytes) -> None:
-    """Raises `ValueError` where what [`model_fingerprint`] gave for the model that made tokens is another's."""
+    """Raises `ValueError` if the [`model_fingerprint`] stored with tokens is not this model's."""
     same_signs = of_tokens[:_HALF_FINGERPRINT] == of_model[:_HALF_FINGERPRINT]
     values = {of_tokens[_HALF_FINGERPRINT:], of_model[_HALF_FINGERPRINT:]}
     if not same_signs or (len(values) > 1 and _VALUES_UNKNOWN not in values):

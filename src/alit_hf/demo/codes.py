@@ -1,4 +1,4 @@
-"""What the demo keeps for a session: everything that is known of its picture, so that nothing is encoded twice."""
+"""What the demo keeps for a session: everything about its picture, so that nothing is encoded twice."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from alit_hf.codes.rollout_pictures import RolloutPicture, pick_rollout
 from alit_hf.codes.token_file import TokenFile
 
 
-# All of these are compared by identity, as pictures and arrays have no other equality that is one truth value.
+# All of these are compared by identity, as `==` of arrays is not a single truth value.
 @dataclass(frozen=True, eq=False)
 class ChosenCode:
     """
-    One code, as it is looked at.
+    One code, as it is shown.
 
     Args:
-        position (`int`): its place in the strip of all lengths, from 1; 0 where there is no strip.
+        position (`int`): its place in the strip of all lengths, from 1; 0 without a strip.
         picture (`PIL.Image.Image`): what it decodes to.
         num_tokens (`int`): its length.
-        maps (`np.ndarray` of shape `(num_tokens, rows, columns)`): where each token is read, each with a sum of 1.
-        payload_bytes (`int`): bytes of its bit-packed ids; `None` where latents are continuous.
-        token_file (`TokenFile`): the code to take home; `None` where latents are continuous.
-        rollout (`RolloutPicture`): with its errors; `None` where the original is not known.
-        is_satisfied (`bool`): whether the error is below the threshold, where there is one.
+        maps (`np.ndarray` of shape `(num_tokens, rows, columns)`): where each token is read, each summing to 1.
+        payload_bytes (`int`): bytes of its bit-packed ids; `None` if latents are continuous.
+        token_file (`TokenFile`): the code to download; `None` if latents are continuous.
+        rollout (`RolloutPicture`): with its errors; `None` if the original is not known.
+        is_satisfied (`bool`): whether the error, if known, is below the threshold.
     """
 
     position: int
@@ -43,11 +43,11 @@ class EncodedPicture:
     A picture at every length.
 
     Args:
-        name (`str`): of its file.
+        name (`str`): name of its file.
         original (`PIL.Image.Image`): the picture as the model saw it.
-        rollouts (`Sequence[RolloutPicture]`): the shortest first.
+        rollouts (`Sequence[RolloutPicture]`): shortest first.
         maps (`Sequence[np.ndarray]`): one of shape `(num_tokens, rows, columns)` for each rollout.
-        token_files (`Sequence[TokenFile | None]`): one for each rollout; `None` where latents are continuous.
+        token_files (`Sequence[TokenFile | None]`): one for each rollout; `None` if latents are continuous.
     """
 
     name: str
@@ -57,7 +57,7 @@ class EncodedPicture:
     token_files: Sequence[TokenFile | None]
 
     def choose(self, threshold: float) -> ChosenCode:
-        """The code that `ALITModel.encode(threshold=threshold)` gives."""
+        """The code that `ALITModel.encode(threshold=threshold)` returns."""
         rollout = pick_rollout(self.rollouts, threshold)
         index = self.rollouts.index(rollout)
         return ChosenCode(
@@ -75,10 +75,10 @@ class EncodedPicture:
 @dataclass(frozen=True, eq=False)
 class DecodedFile:
     """
-    An `.alit` file that was dropped in.
+    A dropped `.alit` file.
 
     Args:
-        name (`str`): of the file.
+        name (`str`): name of the file.
         picture (`PIL.Image.Image`): what it decodes to.
         maps (`np.ndarray` of shape `(num_tokens, rows, columns)`)
         payload_bytes (`int`): bytes of its bit-packed ids.

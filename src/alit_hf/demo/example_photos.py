@@ -1,4 +1,4 @@
-"""Photos that anyone may use, which scikit-image carries in its wheel."""
+"""Freely usable photos that come with scikit-image."""
 
 from PIL import Image
 
@@ -10,7 +10,7 @@ EXAMPLE_NAMES = ("astronaut", "cat", "coffee", "rocket")
 def example_photo(name: str) -> Image.Image:
     """
     Args:
-        name (`str`): of `EXAMPLE_NAMES`.
+        name (`str`): one of `EXAMPLE_NAMES`.
 
     Raises:
         `ValueError`: for another name.

@@ -1,4 +1,4 @@
-"""The demo's page: what stands where, and what happens when something is dropped, moved or clicked."""
+"""The demo's page: its layout, and what happens when something is dropped, moved or clicked."""
 
 from collections.abc import Callable
 from functools import cache
@@ -16,12 +16,12 @@ from .tokenizer import DemoTokenizer
 from .uploads import UploadError, process_upload
 
 
-# The model works on one picture at a time, and everybody waits for a turn; what needs no model does not wait.
+# The model processes one picture at a time, and everyone waits for a turn; events without the model do not wait.
 _ON_MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
 _AT_ONCE = {"concurrency_limit": None, "show_progress": "hidden"}
 _PRIVATE = {"api_visibility": "private"}
 
-# Pixels, below which what stands side by side goes below each other.
+# Width in pixels below which columns are stacked.
 _COLUMN_WIDTH = 340
 _PART_WIDTH = 260
 
@@ -46,7 +46,7 @@ button:nth-child(${pressed}) { border-color: transparent; background: var(--prim
 def build_demo(tokenizer: DemoTokenizer) -> gr.Blocks:
     """
     Args:
-        tokenizer (`DemoTokenizer`): works on one picture at a time, whoever dropped it in.
+        tokenizer (`DemoTokenizer`): processes one picture at a time, for all users.
     """
     encode_example = cache(lambda name: tokenizer.encode(name, example_photo(name)))
     first_example = encode_example(EXAMPLE_NAMES[0])
@@ -80,7 +80,7 @@ def build_demo(tokenizer: DemoTokenizer) -> gr.Blocks:
 
 
 class _View:
-    """One picture's part of the page, made where it is to stand. Its state belongs to the session."""
+    """One picture's part of the page, created in place. Its state belongs to the session."""
 
     def __init__(self, name: str, starts_empty: bool):
         self.name = name
@@ -110,7 +110,7 @@ def _html(elem_id: str, value: str = "", **kwargs: Any) -> gr.HTML:
 
 
 def _refuse_addresses(file: gr.File) -> None:
-    """Where an address stands in place of an upload's path, Gradio would fetch it, of any size and for any time."""
+    """Refuses URLs instead of uploads, which Gradio would fetch whatever their size and time."""
     move = file.async_move_resource_to_block_cache
 
     async def move_upload(path: str) -> str | None:
@@ -132,7 +132,7 @@ def _connect(
             return _shown(process_upload(tokenizer, path), level)
         except UploadError as error:
             message = gr.HTML(message_html(str(error)), visible=True)
-            return [message, None, *[gr.skip()] * 5]  # the picture before stays
+            return [message, None, *[gr.skip()] * 5]  # the previous picture stays
 
     def pick_example(level: float, event: gr.EventData) -> list:
         return _shown(encode_example(event.example), level)
@@ -164,7 +164,7 @@ def _connect(
     picked = view.examples.click(
         pick_example, threshold, view.outputs, show_progress_on=view.chosen, **_ON_MODEL, **_PRIVATE
     )
-    # The slider may have been moved while the picture waited for its turn.
+    # The slider may have moved while the picture waited for its turn.
     for shown in (dropped, picked):
         shown.then(catch_up, choice, view.outputs_of_choice, **_AT_ONCE, **_PRIVATE)
     threshold.change(
@@ -190,20 +190,20 @@ def _forgotten() -> gr.Error:
 
 
 def _nothing() -> list:
-    """What the outputs of a choice are without a picture; said in full, as the page's templates need all of it."""
+    """The outputs of a choice without a picture, given in full because the page's templates need all of them."""
     return [None, gr.HTML("", picked=0), "", gr.HTML("", pressed=0)]
 
 
 def _shown(kept: Kept, threshold: float) -> list:
-    """What a view's outputs become for a new picture."""
+    """A view's outputs for a new picture."""
     message = gr.HTML("", visible=False)
     return [message, None, kept, *_choice(kept, threshold, None, value=strip_html(kept))]
 
 
 def _choice(kept: Kept, threshold: float, token: int | None, **strip: str) -> list:
     """
-    What the outputs of a choice become for a threshold and a token; nothing is encoded or decoded. Without more about
-    the `strip` only its frame moves.
+    The outputs of a choice for a threshold and a token; nothing is encoded or decoded. Without arguments for the
+    `strip`, only its frame moves.
     """
     chosen = kept.choose(threshold)
     if token is not None and not 0 <= token < chosen.num_tokens:

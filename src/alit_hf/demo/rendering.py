@@ -1,4 +1,4 @@
-"""The demo's pictures and numbers as HTML. Everything is inside it (pictures as PNG), so that nothing becomes a file.
+"""The demo's pictures and numbers as HTML. Everything is inline (pictures as PNG), so that no files are written.
 
 The classes are those of `style.css`.
 """
@@ -20,25 +20,25 @@ from alit_hf.codes.token_file import TokenFile
 from .codes import ChosenCode, DecodedFile, Kept
 
 
-# Pixels, twice as many as they are drawn with.
+# Pixels, twice as many as on the page.
 _THUMBNAIL = (192, 192)
 
 
 def chosen_html(kept: Kept, chosen: ChosenCode, token: int | None) -> str:
     """
-    The original, the chosen code's picture and a token's attention beside each other, and the code to download.
+    The original, the chosen code's picture and a token's attention side by side, and the code to download.
 
     Args:
         kept (`Kept`): the session's picture.
-        chosen (`ChosenCode`): what `kept.choose` gave.
-        token (`int`, *optional*): from 0; the one whose attention is shown.
+        chosen (`ChosenCode`): from `kept.choose`.
+        token (`int`, *optional*): index, from 0, of the token whose attention is shown.
     """
     figures = (_original(kept), _reconstruction(chosen), _attention(chosen, token))
     return _grid("chosen", figures) + _download(kept.name, chosen)
 
 
 def strip_html(kept: Kept) -> str:
-    """The picture at every length, with error and bytes under each."""
+    """The picture at every length, with error and bytes below."""
     if isinstance(kept, DecodedFile):
         return _note("An .alit file holds one code. Drop in the picture itself to see it at every length.")
     return _grid(
@@ -77,7 +77,7 @@ def examples_html(pictures: dict[str, Image.Image]) -> str:
 
 
 def message_html(message: str) -> str:
-    """What went wrong, for a person to read."""
+    """A message that says what went wrong."""
     return f'<p class="alit-message" role="alert">{_text(message)}</p>'
 
 
@@ -157,7 +157,7 @@ def _image(picture: Image.Image, words: str) -> str:
 
 
 def _text(words: str) -> str:
-    # File names come from people. Braces and dollars are what the page's templates begin with.
+    # File names come from users. Braces and dollars begin the page's templates.
     escaped = escape(words)
     return escaped.replace("{", "&#123;").replace("}", "&#125;").replace("$", "&#36;")
 

@@ -1,4 +1,4 @@
-"""Serves the demo to many people, who wait their turn and leave nothing behind."""
+"""Serves the demo to many users, who wait their turn and leave nothing behind."""
 
 import datetime
 import os
@@ -22,12 +22,12 @@ from .uploads import MAX_UPLOAD_BYTES
 
 
 SESSION_SECONDS = 3600
-"""After which everything is forgotten of a session in which nothing happened."""
+"""Idle time after which a session is forgotten."""
 
-# Nobody waits for an answer that long.
+# Nobody waits that long for an answer.
 _LONGEST_ANSWER_SECONDS = 3600
 
-# Uploads are deleted when they are read. These were never asked for, or broke off.
+# Uploads are deleted when they are read. Older ones were never used, or broke off.
 _FORGOTTEN_UPLOAD_SECONDS = 300
 
 _CHECK_SECONDS = 30
@@ -41,10 +41,10 @@ _SYSTEM_FONTS = ["system-ui", "sans-serif"]
 @contextmanager
 def served_demo(tokenizer: DemoTokenizer) -> Iterator[str]:
     """
-    Serves the demo until the context ends, and gives its address. Gradio's variables `GRADIO_SERVER_NAME` and
+    Serves the demo until the context ends, and yields its URL. Gradio's variables `GRADIO_SERVER_NAME` and
     `GRADIO_SERVER_PORT` say where; without them, this machine at the first free port from 7860.
 
-    What is uploaded lies in a folder of its own until it is read, and nothing of that folder is left in the end.
+    Uploads are kept in a separate folder until they are read, and the folder is removed at the end.
 
     Raises:
         `OSError`: if the port is not free, or none is.
@@ -56,7 +56,7 @@ def served_demo(tokenizer: DemoTokenizer) -> Iterator[str]:
             _, url, _ = demo.launch(
                 prevent_thread_lock=True,
                 quiet=True,
-                # Of the variable alone, Gradio would also take a port behind it.
+                # With only the variable, Gradio would also take a later port.
                 server_port=None if port is None else int(port),
                 max_file_size=MAX_UPLOAD_BYTES,
                 app_kwargs={"middleware": [Middleware(UploadLimits, max_bytes=MAX_UPLOAD_BYTES)]},
@@ -78,7 +78,7 @@ def served_demo(tokenizer: DemoTokenizer) -> Iterator[str]:
 
 @contextmanager
 def _forgetting(demo: gr.Blocks, folder: Path) -> Iterator[None]:
-    """Forgets, again and again, sessions in which nothing happens any more and uploads that nobody asked for."""
+    """Periodically forgets idle sessions and unused uploads."""
     is_over = threading.Event()
     first_seen: dict[str, datetime.datetime] = {}
 
@@ -99,11 +99,11 @@ def _forgetting(demo: gr.Blocks, folder: Path) -> Iterator[None]:
 def _forget_sessions(demo: gr.Blocks, first_seen: dict[str, datetime.datetime]) -> None:
     """
     Gradio keeps a closed session's state for an hour, what the page showed until there are too many sessions, and
-    answers that were never fetched for longer still.
+    answers that were never fetched even longer.
 
     Args:
-        demo (`gr.Blocks`): is served.
-        first_seen (`dict[str, datetime.datetime]`): since when sessions have had such answers; is kept up.
+        demo (`gr.Blocks`): the demo that is served.
+        first_seen (`dict[str, datetime.datetime]`): since when sessions have had such answers; updated in place.
     """
     now = datetime.datetime.now()
     oldest = now - datetime.timedelta(seconds=SESSION_SECONDS)
@@ -120,16 +120,16 @@ def _forget_sessions(demo: gr.Blocks, first_seen: dict[str, datetime.datetime]) 
 
 
 def _delete_uploads(folder: Path, before: float) -> None:
-    """Deletes what was last written `before` that time (seconds since 1970), and folders that are empty since."""
+    """Deletes files last written `before` that time (seconds since 1970), and folders left empty."""
     for path in folder.rglob("*"):
-        with suppress(OSError):  # someone else was faster, or the folder is not empty
+        with suppress(OSError):  # already deleted, or the folder is not empty
             if path.stat().st_mtime < before:
                 path.rmdir() if path.is_dir() else path.unlink()
 
 
 @contextmanager
 def _folder_of_uploads() -> Iterator[Path]:
-    """A folder for Gradio's files that is removed in the end, in place of one that lasts."""
+    """A temporary folder for Gradio's files, instead of a permanent one."""
     before = os.environ.get(_FOLDER_VARIABLE)
     with tempfile.TemporaryDirectory(prefix="alit-demo-") as folder:
         os.environ[_FOLDER_VARIABLE] = folder
@@ -144,8 +144,8 @@ def _folder_of_uploads() -> Iterator[Path]:
 @contextmanager
 def _unique_uploads() -> Iterator[None]:
     """
-    Within it every upload gets a path that nobody can guess, so that who deletes it deletes nobody else's: Gradio puts
-    files of equal content and name at one path, whoever they are from.
+    Context in which every upload gets a unique path that cannot be guessed, so that deleting it never affects another
+    user: Gradio puts files of equal content and name at one path, whoever uploads them.
     """
     upload_file = route_utils.GradioUploadFile
 

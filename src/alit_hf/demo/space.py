@@ -1,4 +1,4 @@
-"""The demo as a Space on the Hub: an app file, its requirements, a page that says what it is, and this package."""
+"""The demo as a Space on the Hub: an app file, its requirements, a README, and this package."""
 
 import importlib.metadata
 import platform
@@ -41,22 +41,22 @@ Made with `alit demo --push` of alit_hf {version}; the folder `alit_hf` is that 
 
 def push_space(repo_id: str, model: str | None) -> str:
     """
-    Makes the Space, or brings it up to date, in one commit.
+    Creates or updates the Space in one commit.
 
     Args:
         repo_id (`str`): `ORG/NAME`.
-        model (`str`, *optional*): a folder, which is pushed along, or a Hub id. Defaults to the checkpoint that comes
+        model (`str`, *optional*): a folder, which is pushed too, or a Hub id. Defaults to the checkpoint that comes
             with the package.
 
     Returns:
-        the Space's address.
+        the Space's URL.
 
     Raises:
         `HfHubHTTPError`: if the Hub refuses it.
         `LocalTokenNotFoundError`: without a login.
     """
     api = HfApi()
-    api.whoami()  # the other calls do not tell a missing login from a repository that may not be written
+    api.whoami()  # the other calls do not distinguish a missing login from a repository without write access
     url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", exist_ok=True)
     files = space_files(model)
     stale = set(api.list_repo_files(repo_id, repo_type="space")) - {".gitattributes", *files}
@@ -68,7 +68,7 @@ def push_space(repo_id: str, model: str | None) -> str:
 
 def space_files(model: str | None) -> dict[str, bytes | Path]:
     """
-    The Space's files by their names in it: their contents, or where they lie.
+    The Space's files by name: their contents or local paths.
 
     Args:
         model (`str`, *optional*): as for `push_space`.
@@ -95,7 +95,7 @@ def space_files(model: str | None) -> dict[str, bytes | Path]:
 
 
 def space_requirements() -> list[str]:
-    """What the package needs for the demo, without Gradio itself, whose version the Space's README names."""
+    """The package's requirements for the demo, without Gradio, whose version is in the Space's README."""
     requirements = map(Requirement, importlib.metadata.requires(_DISTRIBUTION))
     needed = (one for one in requirements if one.marker is None or one.marker.evaluate({"extra": "demo"}))
     return sorted(f"{one.name}{one.specifier}" for one in needed if one.name != "gradio")

@@ -1,4 +1,4 @@
-"""The model as the demo uses it: a picture to everything that can be shown of it, an `.alit` file to its picture."""
+"""The model as the demo uses it: from a picture to everything the page shows, from an `.alit` file to its picture."""
 
 import math
 import threading
@@ -15,29 +15,29 @@ from alit_hf.model.modeling_alit import ALITModel
 from .codes import DecodedFile, EncodedPicture
 
 
-# Grids larger than the trained one by more than this: all others wait while they are decoded.
+# Larger grids, relative to the trained one, are refused: everyone else waits while they are decoded.
 _LARGEST_GRID = 4
 
 
 class DemoTokenizer:
     """
     Args:
-        model ([`ALITModel`]): in evaluation mode; from here on with eager attention, which has weights to show.
+        model ([`ALITModel`]): in evaluation mode; it is switched to eager attention, which has weights to show.
         processor ([`ALITImageProcessor`]): the model's.
 
     Raises:
-        `ValueError`: for a model whose grid has one position, over which there is nothing to show.
+        `ValueError`: for a model whose grid has only one position, as there is nothing to show.
     """
 
     def __init__(self, model: ALITModel, processor: ALITImageProcessor):
-        # Of the decoder, as its attention says what a token is for; of the last layer, as it is next to the picture.
+        # The decoder's attention says what a token is for, and the last layer is the closest to the picture.
         self._source = AttentionSource("decoder", model.config.num_decoder_layers - 1)
         self._source.check(model.config)
         model.set_attn_implementation("eager")
         self.model = model
         self.processor = processor
         self._fingerprint = model_fingerprint(model)
-        # What is recorded is whatever runs through the layer: two pictures at a time would mix.
+        # The recording covers whatever runs through the layer, so two pictures at a time would mix.
         self._lock = threading.Lock()
 
     def encode(self, name: str, image: Image.Image) -> EncodedPicture:
@@ -45,7 +45,7 @@ class DemoTokenizer:
         Runs all rollouts of a picture once.
 
         Args:
-            name (`str`): of its file.
+            name (`str`): name of its file.
             image (`PIL.Image.Image`): of any size and mode.
         """
         pixel_values = self.processor(image, return_tensors="pt").pixel_values
@@ -63,12 +63,12 @@ class DemoTokenizer:
     def decode(self, name: str, token_file: TokenFile) -> DecodedFile:
         """
         Args:
-            name (`str`): of the file.
+            name (`str`): name of the file.
             token_file (`TokenFile`): its contents.
 
         Raises:
-            `ValueError`: unless the model made the file, and for a grid or a number of tokens that it does not decode,
-                or of more than 4 times the trained positions.
+            `ValueError`: if another model made the file, or for a number of tokens or a grid that the model does not
+                decode or that has more than 4 times the trained positions.
         """
         if not self.model.config.quantize:
             raise ValueError("this model's latent tokens are continuous, it reads no .alit files")

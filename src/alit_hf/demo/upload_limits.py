@@ -1,4 +1,4 @@
-"""Keeps uploads few and small, before anything of them is stored."""
+"""Limits the number and size of uploads before anything is stored."""
 
 import time
 from collections import deque
@@ -8,22 +8,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 UPLOADS_A_MINUTE = 60
-"""Of all people together: more pictures than a machine of two cores can answer."""
+"""For all users together: more pictures than a machine with two cores can process."""
 
 _MINUTE = 60.0
-# What a form with one file has besides the file.
+# Allowance for the rest of a form with one file.
 _FORM_BYTES = 2**16
 
 
 class UploadLimits:
     """
-    Middleware that refuses uploads that are too large or too many. Gradio limits the size of a file by itself, but
-    not how many files come in a request or how many requests.
+    Middleware that refuses uploads that are too large or too many. Gradio itself limits the size of a file, but not
+    the number of files in a request or of requests.
 
     Args:
-        app (`ASGIApp`): what answers the other requests.
-        max_bytes (`int`): of a file.
-        uploads_a_minute (`int`): in any 60 seconds.
+        app (`ASGIApp`): answers the other requests.
+        max_bytes (`int`): size limit of a file.
+        uploads_a_minute (`int`): limit in any 60 seconds.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, uploads_a_minute: int = UPLOADS_A_MINUTE):

@@ -1,4 +1,4 @@
-"""What people drop in: pictures, `.alit` files, and what is neither. Read once, and deleted."""
+"""Dropped files: pictures, `.alit` files, and anything else. Read once and deleted."""
 
 from pathlib import Path
 
@@ -17,20 +17,20 @@ MAX_UPLOAD_BYTES = 20 * 2**20
 
 
 MAX_MEGAPIXELS = 40
-"""Size of a picture above which it is refused: all others wait while it is read."""
+"""Size of a picture above which it is refused, as everyone else waits while it is read."""
 
 
 class UploadError(Exception):
-    """What was dropped in cannot be shown; the message is for the person who did it."""
+    """A dropped file cannot be shown; the message is for the user."""
 
 
 def process_upload(tokenizer: DemoTokenizer, path: str) -> Kept:
     """
-    Encodes the picture or decodes the `.alit` file at a path, which is deleted first, also if it is neither.
+    Encodes the picture or decodes the `.alit` file at a path. The file is deleted first, even if it is neither.
 
     Args:
         tokenizer (`DemoTokenizer`)
-        path (`str`): a copy of what was dropped in, under the name that it had.
+        path (`str`): a copy of the dropped file, under its original name.
 
     Raises:
         `UploadError`: if it is neither, broken, from another model, or gone.
@@ -47,8 +47,7 @@ def process_upload(tokenizer: DemoTokenizer, path: str) -> Kept:
 
 def take_upload(path: str) -> Image.Image | TokenFile:
     """
-    Reads a file and deletes it, also where it cannot be read. A token file is told from a picture by its suffix or by
-    how it begins.
+    Reads a file and deletes it, even if it cannot be read. A token file is recognised by its suffix or first bytes.
 
     Raises:
         `UploadError`: if it is neither, broken, gone or too large.
@@ -64,7 +63,7 @@ def take_upload(path: str) -> Image.Image | TokenFile:
     except FileNotFoundError as error:
         raise UploadError(f"{file.name} has waited too long and was deleted. Please drop it in again.") from error
     except (OSError, ValueError) as error:
-        # The folder is nobody's business.
+        # The folder must not be shown.
         why = reason(error).replace(str(file), file.name).rstrip(".")
         raise UploadError(f"{why}. Please drop in a picture (JPEG, PNG, WebP, …) or an .alit file.") from error
     finally:
@@ -75,7 +74,7 @@ def _check_size(file: Path) -> None:
     try:
         with Image.open(file) as picture:
             megapixels = picture.width * picture.height / 1e6
-    except Exception:  # whatever Pillow raises: `open_image` says what is wrong
+    except Exception:  # whatever Pillow raises: `open_image` reports it
         return
     if megapixels > MAX_MEGAPIXELS:
         raise UploadError(f"{file.name} has {megapixels:.0f} megapixels, at most {MAX_MEGAPIXELS} can be shown.")

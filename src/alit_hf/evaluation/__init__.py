@@ -1,4 +1,4 @@
-"""How good a model's pictures are at every length, beside what a thumbnail, JPEG and WebP make of the same images.
+"""How good a model's pictures are at every length, compared with thumbnails, JPEG and WebP of the same images.
 
-One subject a file, nothing is imported here. `run.evaluate_model` is what `alit evaluate` calls.
+One subject per file; nothing is imported here. `run.evaluate_model` is what `alit evaluate` calls.
 """

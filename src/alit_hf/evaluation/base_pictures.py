@@ -1,4 +1,4 @@
-"""The base tokenizer alone, the ceiling of what latent tokens can reach."""
+"""The base tokenizer alone, the upper bound of what latent tokens can reach."""
 
 import torch
 
@@ -14,8 +14,8 @@ def base_pictures(model: ALITModel, pixel_values: torch.Tensor) -> tuple[torch.T
         pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1] on the model's device.
 
     Returns:
-        pictures `(B, 3, H, W)`, not clamped; and of a VQGAN base, whose quantised codes are decoded, the ids `(B, N)`,
-        of a KL base `None`.
+        pictures `(B, 3, H, W)`, not clamped; and the ids `(B, N)` of a VQGAN base, whose quantised codes are decoded,
+        or `None` for a KL base.
     """
     base = model.base_tokenizer
     latents = base.encode(pixel_values.to(model.dtype))

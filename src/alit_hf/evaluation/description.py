@@ -1,4 +1,4 @@
-"""What a file of results says of the model, the device and the libraries that it was measured with."""
+"""What a results file says about the model, the device and the libraries behind it."""
 
 import importlib.metadata
 import platform
@@ -41,7 +41,7 @@ def describe_model(model: ALITModel) -> dict:
 
 
 def describe_device(device: torch.device) -> str:
-    """Which processor it is."""
+    """The name of the GPU, or the device type and its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
@@ -55,7 +55,7 @@ def describe_versions(*libraries: str) -> dict[str, str]:
 
 
 def describe_crop(model: ALITModel, processor: ALITImageProcessor) -> str:
-    """What part of an image the model sees."""
+    """Which part of an image the model sees."""
     height, width = model.config.image_height_width
     kernel = Image.Resampling(processor.resample).name.lower()
     return f"shortest edge to {processor.size['shortest_edge']} pixels ({kernel}), centre {width} x {height}"
@@ -64,7 +64,7 @@ def describe_crop(model: ALITModel, processor: ALITImageProcessor) -> str:
 def check_crop(model: ALITModel, processor: ALITImageProcessor) -> None:
     """
     Raises:
-        `SettingsError`: if the processor does not bring images to the model's size, with pixels in [0, 1].
+        `SettingsError`: if the processor does not resize images to the model's size, with pixels in [0, 1].
     """
     for name, needed in _NEEDED_OF_PROCESSORS.items():
         if getattr(processor, name) != needed:

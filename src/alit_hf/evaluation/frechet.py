@@ -1,4 +1,4 @@
-"""The networks over whose features a Fréchet distance is taken, and for how many images it says anything."""
+"""Feature networks for the Fréchet distance, and how many images it needs to be meaningful."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -11,12 +11,12 @@ from alit_hf.networks.efficientnet_lite import EfficientNetLite
 
 
 MIN_IMAGES = 256
-"""Images below which no Fréchet distance is reported."""
+"""Fewest images for which a Fréchet distance is reported."""
 
 
 class FeatureNetwork(Protocol):
     """
-    A frozen network: `name` says which, and calling it turns pixels `(B, 3, H, W)` in [0, 1] into features
+    A frozen network: `name` identifies it, and calling it turns pixels `(B, 3, H, W)` in [0, 1] into features
     `(B, num_features)`.
     """
 
@@ -58,7 +58,7 @@ FEATURE_NETWORKS: dict[str, Callable[[], FeatureNetwork]] = {
 
 
 def result_name(network: FeatureNetwork) -> str:
-    """What the distance is called in results: rFID where the network is Inception and under no other."""
+    """The distance's name in results: rFID for Inception and for no other network."""
     return "rfid" if network.name == InceptionV3.name else f"frechet_{network.name.replace('-', '_')}"
 
 

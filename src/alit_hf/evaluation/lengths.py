@@ -6,7 +6,7 @@ from alit_hf.model.configuration_alit import ALITConfig
 
 
 def code_lengths(config: ALITConfig) -> list[int]:
-    """Tokens of a code after each rollout, the fewest first."""
+    """Number of tokens after each rollout, fewest first."""
     return list(range(config.tokens_per_rollout, config.max_tokens + 1, config.tokens_per_rollout))
 
 
@@ -20,9 +20,9 @@ def smallest_satisfying(scores: np.ndarray, threshold: float) -> tuple[np.ndarra
         threshold (`float`)
 
     Returns:
-        positions in 0 … K − 1, int64 `(N,)`, and whether the score there is below, bool `(N,)`.
+        rollouts in 0 … K − 1, int64 `(N,)`, and whether the score there is below the threshold, bool `(N,)`.
     """
-    # float32, as `ALITModel.encode` compares.
+    # In float32, as in `ALITModel.encode`.
     is_below = np.asarray(scores, dtype=np.float32) < np.float32(threshold)
     satisfied = is_below.any(axis=1)
     return np.where(satisfied, is_below.argmax(axis=1), is_below.shape[1] - 1), satisfied

@@ -22,7 +22,7 @@ def picture_pairs(
     Pixels `(1, 3, H, W)` in [0, 1] of each reconstruction and its original.
 
     Raises:
-        `ValueError`: where the sizes of the two differ.
+        `ValueError`: if the sizes of the two differ.
     """
     for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
         if prediction.size != reference.size:
@@ -37,10 +37,10 @@ def mean_score(
     references: Iterable[Image.Image],
 ) -> float:
     """
-    What `measure`, which turns pixels `(1, 3, H, W)` twice into `(1,)`, gives on average.
+    The mean of `measure`, which turns two tensors of pixels `(1, 3, H, W)` into `(1,)`, over pairs.
 
     Raises:
-        `ValueError`: where the sizes of a reconstruction and its original differ.
+        `ValueError`: if the sizes of a reconstruction and its original differ.
     """
     return float(np.mean([measure(*pair).item() for pair in picture_pairs(predictions, references)]))
 

@@ -16,7 +16,7 @@ _PANELS_IN_A_ROW = 3
 
 def draw_rate_distortion(results: dict) -> Figure:
     """
-    Draws each score of `evaluate_model`'s results against the bytes of an image (its tokens, where latents are
+    Draws each score of `evaluate_model`'s results against the bytes of an image (or its tokens, if latents are
     continuous and have no size in bytes): fixed and adaptive lengths, thumbnails of the same bytes, JPEG and WebP at
     their smallest, and the base tokenizer.
     """

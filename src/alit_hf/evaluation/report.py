@@ -1,4 +1,4 @@
-"""Results for the screen."""
+"""Results as a table for the terminal."""
 
 from collections.abc import Iterator
 
@@ -20,8 +20,8 @@ _SCORES = {
 
 def results_table(results: dict) -> str:
     """
-    The results of `evaluate_model` as a table, a line for each length, threshold and yardstick. `bytes` are those of
-    the packed ids; a dash stands for what does not exist.
+    The results of `evaluate_model` as a table with a line for each length, threshold and yardstick. `bytes` counts the
+    packed ids; a dash stands for a missing value.
     """
     rows = list(_rows(results))
     columns = [name for name in _SCORES if any(name in numbers for _, _, numbers in rows)]

@@ -1,4 +1,4 @@
-"""What the records of a pass amount to: the numbers that `alit evaluate` writes."""
+"""The numbers that `alit evaluate` writes, from the records of a pass."""
 
 import hashlib
 import math
@@ -41,35 +41,35 @@ def build_results(
     thumbnail_sizes: dict[int, tuple[int, int]],
 ) -> dict:
     """
-    Puts the numbers together.
+    Builds the results.
 
     Args:
         records: of all images, by index.
         undecodable: `{"index", "image", "reason"}` of those that could not be read.
-        code_counts: how often each code occurs in each variant that has codes.
-        frechet: the Fréchet distance of each variant; empty without one.
+        code_counts: how often each code occurs, for each variant that has codes.
+        frechet: the Fréchet distance of each variant; empty if not measured.
         speed: from `measure_speed`.
         thumbnail_sizes: width and height for each length.
 
     Returns:
-        - `model`, `data`, `settings`: what was measured on what and how.
+        - `model`, `data`, `settings`: what was measured, on what and how.
         - `lengths`: for each length (`"32"`, …) `bytes` and `bits` (of the packed ids), `l1`, `psnr`, `ssim`,
           `lpips_alex`, `lpips_vgg`, the Fréchet distance, `codebook_usage`, `codebook_perplexity` and images per
           second.
         - `base`: the same of the base tokenizer alone.
-        - `adaptive`: for each `threshold` the same with `mean_tokens`, `satisfied` (share of images below it) and
-          `satisfied_by_length`, the share that is below it when all images get that length.
+        - `adaptive`: for each `threshold` the same, with `mean_tokens`, `satisfied` (share of images below it) and
+          `satisfied_by_length`, the share below it if all images get that length.
         - `thumbnail` (for each length, of at most its bytes), `jpeg`, `webp`: the same scores and mean `bytes`.
         - `worst`: the images that the longest code renders worst.
 
-        Sizes and distances that do not exist (ids of continuous latents) are `None`; scores are rounded to 6 decimals.
+        Values that do not exist (such as bytes of continuous latents) are `None`; scores are rounded to 6 decimals.
     """
     config = model.config
     lengths = code_lengths(config)
     frechet_name = None if settings.feature_network is None else result_name(settings.feature_network)
 
     def means(variants: Sequence[str], frechet_variant: str) -> dict[str, float]:
-        """Mean scores where each image is of the variant given for it."""
+        """Mean scores, with each image in the variant given for it."""
         chosen = [record.scores[variant] for record, variant in zip(records, variants, strict=True)]
         result = {name: rounded(np.mean([scores[name] for scores in chosen])) for name in chosen[0]}
         if frechet_name is not None:
@@ -125,7 +125,7 @@ def build_results(
             "num_images": len(records),
             "undecodable": undecodable,
             "crop": describe_crop(model, processor),
-            # Of the crops themselves, so that the same reference images are known again in any kind of file.
+            # Of the crops themselves, so that the same reference images are recognised in any kind of file.
             "pixels_sha256": hashlib.sha256(b"".join(record.digest for record in records)).hexdigest(),
         },
         "settings": {

@@ -39,25 +39,25 @@ def evaluate_model(
     """
     Measures a model on images.
 
-    Every score is a mean over images of what one picture scores, clamped to [0, 1] as a viewer would show it. Lengths
-    for a threshold are chosen as `ALITModel.encode(threshold=)` does, by the L1 of the pictures before clamping. All
-    numbers but the images per second come out the same again on the same machine; another batch size or number of
-    processes changes them by rounding only.
+    Every score is the mean over images of the score of each picture, clamped to [0, 1] as a viewer would show it.
+    Lengths for a threshold are chosen as in `ALITModel.encode(threshold=)`, by the L1 of the pictures before clamping.
+    All numbers except images per second are reproducible on the same machine; another batch size or number of
+    processes changes them only by rounding.
 
     Args:
         model ([`ALITModel`]): in evaluation mode.
         processor ([`ALITImageProcessor`]): brings images to the model's size; every yardstick gets what it gives.
         images ([`Images`]): from `open_images`.
         settings ([`EvaluationSettings`])
-        processes ([`Processes`], *optional*): where several share the images. Defaults to this one alone.
+        processes ([`Processes`], *optional*): the processes that share the images. Defaults to this one alone.
 
     Returns:
-        the results, on every process, as `json.dump` takes them. See `build_results`.
+        the results, on every process, in the form that `json.dump` takes. See `build_results`.
 
     Raises:
-        `SettingsError`: before any work for a processor that does not fit the model, or pictures too small to be
+        `SettingsError`: before any work, for a processor that does not fit the model, or pictures too small to be
             scored.
-        `ValueError`: before any work for too few images for a Fréchet distance; at the end where no image could be
+        `ValueError`: before any work, for too few images for a Fréchet distance; at the end, if no image could be
             decoded; and for a model whose pictures have NaN.
     """
     processes = processes or Processes()
@@ -85,7 +85,7 @@ def evaluate_model(
                     speed = measure_speed(model, pixel_values.to(model.device), settings.thresholds)
             progress.update(len(batch))
 
-    # All processes come here, one without images too: the Fréchet distances need every one of them.
+    # All processes get here, even one without images: the Fréchet distances need every one of them.
     records = sorted(processes.gather(pass_.records), key=lambda record: record.index)
     undecodable = sorted(processes.gather(undecodable), key=lambda image: image["index"])
     if not records:
@@ -111,7 +111,7 @@ def evaluate_model(
 
 
 class _Pass:
-    """What one process sees."""
+    """The pass of one process over its images."""
 
     def __init__(self, model: ALITModel, processor: ALITImageProcessor, settings: EvaluationSettings):
         config = model.config
@@ -149,7 +149,7 @@ class _Pass:
 
     @torch.inference_mode()
     def add(self, indices: list[int], pixel_values: torch.Tensor) -> None:
-        """Measures the images of these numbers, pixels `(B, 3, H, W)` in [0, 1]."""
+        """Measures the images with these indices, pixels `(B, 3, H, W)` in [0, 1]."""
         pictures = self.processor.postprocess(pixel_values)
         records = [
             ImageRecord(index, hashlib.sha256(picture.tobytes()).digest(), criterion=[])
@@ -169,7 +169,7 @@ class _Pass:
         config = self.model.config
         waiting = torch.ones(len(self.thresholds), len(records), dtype=torch.bool, device=original.device)
         thresholds = torch.tensor(self.thresholds, dtype=torch.float32, device=original.device).unsqueeze(1)
-        # As `alit encode`: only a model with dynamic halting draws numbers.
+        # As in `alit encode`: only a model with dynamic halting draws random numbers.
         generator = torch.Generator(self.model.device).manual_seed(0)
         for rollout in self.model.rollouts(original, generator=generator):
             length = rollout.num_tokens
@@ -178,7 +178,7 @@ class _Pass:
             for record, score in zip(records, criterion.tolist(), strict=True):
                 record.criterion.append(score)
             features = self._score(variant, records, rollout.reconstruction, original, original_features)
-            # The images that leave here for each threshold, as in `ALITModel.encode`.
+            # The images that end here for each threshold, as in `ALITModel.encode`.
             leaving = waiting & ((criterion < thresholds) | (length == config.max_tokens))
             waiting &= ~leaving
             if rollout.token_ids is not None:
@@ -220,7 +220,7 @@ class _Pass:
         original: torch.Tensor,
         original_features: torch.Tensor | None,
     ) -> torch.Tensor | None:
-        """Adds a variant's scores to the records; gives its features where there is a network for them."""
+        """Adds a variant's scores to the records; returns its features if there is a network for them."""
         scores = {name: values.tolist() for name, values in self.scorer(made, original).items()}
         for row, record in enumerate(records):
             record.scores[variant] = {name: values[row] for name, values in scores.items()}

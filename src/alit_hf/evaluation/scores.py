@@ -10,13 +10,13 @@ from alit_hf.networks.lpips import LPIPS
 
 
 MAX_PSNR = 100.0
-"""In dB, what a picture gets that equals its original, so that a mean over images stays a number."""
+"""PSNR in dB of a picture that equals its original, so that a mean over images stays finite."""
 
 
 def psnr(picture: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
     """
-    Peak signal-to-noise ratio of each image in dB, at most `MAX_PSNR`: pixels `(B, 3, H, W)` in [0, 1] twice to
-    `(B,)`.
+    Peak signal-to-noise ratio of each image in dB, at most `MAX_PSNR`, of shape `(B,)`. Both arguments are pixels
+    `(B, 3, H, W)` in [0, 1].
     """
     ratio = peak_signal_noise_ratio(picture, original, data_range=1.0, reduction="none", dim=(1, 2, 3))
     return ratio.clamp(max=MAX_PSNR)
@@ -24,8 +24,8 @@ def psnr(picture: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
 
 def ssim(picture: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
     """
-    Structural similarity of each image, 1 where it equals its original (Gaussian window of 11 pixels, sigma 1.5):
-    pixels `(B, 3, H, W)` in [0, 1], H and W at least 6, twice to `(B,)`.
+    Structural similarity of each image, 1 if it equals its original (Gaussian window of 11 pixels, sigma 1.5), of
+    shape `(B,)`. Both arguments are pixels `(B, 3, H, W)` in [0, 1], H and W at least 6.
     """
     return structural_similarity_index_measure(picture, original, data_range=1.0, reduction="none").view(-1)
 
@@ -36,7 +36,7 @@ class ImageScorer:
 
     Args:
         lpips_networks (`Sequence[str]`): of `"alex"` and `"vgg"`; may be empty.
-        device (`torch.device`): where the networks are, and the pixels must be.
+        device (`torch.device`): device of the networks; the pixels must be on it.
 
     Raises:
         `ValueError`: for an unknown network.
@@ -50,21 +50,21 @@ class ImageScorer:
 
     @property
     def min_size(self) -> int:
-        """Pixels that the shorter side of an image needs."""
+        """Smallest shorter side of an image, in pixels."""
         return max([6, *(network.min_size for network in self._lpips.values())])
 
     def __call__(self, picture: torch.Tensor, original: torch.Tensor) -> dict[str, torch.Tensor]:
         """
         Args:
-            picture (`torch.Tensor` of shape `(B, 3, H, W)`): clamped here; of any floating dtype.
+            picture (`torch.Tensor` of shape `(B, 3, H, W)`): clamped here; any floating dtype.
             original (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1], not to be changed in place between
-                calls: what the networks make of them is kept until another tensor comes.
+                calls: their features are kept until another tensor is given.
 
         Returns:
-            float32 `(B,)` for each of `l1`, `psnr`, `ssim` and `lpips_` with the name of each network.
+            float32 `(B,)` for each of `l1`, `psnr`, `ssim` and `lpips_NET`, one for each network.
 
         Raises:
-            `ValueError`: where `picture` has NaN or infinite values.
+            `ValueError`: if `picture` has NaN or infinite values.
         """
         picture, original = picture.float(), original.float()
         if not torch.isfinite(picture).all():

@@ -1,4 +1,4 @@
-"""What an evaluation measures. Imports nothing heavy, for the command line's help."""
+"""What an evaluation measures. Imports nothing heavy, so that the command line's help is quick."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,19 +15,20 @@ FEATURE_NETWORK_NAMES = ("efficientnet-lite0", "inception")
 
 
 class SettingsError(ValueError):
-    """Model, image processor and settings do not fit each other. Raised before any work."""
+    """Model, image processor and settings do not fit together. Raised before any work."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
     """
-    What is measured, and how many images at once.
+    What is measured, and on how many images at once.
 
     Args:
         thresholds (`Sequence[float]`): L1 below which a picture has enough tokens, for adaptive lengths.
         lpips_networks (`Sequence[str]`): of `LPIPS_NETWORKS`; may be empty.
-        feature_network (`FeatureNetwork`, *optional*): gives the Fréchet distance; without it there is none.
-        limit (`int`, *optional*): only so many images, the first ones.
+        feature_network (`FeatureNetwork`, *optional*): network for the Fréchet distance, which is not measured without
+            one.
+        limit (`int`, *optional*): only the first so many images.
         batch_size (`int`): images at a time.
     """
 

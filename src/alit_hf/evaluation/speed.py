@@ -1,4 +1,4 @@
-"""Images per second, measured apart from the scores so that these do not depend on it."""
+"""Images per second, measured separately so that the scores do not depend on it."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,19 +11,19 @@ from .base_pictures import base_pictures
 from .lengths import code_lengths
 
 
-# A CPU gains little from larger batches, and adaptive encoding of one takes minutes there.
+# A CPU gains little from larger batches, and takes minutes to encode one adaptively.
 _MAX_IMAGES_ON_CPU = 2
 
 
 @torch.inference_mode()
 def measure_speed(model: ALITModel, pixel_values: torch.Tensor, thresholds: Sequence[float]) -> dict:
     """
-    Times encoding and decoding of one batch (on a CPU of its first two images), after one that is not timed.
+    Times encoding and decoding of one batch (on a CPU, its first two images), after an untimed warm-up.
 
     Args:
         model ([`ALITModel`]): in evaluation mode.
         pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1] on the model's device.
-        thresholds (`Sequence[float]`): at which adaptive encoding is timed.
+        thresholds (`Sequence[float]`): thresholds at which adaptive encoding is timed.
 
     Returns:
         `{"num_images": …, "lengths": {"32": rates, …}, "adaptive": [rates, …], "base": {"images_per_second": …}}`
@@ -41,7 +41,7 @@ def measure_speed(model: ALITModel, pixel_values: torch.Tensor, thresholds: Sequ
         return len(pixel_values) / (time.perf_counter() - start), result
 
     def rates(**length) -> dict[str, float]:
-        # Only a model with dynamic halting draws numbers.
+        # Only a model with dynamic halting draws random numbers.
         generator = torch.Generator(model.device).manual_seed(0)
         encoding, code = rate(lambda: model.encode(pixel_values, generator=generator, **length))
         decoding, _ = rate(lambda: model.decode(latents=code.latents, num_tokens=code.num_tokens))

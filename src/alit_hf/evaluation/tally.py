@@ -1,4 +1,4 @@
-"""What is kept of an evaluation while it goes through the images: little, whatever their number."""
+"""What an evaluation keeps while it goes through the images: little, however many there are."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +18,10 @@ class ImageRecord:
     Args:
         index (`int`): its number in the data.
         digest (`bytes`): SHA-256 of its pixels as the model saw them, 8 bits each, row by row.
-        criterion (`list[float]`): the token selection criterion's value at every length, the shortest first.
-        scores (`dict[str, dict[str, float]]`): of each variant of the picture (`lengths/32`, `base`, `jpeg`, …), the
+        criterion (`list[float]`): the token selection criterion's value at every length, shortest first.
+        scores (`dict[str, dict[str, float]]`): for each variant of the picture (`lengths/32`, `base`, `jpeg`, …), the
             value of each measure.
-        file_bytes (`dict[str, int]`): bytes of `jpeg` and `webp`.
+        file_bytes (`dict[str, int]`): size in bytes of `jpeg` and `webp`.
     """
 
     index: int
@@ -33,7 +33,7 @@ class ImageRecord:
 
 def count_codes(codes: Iterable[Sequence[int]], codebook_size: int) -> torch.Tensor:
     """
-    How often each code occurs, int64 `(codebook_size,)`, in codes of any lengths; negative ids, the padding, do not
+    How often each code occurs, int64 `(codebook_size,)`, in token ids of any lengths; negative ids (padding) do not
     count.
 
     Raises:
@@ -46,7 +46,7 @@ def count_codes(codes: Iterable[Sequence[int]], codebook_size: int) -> torch.Ten
 
 
 class _Features(nn.Module):
-    """Stands where torchmetrics expects a network: the features are computed once for all its distances."""
+    """Takes the place of torchmetrics' network, so that features are computed once for all distances."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -60,12 +60,12 @@ class FrechetDistances:
     """
     Fréchet distances between the originals and each variant of them, in the feature space of a network.
 
-    With `torch.distributed` running, every process must know the same variants, and `compute` is over all processes.
+    With `torch.distributed` running, every process must have the same variants, and `compute` covers all processes.
 
     Args:
         num_features (`int`): size of the feature space.
         variants (`list[str]`): the variants to come.
-        device (`torch.device`): where features are.
+        device (`torch.device`): device of the features.
     """
 
     def __init__(self, num_features: int, variants: list[str], device: torch.device):

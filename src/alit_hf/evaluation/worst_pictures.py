@@ -1,4 +1,4 @@
-"""A page of the pictures that a model renders worst."""
+"""A page of the pictures that a model reconstructs worst."""
 
 from matplotlib.figure import Figure
 
@@ -14,8 +14,8 @@ _PICTURES_IN_A_ROW = 2
 
 def draw_worst_pictures(results: dict, model: ALITModel, processor: ALITImageProcessor, images: Images) -> Figure:
     """
-    Draws the pictures that `results["worst"]` lists, the worst first: each original with its shortest, a middle and
-    its longest code.
+    Draws the pictures that `results["worst"]` lists, worst first: each original with its shortest, a middle and its
+    longest code.
 
     Args:
         results: from `evaluate_model`.

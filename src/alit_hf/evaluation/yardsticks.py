@@ -1,4 +1,4 @@
-"""What else could be made of the same bytes: a thumbnail, and JPEG and WebP at their smallest."""
+"""What else the same bytes could hold: a thumbnail, and JPEG and WebP at their smallest."""
 
 import io
 import math
@@ -11,14 +11,14 @@ BYTES_PER_PIXEL = 3
 
 def thumbnail_size(width: int, height: int, num_bytes: int) -> tuple[int, int] | None:
     """
-    Width and height of the largest thumbnail of 24 bits a pixel that fits into `num_bytes` and has the picture's
-    aspect ratio up to rounding; `None` where not even one pixel fits.
+    Width and height of the largest thumbnail of 24 bits per pixel that fits into `num_bytes` and has the picture's
+    aspect ratio up to rounding; `None` if not even one pixel fits.
     """
     num_pixels = num_bytes // BYTES_PER_PIXEL
     if num_pixels < 1:
         return None
     exact_width, exact_height = math.sqrt(num_pixels * width / height), math.sqrt(num_pixels * height / width)
-    # One side rounded up where the pixels allow it: a thumbnail with bytes left over would be too easy to beat.
+    # One side is rounded up if the pixels allow it: a thumbnail with bytes left over would be too easy to beat.
     sizes = [
         (w, h)
         for w in {max(1, math.floor(exact_width)), math.ceil(exact_width)}
@@ -31,13 +31,13 @@ def thumbnail_size(width: int, height: int, num_bytes: int) -> tuple[int, int] |
 
 
 def thumbnail(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture made as small as `size` (width, height) and as large as before again, both bicubic."""
+    """The picture reduced to `size` (width, height) and enlarged to its own size again, both bicubic."""
     small = picture.resize(size, Image.Resampling.BICUBIC)
     return small.resize(picture.size, Image.Resampling.BICUBIC)
 
 
 def smallest_jpeg(picture: Image.Image) -> tuple[Image.Image, int]:
-    """The picture after JPEG at the setting of Pillow that gives the fewest bytes, and their number."""
+    """The picture after JPEG at Pillow's smallest setting, and the number of bytes."""
     return _smallest(
         picture,
         [
@@ -48,7 +48,7 @@ def smallest_jpeg(picture: Image.Image) -> tuple[Image.Image, int]:
 
 
 def smallest_webp(picture: Image.Image) -> tuple[Image.Image, int]:
-    """The picture after WebP at the setting of Pillow that gives the fewest bytes, and their number."""
+    """The picture after WebP at Pillow's smallest setting, and the number of bytes."""
     return _smallest(picture, [{"format": "WEBP", "quality": 0, "method": 6}])
 
 

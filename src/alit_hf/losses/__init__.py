@@ -1,1 +1,1 @@
-"""Training losses, one module a subject: `distillation`, `adversarial` and `codebook` (codebook health)."""
+"""Training losses, one module per subject: `distillation`, `adversarial` and `codebook` (codebook health)."""

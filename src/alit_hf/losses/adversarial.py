@@ -9,7 +9,7 @@ with frozen(discriminator):  # the generator's step: no gradient for the discrim
 weight = adaptive_weight(reconstruction_loss, adversarial, last_layer)
 (reconstruction_loss + weight * adversarial).backward()
 
-# The discriminator's step, with an optimiser of its own; one pass for both, as DDP wants it.
+# The discriminator's step, with an optimiser of its own; one pass for both, as DDP requires.
 logits = discriminator(torch.cat([pixel_values, reconstruction.detach()]), rollout)
 discriminator_loss(*logits.chunk(2)).backward()
 ```
@@ -28,7 +28,7 @@ class RolloutGroupNorm(nn.Module):
     """
     Group normalisation with a scale and a shift for each rollout: `(B, C, h, w)` and `(B,)` to `(B, C, h, w)`.
 
-    No batch statistics, so that an image's logits depend neither on the batch nor on how it is split over ranks.
+    No batch statistics, so that an image's logits depend on neither the batch nor its split over ranks.
     """
 
     def __init__(self, num_channels: int, num_rollouts: int):
@@ -46,15 +46,15 @@ class RolloutGroupNorm(nn.Module):
 
 class PatchDiscriminator(nn.Module):
     """
-    Tells original from reconstructed patches, at every rollout's own standard of quality.
+    Tells original patches from reconstructed ones, conditioned on the rollout.
 
-    The patch discriminator of pix2pix (Isola et al., 2017), shared by all rollouts; what differs between them is scale
-    and shift of its normalisations.
+    The patch discriminator of pix2pix (Isola et al., 2017), shared by all rollouts except for the scale and shift of
+    its normalisations.
 
     Args:
         num_rollouts (`int`): rollouts that it is conditioned on; 1 makes it an ordinary discriminator.
         hidden_size (`int`): channels of the first layer, a multiple of 16; they double to at most 8 times as many.
-        num_layers (`int`): layers that halve the resolution; 3 see patches of 70 × 70 pixels.
+        num_layers (`int`): layers that halve the resolution; with 3, a patch is 70 × 70 pixels.
 
     Raises:
         `ValueError`: for sizes that cannot be built.
@@ -73,7 +73,7 @@ class PatchDiscriminator(nn.Module):
         self.first = nn.Conv2d(3, widths[0], 4, stride=2, padding=1)
         strides = [2] * (num_layers - 1) + [1]
         self.convs = nn.ModuleList(
-            # The normalisation behind them takes the place of a bias.
+            # The normalisation after them has the bias.
             nn.Conv2d(width_in, width_out, 4, stride=stride, padding=1, bias=False)
             for width_in, width_out, stride in zip(widths[:-1], widths[1:], strides, strict=True)
         )
@@ -86,14 +86,15 @@ class PatchDiscriminator(nn.Module):
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`):
                 Pixels nominally in [0, 1], H and W at least `3 * 2**num_layers`.
             rollout (`int` or `torch.LongTensor` of shape `(B,)`):
-                Index of the rollout, counted from 0, that made the pictures or that originals are compared with.
+                Index, counted from 0, of the rollout that made the pictures or, for originals, of the one they are
+                compared with.
 
         Returns:
-            logits `(B, h, w)`, one a patch: high for originals.
+            logits `(B, h, w)`, one per patch, high for originals.
 
         Raises:
-            `ValueError`: for pixels of another shape or an `int` that is no rollout. The values of a tensor are not
-                looked at, as that would make the host wait for the device.
+            `ValueError`: for pixels of another shape or an `int` that is not a rollout. The values of a tensor are not
+                checked, as that would make the host wait for the device.
         """
         shape = tuple(pixel_values.shape)
         if len(shape) != 4 or shape[1] != 3 or min(shape[2:]) < self.min_size:
@@ -116,11 +117,11 @@ class PatchDiscriminator(nn.Module):
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
     """
-    What is computed inside gives no gradient to the module's parameters, only to its inputs.
+    Context in which no gradient reaches the module's parameters, only its inputs.
 
-    For the generator's pass through the discriminator: without it the discriminator would be trained to be fooled by
-    any optimiser that holds it, and its gradients would pile up for its own next step. Give it the module itself and
-    not its DDP wrapper, which would wait for the missing gradients.
+    For the generator's pass through the discriminator: without it, an optimiser that holds the discriminator would
+    train it to be fooled, and its gradients would add to its own next step. Pass the module itself, not its DDP
+    wrapper, which would wait for the missing gradients.
     """
     required = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in required:
@@ -133,12 +134,12 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def adversarial_starts(step: int, start_step: int) -> bool:
-    """Whether the adversarial loss is part of this step (counted from 0): the reconstruction has to settle before."""
+    """Whether the adversarial loss is part of this step (counted from 0): the reconstruction must settle first."""
     return step >= start_step
 
 
 def discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
-    """Hinge loss of the discriminator, a float32 scalar: 0 with all originals above 1, reconstructions below -1."""
+    """Hinge loss of the discriminator, a float32 scalar: 0 if originals are above 1, reconstructions below -1."""
     return 0.5 * (F.relu(1 - real_logits.float()).mean() + F.relu(1 + fake_logits.float()).mean())
 
 
@@ -151,21 +152,21 @@ def adaptive_weight(
     reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, last_layer: torch.Tensor, maximum: float = 1e4
 ) -> torch.Tensor:
     """
-    Weight that gives the adversarial loss as large a gradient at the last layer as the reconstruction loss has (Esser
-    et al., 2021): |∇ reconstruction| / (|∇ adversarial| + 1e-4), in [0, `maximum`].
+    Weight that gives the adversarial loss a gradient at the last layer as large as that of the reconstruction loss
+    (Esser et al., 2021): |∇ reconstruction| / (|∇ adversarial| + 1e-4), in [0, `maximum`].
 
-    With `torch.distributed` running, the gradients of all ranks' mean losses count, so that every rank has the same
-    weight and it does not depend on their number.
+    With `torch.distributed` running, it uses the gradients of the mean loss over ranks, so that the weight is the same
+    on every rank and does not depend on their number.
 
     Args:
         reconstruction_loss, adversarial_loss (`torch.Tensor`, scalars):
             Their graphs are kept for the backward pass.
         last_layer (`torch.Tensor`):
-            Weight of the layer that makes the pixels; or, where parameters are sharded (FSDP), the reconstruction.
+            Weight of the layer that outputs the pixels; or, if parameters are sharded (FSDP), the reconstruction.
 
     Returns:
-        a scalar without gradient, on the losses' device. It is 0 where either gradient is 0: there is nothing to
-        match, or nothing to weight.
+        a scalar without gradient, on the losses' device. It is 0 if either gradient is 0: there is nothing to match,
+        or nothing to weight.
     """
     norms = [_gradient_norm(loss, last_layer) for loss in (reconstruction_loss, adversarial_loss)]
     weight = (norms[0] / (norms[1] + 1e-4)).clamp(0, maximum)
@@ -179,10 +180,10 @@ def _gradient_norm(loss: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
         return gradient.norm()
     gradient = gradient / dist.get_world_size()
     if at.is_leaf:
-        # A parameter, the same on every rank: gradients of the ranks' losses add up.
+        # A parameter is the same on every rank, so gradients of the ranks' losses add up.
         dist.all_reduce(gradient)
         return gradient.norm()
-    # Pictures, others on every rank: the gradient of the whole batch is the ranks' gradients side by side.
+    # Pictures differ between ranks, so the gradient of the whole batch is the ranks' gradients side by side.
     squared = gradient.square().sum()
     dist.all_reduce(squared)
     return squared.sqrt()
@@ -196,14 +197,14 @@ def r1_penalty(real_logits: torch.Tensor, real_pixels: torch.Tensor) -> torch.Te
         real_logits (`torch.Tensor` of shape `(B, h, w)`):
             The discriminator's logits for `real_pixels`; D is an image's mean logit.
         real_pixels (`torch.Tensor` of shape `(B, 3, H, W)`):
-            Originals, with `requires_grad` set before the discriminator saw them. The gradient is in their units, so
-            per step of 1 in [0, 1] pixels.
+            Originals, with `requires_grad` set before the discriminator's pass. The gradient is per unit of [0, 1]
+            pixels.
 
     Returns:
         a scalar with a gradient for the discriminator.
 
     Raises:
-        `ValueError`: where `real_pixels` does not require a gradient.
+        `ValueError`: if `real_pixels` does not require a gradient.
     """
     if not real_pixels.requires_grad:
         raise ValueError("`real_pixels` does not require a gradient: call `real_pixels.requires_grad_()` beforehand.")
@@ -214,16 +215,16 @@ def r1_penalty(real_logits: torch.Tensor, real_pixels: torch.Tensor) -> torch.Te
 
 class LeCamRegularizer(nn.Module):
     """
-    LeCam regulariser of the discriminator (Tseng et al., 2021), for little data: logits are held near the moving
+    LeCam regulariser of the discriminator (Tseng et al., 2021), for small data sets: logits are kept near the moving
     average of the other side's, mean (D(real) - average of fake)² + mean (D(fake) - average of real)².
 
-    The averages are buffers: keep the module in checkpoints, or a resumed run differs.
+    The averages are buffers: save the module in checkpoints, or a resumed run will differ.
 
     Args:
         decay (`float` in [0, 1)): share of the old average that each step keeps.
 
     Raises:
-        `ValueError`: for another `decay`.
+        `ValueError`: for a `decay` outside [0, 1).
     """
 
     def __init__(self, decay: float = 0.999):
@@ -237,8 +238,8 @@ class LeCamRegularizer(nn.Module):
 
     def forward(self, real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
         """
-        The regulariser for these logits, of any shape, after they entered the averages (the first ones are the
-        averages): a float32 scalar.
+        Updates the averages with these logits, of any shape (the first ones become the averages), and returns the
+        regulariser, a float32 scalar.
         """
         real_logits, fake_logits = real_logits.float(), fake_logits.float()
         means = torch.stack([real_logits.detach().mean(), fake_logits.detach().mean()])

@@ -12,21 +12,21 @@ def code_counts(ids: torch.Tensor, codebook_size: int) -> torch.Tensor:
     How often each code occurs.
 
     Args:
-        ids (`torch.LongTensor`, of any shape): ids in [0, `codebook_size`); negative ones, the padding, do not count.
+        ids (`torch.LongTensor`, of any shape): ids in [0, `codebook_size`); negative ones (padding) do not count.
         codebook_size (`int`): number of codes C.
 
     Returns:
-        counts `(C,)`, int64, of this rank alone; add them up over steps, then `sum_over_ranks`.
+        counts `(C,)`, int64, of this rank alone; add them up over steps, then call `sum_over_ranks`.
     """
     ids = ids.flatten()
-    # One place more, for the padding: a count of fixed size needs no look at the values.
+    # One extra bin for the padding: a count of fixed size does not depend on the values.
     places = torch.where(ids < 0, codebook_size, ids)
     counts = torch.zeros(codebook_size + 1, dtype=torch.long, device=ids.device)
     return counts.scatter_add_(0, places, torch.ones_like(places))[:codebook_size]
 
 
 def sum_over_ranks(counts: torch.Tensor) -> torch.Tensor:
-    """The sum of all ranks' counts where `torch.distributed` is running, otherwise a copy of `counts`."""
+    """The sum of all ranks' counts if `torch.distributed` is running, otherwise a copy of `counts`."""
     counts = counts.clone()
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(counts)
@@ -34,14 +34,14 @@ def sum_over_ranks(counts: torch.Tensor) -> torch.Tensor:
 
 
 def codebook_usage(counts: torch.Tensor) -> torch.Tensor:
-    """Share of the codes that occur at all, a float32 scalar in [0, 1], from counts `(C,)`."""
+    """Share of the codes that occur, a float32 scalar in [0, 1], from counts `(C,)`."""
     return (counts > 0).float().mean()
 
 
 def perplexity(counts: torch.Tensor) -> torch.Tensor:
     """
-    Exponential of the codes' entropy, a float32 scalar, from counts `(C,)`: C where all codes are equally frequent, 1
-    where only one occurs (and where none does).
+    Exponential of the codes' entropy, a float32 scalar, from counts `(C,)`: C if all codes are equally frequent, 1 if
+    only one occurs (or none).
     """
     frequencies = counts / counts.sum().clamp(min=1)
     return torch.special.entr(frequencies).sum().exp()
@@ -57,25 +57,26 @@ def revive_dead_codes(
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """
-    Replaces codes that are hardly in use by latents of the batch, in place. Needs no look at how many these are.
+    Replaces codes that are hardly used by latents of the batch, in place and without reading their number back from
+    the device.
 
-    Every dead code gets a latent of its own, drawn at random; where there are fewer latents than dead codes, the last
+    Every dead code gets a latent of its own, drawn at random; if there are fewer latents than dead codes, the last
     dead codes stay. With `torch.distributed` running, all ranks get the codes of rank 0.
 
     Args:
         codebook (`torch.Tensor` of shape `(C, D)`): a codebook's weight, not sharded.
         counts (`torch.Tensor` of shape `(C,)`): occurrences since the last revival, summed over ranks.
-        latents (`torch.Tensor` of shape `(M, D)`): what the codebook quantises.
-        cosine (`bool`): whether codes are compared by direction (the latent codebook) and not by distance (a VQGAN's).
-            The new ones then get the mean length of the codes, so that they learn at the same pace.
+        latents (`torch.Tensor` of shape `(M, D)`): the latents that the codebook quantises.
+        cosine (`bool`): whether codes are compared by direction (the latent codebook) rather than by distance (a
+            VQGAN's). New codes then get the mean norm of the codes, so that they learn at the same pace.
         min_count (`int`): codes that occur less often are dead.
         generator (`torch.Generator`): source of randomness.
 
     Returns:
-        which codes are new, bool `(C,)`: an average of weights should take them over as they are.
+        which codes are new, bool `(C,)`: an average of weights should copy them unchanged.
 
     Raises:
-        `ValueError`: for shapes that do not fit each other.
+        `ValueError`: for shapes that do not match.
     """
     size, dim = codebook.shape
     if counts.shape != (size,):
@@ -96,12 +97,12 @@ def sample_init(
     latents: torch.Tensor, codebook_size: int, cosine: bool, generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """
-    A codebook of different latents drawn at random.
+    A codebook of distinct latents drawn at random.
 
     Args:
         latents (`torch.Tensor` of shape `(M, D)`): real encoder outputs, at least as many as codes.
         codebook_size (`int`): number of codes C.
-        cosine (`bool`): whether codes are compared by direction; they then are unit vectors.
+        cosine (`bool`): whether codes are compared by direction; they are then unit vectors.
         generator (`torch.Generator`): source of randomness.
 
     Returns:
@@ -123,21 +124,21 @@ def kmeans_init(
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """
-    A codebook of the means of clusters of latents, starting from `sample_init`, whose other arguments, result and
-    errors it has. Runs on the CPU.
+    A codebook of cluster means of latents (k-means), starting from `sample_init`, whose other arguments, result and
+    errors it shares. Runs on the CPU.
 
     Args:
         iterations (`int`): rounds of assigning latents to means and moving the means.
     """
-    # Here, as SciPy comes with the extra `train` and the rest of the module does without.
+    # Imported here, as SciPy comes with the extra `train` and the rest of the module does not need it.
     from scipy.cluster.vq import kmeans2
 
     start = sample_init(latents, codebook_size, cosine, generator)
     latents = latents.detach().float()
-    # Of unit vectors the nearest by distance is the nearest by direction.
+    # Among unit vectors, the nearest by distance is the nearest by direction.
     points = F.normalize(latents, dim=-1) if cosine else latents
     with warnings.catch_warnings():
-        # Such a cluster keeps the latent that it started from, which is as good a code as any.
+        # Such a cluster keeps the latent it started from, which is as good a code as any.
         warnings.filterwarnings("ignore", message="One of the clusters is empty")
         means, _ = kmeans2(points.cpu().numpy(), start.cpu().numpy(), iter=iterations, minit="matrix")
     codes = torch.from_numpy(means).to(start)

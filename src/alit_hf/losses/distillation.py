@@ -1,4 +1,4 @@
-"""The first stage's loss: every rollout is to predict the base tokenizer's codes or latents (paper section 2)."""
+"""The first stage's loss: every rollout predicts the base tokenizer's codes or latents (paper section 2)."""
 
 from collections.abc import Iterable, Sequence
 
@@ -34,18 +34,18 @@ def code_distillation_loss(
         codebook (`torch.Tensor` of shape `(C, E)`):
             The base's codes. No gradient reaches it, as the base is frozen in this stage.
         label_smoothing (`float` in [0, 1)):
-            Share of the target probability that is spread evenly over all C codes.
+            Share of the target probability spread evenly over all C codes.
         weights (`Sequence[float]`):
-            λ, one a rollout; by default `rollout_weights` of their number. Where only the last of K rollouts is given,
-            say so by `weights=rollout_weights(K)[-1:]`.
+            λ, one per rollout; by default `rollout_weights` of their number. If only the last of K rollouts is given,
+            pass `weights=rollout_weights(K)[-1:]`.
 
     Returns:
-        the total, a float32 scalar, and its detached terms, unweighted: `nll/T`, `code/T` and, where latents are
+        the total, a float32 scalar, and its detached terms, unweighted: `nll/T`, `code/T` and, if latents are
         quantised, `quantization/T`, with T the rollout's number of tokens. Reading them waits for the device.
 
     Raises:
-        `ValueError`: for a `label_smoothing` outside [0, 1), a number of weights that is not that of the rollouts, or
-            shapes that do not fit each other.
+        `ValueError`: for a `label_smoothing` outside [0, 1), a number of weights other than the number of rollouts, or
+            shapes that do not match.
     """
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"`label_smoothing` is {label_smoothing}, it must be in [0, 1).")
@@ -73,16 +73,16 @@ def latent_distillation_loss(
         rollouts (iterable of `ALITRolloutOutput`):
             Rollouts whose `decoder_output` `(B, N, E)` are base latents, shortest code first.
         latents (`torch.Tensor` of shape `(B, E, rows, columns)`):
-            The base's latents as `ALITBaseTokenizer.encode` gives them. No gradient reaches them.
+            The base's latents, from `ALITBaseTokenizer.encode`. No gradient reaches them.
         weights (`Sequence[float]`):
             As in `code_distillation_loss`.
 
     Returns:
-        the total, a float32 scalar, and its detached terms, unweighted: `latent/T` and, where latents are quantised,
+        the total, a float32 scalar, and its detached terms, unweighted: `latent/T` and, if latents are quantised,
         `quantization/T`, with T the rollout's number of tokens.
 
     Raises:
-        `ValueError`: for a number of weights that is not that of the rollouts, or shapes that do not fit each other.
+        `ValueError`: for a number of weights other than the number of rollouts, or shapes that do not match.
     """
     rollouts, weights = _paired(rollouts, weights)
     target = latents.detach().float().flatten(2).transpose(1, 2)
@@ -116,7 +116,7 @@ def _check_decoder_outputs(rollouts: list[ALITRolloutOutput], shape: tuple[int, 
 def _total_and_logs(
     rollouts: list[ALITRolloutOutput], terms: list[dict[str, torch.Tensor]], weights: Sequence[float]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """λ weights what predicts the base (cross-entropy or latents), not the expected code and not the quantizer."""
+    """λ weights the prediction of the base (cross-entropy or latents), not the expected code or the quantizer."""
     total, logs = 0.0, {}
     for rollout, of_rollout, weight in zip(rollouts, terms, weights, strict=True):
         if rollout.quantizer_loss is not None:

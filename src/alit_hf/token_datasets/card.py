@@ -1,4 +1,4 @@
-"""`README.md` of a data set of tokens: what `load_dataset` and the Hub read, and what a person does."""
+"""The `README.md` of a data set of tokens, for `load_dataset`, the Hub and people."""
 
 import yaml
 
@@ -43,9 +43,9 @@ decoded and have no row, see `{UNDECODABLE_FILE}`.
 |---|---|
 {counts}
 
-- `token_ids` mean something only together with `num_tokens`: a code is no prefix of a longer one.
+- `token_ids` mean something only together with `num_tokens`: a code is not a prefix of a longer one.
 - `score` is what the threshold was compared with, `original_size` width and height in pixels.
-- `file_name` is that of the picture, where it had one. The other columns are those of the data, whose terms apply.
+- `file_name` is that of the picture, if it had one. The other columns are those of the data, whose terms apply.
 - `{INFO_FILE}` says how the tokens were made.
 
 ```python

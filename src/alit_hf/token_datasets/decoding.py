@@ -22,13 +22,13 @@ class TokenDecoder:
     Decodes rows of a data set of tokens with the model that made them.
 
     Args:
-        dataset (`str`, `Path` or [`TokenDatasetInfo`]): what `load_dataset` was given, a folder or a Hub id; or the
-            information that is stored there.
+        dataset (`str`, `Path` or [`TokenDatasetInfo`]): the folder or Hub id given to `load_dataset`, or the
+            information stored there.
         model ([`ALITModel`]): in evaluation mode, of any dtype and on any device.
         processor ([`ALITImageProcessor`]): makes pictures of pixels.
 
     Raises:
-        `ValueError`: if another model made the tokens, or `dataset` is neither a folder nor a Hub id.
+        `ValueError`: if another model made the tokens, or if `dataset` is neither a folder nor a Hub id.
         `OSError`: if the data set is not there.
 
     Example:
@@ -63,14 +63,14 @@ class TokenDecoder:
             `list[PIL.Image.Image]`: the picture of each row in the model's size, as `alit decode` gives it.
 
         Raises:
-            `ValueError`: for one row alone or what is no rows, and for ids that the model cannot have made, or not in
-                that number.
+            `ValueError`: for a single row or anything else that is not rows, and for ids that the model cannot have
+                made, or a number of them that it cannot have made.
         """
         return decode_pictures(self.model, self.processor, [self.info.token_file(*row) for row in _values(rows)])
 
 
 def _values(rows: Mapping[str, Sequence] | Sequence[Mapping]) -> list[tuple[list[int], int, list[int]]]:
-    """What `_COLUMNS` hold of each row, in plain numbers."""
+    """The `_COLUMNS` of each row, as plain numbers."""
     try:
         if not isinstance(rows, Mapping):
             rows = {name: [row[name] for row in rows] for name in _COLUMNS}
@@ -84,7 +84,7 @@ def _values(rows: Mapping[str, Sequence] | Sequence[Mapping]) -> list[tuple[list
 
 
 def _plain(value):
-    """A number or list of numbers, where the data set's format makes arrays or tensors of them."""
+    """A number or list of numbers, also if the data set's format makes arrays or tensors of them."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 

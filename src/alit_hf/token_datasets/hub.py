@@ -1,4 +1,4 @@
-"""Data sets of tokens on the Hub: whether one may be pushed, before the work, and pushing it, after."""
+"""Data sets of tokens on the Hub: checks before the work whether one may be pushed, and pushes it afterwards."""
 
 from pathlib import Path
 
@@ -17,15 +17,15 @@ _OF_EVERY_REPOSITORY = {".gitattributes", CARD_FILE}
 
 def check_repository(repo_id: str, info: TokenDatasetInfo) -> None:
     """
-    Makes the repository if there is none, a private one: a name may have been meant for a folder.
+    Creates the repository if there is none. It is private, as the name may have been meant for a folder.
 
     Args:
         repo_id (`str`): of a data set, `ORGANIZATION/NAME`.
-        info ([`TokenDatasetInfo`]): of the tokens that are to be pushed.
+        info ([`TokenDatasetInfo`]): of the tokens to push.
 
     Raises:
-        [`OutputError`]: without a login, if the Hub refuses or cannot be reached, or if the repository holds something
-            else than such tokens.
+        [`OutputError`]: without a login, if the Hub refuses or cannot be reached, or if the repository holds anything
+            but such tokens.
     """
     folder_instead = f"(for a folder write ./{repo_id})"
     if is_offline_mode():
@@ -54,7 +54,7 @@ def push(folder: Path, repo_id: str) -> str:
     Pushes a finished data set of tokens in one commit.
 
     Returns:
-        the commit's address.
+        the commit's URL.
 
     Raises:
         `OSError`: if the Hub refuses or cannot be reached.

@@ -1,4 +1,4 @@
-"""What a data set of tokens is: what all rows have in common, which is `tokenization.json`, and what it holds."""
+"""What all rows of a data set of tokens have in common (`tokenization.json`), and a summary of what it holds."""
 
 import dataclasses
 import json
@@ -18,19 +18,19 @@ from alit_hf.utils.public_names import public_name
 
 INFO_FILE = "tokenization.json"
 
-# Their names may change where the rows do not.
+# These names may change without changing the rows.
 _NAMES = ("model", "sources")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenDatasetInfo:
     """
-    What decides the rows of a data set of tokens, and what decoding them needs.
+    Everything that determines the rows of a data set of tokens, and that decoding them needs.
 
     Args:
         model (`str`): a Hub id, or the last part of a path.
         fingerprint (`str`): of the model's weights, see [`~token_file.model_fingerprint`]; 16 hexadecimal digits.
-        dtype (`str`): what the model computed in, such as `"float32"`.
+        dtype (`str`): dtype that the model computed in, such as `"float32"`.
         image_processor (`dict`): fields of the image processor.
         grid_size (`list[int]`): rows and columns of the base tokenizer's grid.
         codebook_size (`int`): entries of the latent codebook.
@@ -39,7 +39,7 @@ class TokenDatasetInfo:
         split (`str`, *optional*): of the data.
         data_fingerprint (`str`): see [`~image_rows.ImageRows`].
         image_column (`str`): the column that the tokens replace.
-        rows_per_shard (`int`): rows of the data that a shard is made of, fewer at the end of a part.
+        rows_per_shard (`int`): rows of the data in a shard; fewer at the end of a part.
     """
 
     model: str
@@ -61,7 +61,7 @@ class TokenDatasetInfo:
     def describe(
         cls, rows: ImageRows, encoder: PictureEncoder, processor: ALITImageProcessor, rows_per_shard: int
     ) -> "TokenDatasetInfo":
-        """Of what these make together."""
+        """Describes the data set of tokens that these arguments produce."""
         model = encoder.model
         return cls(
             model=public_name(model.name_or_path),
@@ -84,7 +84,7 @@ class TokenDatasetInfo:
         return self.split or "train"
 
     def differences(self, other: "TokenDatasetInfo") -> list[str]:
-        """In words, what would make other rows."""
+        """The differences that would change the rows, in words."""
         return [
             f"{name} was {before!r} and is now {now!r}"
             for name, before, now in (
@@ -116,7 +116,7 @@ class TokenDatasetInfo:
 
         Raises:
             `ValueError`: if `dataset` is neither, or the file in it was not written by `alit tokenize`.
-            `OSError`: if there is none, or it cannot be read.
+            `OSError`: if the file is missing or cannot be read.
         """
         path = Path(dataset, INFO_FILE)
         if not Path(dataset).is_dir():
@@ -129,10 +129,10 @@ class TokenDatasetInfo:
 
     def token_file(self, token_ids: list[int], num_tokens: int, original_size: list[int]) -> TokenFile:
         """
-        A row as what an `.alit` file holds.
+        A row as the contents of an `.alit` file.
 
         Raises:
-            `ValueError`: if the values cannot be those of one row.
+            `ValueError`: if the values cannot belong to one row.
         """
         if len(token_ids) != num_tokens:
             raise ValueError(f"`token_ids` has {len(token_ids)} ids, `num_tokens` is {num_tokens}: they must agree")
@@ -153,7 +153,7 @@ class TokenDatasetSummary:
     Args:
         num_images (`int`): rows.
         num_undecodable (`int`): pictures that could not be decoded and have no row.
-        lengths (`dict[int, int]`): number of rows with each number of tokens, the shortest first.
+        lengths (`dict[int, int]`): number of rows for each number of tokens, shortest first.
         num_unsatisfied (`int`): rows whose score is not below the threshold at full length.
         was_complete (`bool`): whether all rows were there already, so that nothing was tokenized.
     """
@@ -166,7 +166,7 @@ class TokenDatasetSummary:
 
     @property
     def num_tokens(self) -> int:
-        """Of all rows."""
+        """Tokens of all rows."""
         return sum(length * count for length, count in self.lengths.items())
 
 

@@ -1,4 +1,4 @@
-"""The parquet files of a data set of tokens: which rows are in which, written whole, and what is there already."""
+"""The parquet files of a data set of tokens: which rows each holds, writing them whole, and finding existing ones."""
 
 import dataclasses
 import json
@@ -20,14 +20,14 @@ _METADATA_KEY = b"alit_hf"
 @dataclass(frozen=True)
 class ShardRecord:
     """
-    What a shard was made of. Stands in the shard, so that both are there or neither.
+    What a shard was made from. Stored inside the shard, so that both exist or neither.
 
     Args:
         part (`int`): of the data, from 0.
-        block (`int`): of the part, from 0. The shard is made of `rows_per_shard` rows from row
-            `block * rows_per_shard` on.
-        num_rows (`int`): of the data, the undecodable ones among them; fewer than `rows_per_shard` at most where
-            the part ends.
+        block (`int`): of the part, from 0. The shard is made from `rows_per_shard` rows, starting at row
+            `block * rows_per_shard`.
+        num_rows (`int`): of the data, including undecodable ones; fewer than `rows_per_shard` only at the end of the
+            part.
         is_last (`bool`): whether the part ends here.
         undecodable (`list[dict]`): `{"part", "row", "file_name", "reason"}` of the pictures that could not be decoded.
     """
@@ -45,7 +45,7 @@ class Shards:
 
     Args:
         folder (`Path`): of the data set.
-        split (`str`): that `load_dataset` finds the rows in.
+        split (`str`): the split in which `load_dataset` finds the rows.
     """
 
     def __init__(self, folder: Path, split: str):
@@ -54,38 +54,38 @@ class Shards:
 
     @property
     def pattern(self) -> str:
-        """Of the paths of the shards in the data set."""
+        """Glob pattern of the shards' paths in the data set."""
         return f"{_FOLDER}/{self.split}-*.parquet"
 
     def path(self, part: int, block: int) -> Path:
         return self.folder / f"{self.split}-{part:05d}-{block:05d}.parquet"
 
     def write(self, table: pa.Table, record: ShardRecord) -> None:
-        """Writes a shard. Whenever the process ends, it is there as a whole or not at all."""
+        """Writes a shard. Even if the process is killed, it exists whole or not at all."""
         metadata = {**(table.schema.metadata or {}), _METADATA_KEY: json.dumps(dataclasses.asdict(record)).encode()}
         with (
             whole_file(self.path(record.part, record.block)) as unfinished,
             pq.ParquetWriter(unfinished, table.schema.with_metadata(metadata)) as writer,
         ):
-            # `load_dataset` takes a file without row groups, but none with a row group that has no rows.
+            # `load_dataset` accepts a file without row groups, but not one with an empty row group.
             if table.num_rows:
                 writer.write_table(table)
 
     def prepare(self) -> None:
-        """Makes the folder, and takes away what a process left that was killed while it was writing."""
+        """Creates the folder, and removes what a process killed while writing left behind."""
         self.folder.mkdir(exist_ok=True)
         for path in unfinished_files(self.folder):
             path.unlink()
 
     def paths(self) -> list[Path]:
-        """The shards that are there, in the order of the data."""
+        """The existing shards, in the order of the data."""
         name = re.compile(rf"{re.escape(self.split)}-(\d+)-(\d+)\.parquet")
         found = [(name.fullmatch(path.name), path) for path in self.folder.glob("*.parquet")]
         return [path for _, path in sorted((tuple(map(int, match.groups())), path) for match, path in found if match)]
 
     def records(self) -> Iterator[ShardRecord]:
         """
-        Of the shards that are there, in the order of the data.
+        Records of the existing shards, in the order of the data.
 
         Raises:
             `ValueError`: if one has been altered, or another program wrote it.
@@ -102,10 +102,10 @@ class Shards:
 
 def first_missing_block(records: dict[int, ShardRecord]) -> int | None:
     """
-    The first block of a part that is not there, `None` where the part is complete.
+    The first missing block of a part, `None` if the part is complete.
 
     Args:
-        records (`dict[int, ShardRecord]`): of the part's shards that are there, by block.
+        records (`dict[int, ShardRecord]`): of the part's existing shards, by block.
     """
     block = 0
     while block in records:

@@ -1,4 +1,4 @@
-"""Turns the pictures of a data set into tokens, shard by shard, and goes on where an earlier run was ended."""
+"""Turns the pictures of a data set into tokens, shard by shard, and continues where an earlier run stopped."""
 
 import json
 import os
@@ -34,8 +34,8 @@ TOKEN_FEATURES = datasets.Features(
         "original_size": datasets.List(datasets.Value("uint32"), length=2),
     }
 )
-"""The columns that take the picture's place. `score` is null where all lengths are the same, `original_size` is width
-and height in pixels."""
+"""The columns that replace the picture. `score` is null if all lengths are the same, `original_size` is width and
+height in pixels."""
 
 
 class OutputError(ValueError):
@@ -56,27 +56,27 @@ def tokenize_rows(
 
     The folder gets `data/*.parquet`, whose rows are those of the data in their order, without the picture and with
     `TOKEN_FEATURES`; `tokenization.json`, see [`TokenDatasetInfo`]; and at the end `undecodable.jsonl`, the pictures
-    without a row, and `README.md`. Which rows a shard holds follows from the data and `info.rows_per_shard` alone, and
-    a shard is there as a whole or not at all. So a run that was ended at any moment goes on with the same call, with
-    another number of processes too.
+    without a row, and `README.md`. Which rows a shard holds depends only on the data and `info.rows_per_shard`, and a
+    shard exists whole or not at all. So the same call continues a run that was interrupted at any moment, even with
+    another number of processes.
 
     Args:
         rows ([`ImageRows`]): from `open_rows`.
         encoder ([`PictureEncoder`])
         processor ([`ALITImageProcessor`]): brings pictures to the model's size.
-        info ([`TokenDatasetInfo`]): that `TokenDatasetInfo.describe` gives for these.
-        folder (`Path`): new, empty, or of an earlier call with the same arguments. All processes see it.
+        info ([`TokenDatasetInfo`]): from `TokenDatasetInfo.describe` for these arguments.
+        folder (`Path`): new, empty, or from an earlier call with the same arguments; shared by all processes.
         batch_size (`int`): pictures at a time.
-        processes ([`Processes`], *optional*): where several share the rows. Defaults to this one alone.
+        processes ([`Processes`], *optional*): the processes that share the rows. Defaults to this one alone.
 
     Returns:
         what the data set holds, on the first process; `None` on the others.
 
     Raises:
-        [`OutputError`]: on all processes and before any work, if the folder holds something else, or the tokens of
-            other data or of another model or length; and if the data have columns that the tokens' would replace.
-        `ValueError`: if a shard that is there has been altered.
-        whatever reading the data raises, but for single pictures.
+        [`OutputError`]: on all processes and before any work, if the folder holds something else, or tokens of other
+            data or of another model or length; and if the data have columns that the tokens' columns would replace.
+        `ValueError`: if an existing shard has been altered.
+        whatever reading the data raises, except for single pictures.
     """
     processes = processes or Processes()
     taken = sorted(set(rows.features) & set(TOKEN_FEATURES))
@@ -123,7 +123,7 @@ def _prepare(folder: Path, info: TokenDatasetInfo) -> None:
 
 
 class _Piece(NamedTuple):
-    """Rows of one shard, and whether they are the last of it and of the part."""
+    """Rows of one shard, and whether they are its last and the part's last."""
 
     table: pa.Table | None
     ends_shard: bool
@@ -132,8 +132,8 @@ class _Piece(NamedTuple):
 
 def _pieces(tables: Iterable[pa.Table], rows_per_shard: int, batch_size: int) -> Iterator[_Piece]:
     """
-    Cuts tables to batches that begin where a shard does, so that a batch holds the same rows wherever a run began. A
-    part without rows is one piece without a table.
+    Cuts tables into batches that begin where shards begin, so that a batch holds the same rows wherever a run started.
+    A part without rows is one piece without a table.
     """
     waiting, rest, filled = None, None, 0
     for table in tables:
@@ -151,7 +151,7 @@ def _pieces(tables: Iterable[pa.Table], rows_per_shard: int, batch_size: int) ->
 
 
 class _Run:
-    """What one process does."""
+    """The work of one process."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class _Run:
         self.schema = datasets.Features({**rows.features, **TOKEN_FEATURES}).arrow_schema
 
     def work(self, done: dict[int, dict[int, ShardRecord]]) -> None:
-        """Makes this process's shards that are not among those that are there."""
+        """Makes this process's missing shards."""
         count = self.processes.count
         alone = count == 1
         with tqdm(
@@ -189,7 +189,7 @@ class _Run:
                     self._tokenize_part(part, block, done[part], progress)
 
     def _shares_part(self, part: int) -> bool:
-        """Parts are read by one process where there are enough of them, by all otherwise."""
+        """Each part is read by one process if there are enough parts, and by all processes otherwise."""
         rank, count = self.processes.rank, self.processes.count
         return self.rows.num_parts < count or part % count == rank
 
@@ -223,7 +223,7 @@ class _Run:
                 pictures.append(to_picture(read_picture(cell), self.processor))
                 kept.append(number)
             except Exception as error:
-                # Whatever is wrong with one picture stops nothing.
+                # Whatever is wrong with one picture must not stop the others.
                 draft.add_undecodable(number, cell, columns[FILE_NAME][number].as_py(), error)
         codes = self.encoder.encode(pictures) if pictures else []
         kept_columns = columns.take(pa.array(kept, pa.int64())).columns
@@ -242,16 +242,16 @@ class _Draft:
         self.undecodable: list[dict] = []
 
     def add(self, num_rows: int, table: pa.Table) -> None:
-        """Takes what became of so many rows."""
+        """Adds the tokens of `num_rows` rows."""
         self.num_rows += num_rows
         self.tables.append(table)
 
     def add_undecodable(self, number: int, cell: dict | None, file_name: str | None, error: Exception) -> None:
-        """Takes note of a picture in the rows that are added next."""
+        """Records an undecodable picture among the rows that are added next."""
         row = self.first_row + self.num_rows + number
         why = reason(error)
         if cell is not None and cell["path"]:
-            # Data sets are given to others, who need not know the folders of this machine.
+            # Data sets are shared, and others need not see this machine's folders.
             why = why.replace(cell["path"], file_name or os.path.basename(cell["path"]))
         self.undecodable.append({"part": self.part, "row": row, "file_name": file_name, "reason": why})
 
@@ -278,7 +278,7 @@ def _records_by_part(shards: Shards) -> dict[int, dict[int, ShardRecord]]:
 
 
 def _missing_shard(rows: ImageRows, records: dict[int, dict[int, ShardRecord]]) -> tuple[int, int] | None:
-    """Part and block of the first shard that is not there, `None` where all are."""
+    """Part and block of the first missing shard, `None` if there is none."""
     for part in range(rows.num_parts):
         if (block := first_missing_block(records[part])) is not None:
             return part, block

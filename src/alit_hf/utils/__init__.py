@@ -1,1 +1,1 @@
-"""Helpers that know nothing of pictures or models."""
+"""Helpers that know nothing about pictures or models."""

@@ -1,4 +1,4 @@
-"""What is to be done once somebody has imported a module."""
+"""Code to run once a module has been imported."""
 
 import sys
 import threading
@@ -14,12 +14,13 @@ class AfterImport(MetaPathFinder):
     Calls functions, each once, after modules have been imported.
 
     A module can be imported in the middle of another one that needs it. A function is therefore called only when no
-    module of `packages` is half imported, so that it may import all of these itself.
+    module of `packages` is half imported, so that it can safely import any of them.
 
     Args:
         packages (`Collection[str]`): top-level packages that the functions import.
         functions (`Mapping[str, Callable[[], None]]`): what to call, by the full name of the module in one of
-            `packages` that it waits for. What a function raises is raised by the import; the next import tries again.
+            `packages` that it waits for. An exception of a function is raised by the import, and the next import tries
+            again.
     """
 
     def __init__(self, packages: Collection[str], functions: Mapping[str, Callable[[], None]]):
@@ -28,7 +29,7 @@ class AfterImport(MetaPathFinder):
         self._imports = threading.local()
 
     def install(self) -> None:
-        """Calls the functions whose modules are there, and waits for the others."""
+        """Calls the functions whose modules are already imported, and waits for the others."""
         sys.meta_path.insert(0, self)
         self._call_functions()
 
@@ -46,7 +47,7 @@ class AfterImport(MetaPathFinder):
         return None
 
     def execute(self, loader: Loader, module: ModuleType) -> None:
-        """Runs a module's code, and then the functions, unless another module is waiting for this one."""
+        """Runs a module's code and then the functions, unless another module is waiting for this one."""
         depth = getattr(self._imports, "depth", 0)
         self._imports.depth = depth + 1
         try:
@@ -59,7 +60,7 @@ class AfterImport(MetaPathFinder):
     def _call_functions(self) -> None:
         while imported := self.functions.keys() & sys.modules.keys():
             name = imported.pop()
-            function = self.functions.pop(name)  # what it imports leads here again
+            function = self.functions.pop(name)  # its imports lead here again
             try:
                 function()
             except BaseException:
@@ -68,7 +69,7 @@ class AfterImport(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """Another loader, until the module's code runs."""
+    """Wraps another loader until the module's code runs."""
 
     def __init__(self, loader: Loader, after_import: AfterImport):
         self.loader = loader

@@ -1,4 +1,4 @@
-"""Where the package keeps what it has downloaded or made and may need again."""
+"""Where the package caches what it has downloaded or made."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from huggingface_hub import constants
 
 
 def cache_folder() -> Path:
-    """`$ALIT_HF_CACHE`, by default `alit_hf` in `$HF_HOME`. It need not exist."""
+    """`$ALIT_HF_CACHE`, by default `alit_hf` in `$HF_HOME`. It may not exist yet."""
     return Path(os.environ.get("ALIT_HF_CACHE") or os.path.join(constants.HF_HOME, "alit_hf")).expanduser()
 
 

@@ -1,4 +1,4 @@
-"""Modules that have moved, under the names they had."""
+"""Moved modules, importable under their former names."""
 
 import importlib
 import sys
@@ -11,7 +11,7 @@ from types import CodeType, ModuleType
 
 class FormerNames(MetaPathFinder):
     """
-    Finds modules by former names: `import FORMER` gives the module itself, with a `DeprecationWarning`, and
+    Finds modules by former names: `import FORMER` returns the module itself, with a `DeprecationWarning`, and
     `python -m FORMER` runs it.
 
     Args:
@@ -22,7 +22,7 @@ class FormerNames(MetaPathFinder):
         self.names = names
 
     def install(self) -> None:
-        """Asked last, so that a module that exists is never replaced."""
+        """Installs it as the last finder, so that an existing module is never replaced."""
         sys.meta_path.append(self)
 
     def find_spec(
@@ -38,11 +38,11 @@ class _Moved(Loader):
     def exec_module(self, module: ModuleType) -> None:
         former = module.__name__
         warnings.warn(f"{former} is now {self.name}", DeprecationWarning, stacklevel=2)
-        # What stands here after execution is what an import gives.
+        # An import returns what is here after execution.
         sys.modules[former] = importlib.import_module(self.name)
 
     def get_code(self, fullname: str) -> CodeType:
-        """What `python -m` runs."""
+        """The code that `python -m` runs."""
         program = f"import runpy\nrunpy.run_module({self.name!r}, run_name='__main__', alter_sys=True)"
         return compile(program, f"<{fullname}>", "exec")
 

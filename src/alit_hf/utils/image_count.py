@@ -1,4 +1,4 @@
-"""How many images, in words."""
+"""The number of images, for messages."""
 
 
 def image_count(number: int) -> str:

@@ -1,16 +1,16 @@
-"""What options of a command take, for argparse."""
+"""Types of command-line options, for argparse."""
 
 import argparse
 import math
 
 
 def positive_integer(text: str) -> int:
-    """A whole number from 1."""
+    """A whole number, at least 1."""
     return _whole_number_from(1, text)
 
 
 def whole_number(text: str) -> int:
-    """A whole number from 0."""
+    """A whole number, at least 0."""
     return _whole_number_from(0, text)
 
 

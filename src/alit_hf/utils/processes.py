@@ -1,4 +1,4 @@
-"""Which of several processes this one is, where they share the images. Knows nothing of how they were started."""
+"""Which of several processes, which share the images, this one is. Knows nothing about how they were started."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +12,7 @@ class Processes:
     Args:
         rank (`int`): its number, from 0.
         count (`int`): how many there are.
-        gather (`Callable[[list], list]`): puts the lists of all processes one behind the other, in order of rank, on
-            each of them.
+        gather (`Callable[[list], list]`): concatenates the lists of all processes in order of rank, on each of them.
     """
 
     rank: int = 0

@@ -1,11 +1,11 @@
-"""What results and data sets, which are given to others, call the files and folders that they come from."""
+"""Names of files and folders for results and data sets that are shared."""
 
 import os
 from pathlib import Path
 
 
 def public_name(name: str) -> str:
-    """A Hub id as it is; the path of a file or folder without the folders of this machine."""
+    """A Hub id unchanged; the path of a file or folder without this machine's folders."""
     return Path(name).resolve().name if os.path.lexists(name) else name
 
 

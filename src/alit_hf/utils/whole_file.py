@@ -14,13 +14,13 @@ _PREFIX = ".alit-"
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """
-    Gives a path beside `path`, hidden and with its suffix, to write to; what is there at the end replaces `path`. An
-    exception leaves `path` as it was.
+    Yields a hidden path beside `path`, with its suffix, to write to; the file written there replaces `path` at the
+    end. An exception leaves `path` unchanged.
 
     Raises:
         `OSError`: if it cannot be replaced.
     """
-    # The end of the name alone, as a name can be as long as a file system allows.
+    # Only the end of the name, as names can be as long as the file system allows.
     unfinished = path.with_name(f"{_PREFIX}{os.getpid()}-{path.name[-50:]}")
     try:
         yield unfinished
@@ -30,14 +30,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces `path` by a file of this text, in UTF-8."""
+    """Replaces `path` with a UTF-8 file of this text."""
     with whole_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
     """
-    Replaces `path` by a file of this value.
+    Replaces `path` with a JSON file of this value.
 
     Raises:
         `ValueError`: for NaN and infinity, which JSON does not have.
@@ -46,7 +46,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def unfinished_files(folder: Path) -> list[Path]:
-    """What processes are writing in a folder, or have left there because they were killed while they wrote."""
+    """Files in a folder that processes are still writing, or left behind when they were killed."""
     return [path for path in folder.glob(f"{_PREFIX}*") if path.is_file()]
 
 

@@ -1,1 +1,1 @@
-"""The paper's experiments, one file a question. `analysis/registry.py` lists them."""
+"""The paper's experiments, one file per question. `analysis/registry.py` lists them."""

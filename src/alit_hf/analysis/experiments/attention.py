@@ -22,7 +22,7 @@ _MEASURES = {"entropy": entropy, "top_decile_share": top_decile_share}
 _SHARPENS = "sharpens"
 _UNKNOWN = "cannot be told to sharpen or spread"
 
-# Of entropy, whose range is 1. Over many images smaller changes are certain, too, but no map shows them.
+# Of entropy, whose range is 1. With many images smaller changes are significant, too, but not visible in maps.
 _LEAST_CHANGE = 0.01
 
 _NUM_PICTURES = 2
@@ -32,10 +32,9 @@ _TOKENS_OF_PICTURE = 4
 @dataclass(kw_only=True)
 class Attention(AttentionAnalysis):
     """
-    Draws the maps of latent tokens over the first images after every rollout, for the layer that is asked for, and
-    measures in all layers how sparse maps are: their entropy, and the share of their mass in the top decile of
-    positions. Both are means over an image's tokens: over all, and over those of the first rollout, which are the
-    ones that every later rollout refines.
+    Draws the maps of latent tokens over the first images after every rollout, for the chosen layer, and measures the
+    sparsity of maps in all layers: their entropy, and the share of their mass in the top decile of positions. Both are
+    means over an image's tokens: over all, and over those of the first rollout, which every later rollout refines.
     """
 
     name = "attention"
@@ -47,7 +46,7 @@ class Attention(AttentionAnalysis):
             raise SettingsError("the model has one rollout, so that nothing changes over rollouts")
 
     def measure(self, context: Context, batch: ImageBatch) -> list[dict[str, Any]]:
-        """Under `_column`'s names the mean over tokens in every layer, and there after every rollout, in one list."""
+        """Means over tokens under `_column`'s names: one list, over layers and, within each, over rollouts."""
         config = context.model.config
         sources = [AttentionSource(side, layer) for side in SIDES for layer in range(num_layers(config, side))]
         maps = rollout_maps(context.model, batch.pixel_values, sources)
@@ -66,9 +65,9 @@ class Attention(AttentionAnalysis):
         """
         Returns:
             - `num_images`, and `not_enough_data` with the reason if they are too few.
-            - `side`, `layer`: the layer that was asked for.
-            - `layers`: for each `side` and `layer`, tokens (`all`, `first`: those of the first rollout) and measure
-              (`entropy`, divided by the logarithm of the number of positions, and `top_decile_share`) its mean over
+            - `side`, `layer`: the chosen layer.
+            - `layers`: for each `side`, `layer`, tokens (`all`, `first`: those of the first rollout) and measure
+              (`entropy`, divided by the logarithm of the number of positions, and `top_decile_share`), its mean over
               images `by_length`, and its `change` from the first to the last rollout.
         """
         config, seed = context.model.config, context.settings.seed
@@ -150,7 +149,7 @@ def _verdict(change_of_entropy: dict) -> str:
 
 
 def _tokens(tokens_per_rollout: int) -> dict[str, slice]:
-    """Which tokens a mean is over, by name."""
+    """The tokens that means are taken over, by name."""
     return {"all": slice(None), "first": slice(tokens_per_rollout)}
 
 

@@ -26,11 +26,12 @@ from alit_hf.evaluation.settings import SettingsError
 class Complexity(Analysis):
     """
     Correlates human scores of complexity with the error at each length and with the length that a threshold chooses,
-    over all images and in each category. Savoias has scores from 0 to 100 within each category, so that those of
-    different categories are hardly comparable.
+    over all images and in each category. Savoias scores run from 0 to 100 within each category, so those of different
+    categories are hardly comparable.
 
     Args:
-        threshold (`float`): L1 below which an image has enough tokens; one that never is counts with the full length.
+        threshold (`float`): L1 below which an image has enough tokens; images that never reach it count with the full
+            length.
     """
 
     name = "complexity"
@@ -62,7 +63,7 @@ class Complexity(Analysis):
         """A random sample, as even over categories as they are large enough for."""
         order = np.random.default_rng(settings.seed).permutation(len(images))
         categories = pd.Series(list(images.column("category")), dtype=object).iloc[order]
-        # How many of its category come before an image; those without one are a category, too.
+        # How many images of its category come before an image; images without one are a category, too.
         turns = categories.groupby(categories, dropna=False, sort=False).cumcount()
         # Stable, so that the order within a turn stays random.
         return sorted(turns.sort_values(kind="stable").index[: settings.limit].tolist())
@@ -73,9 +74,10 @@ class Complexity(Analysis):
     def summarize(self, context: Context, table: pd.DataFrame) -> dict:
         """
         Returns:
-            - `all`, and `categories` by name: what `describe_errors` gives; Spearman's correlation of complexity with
-              `spearman_l1` at each length and with `spearman_length`, the chosen length.
-            - `without_score`, `without_category`: images whose value is missing or NaN. The first are left out.
+            - `all`, and `categories` by name: what `describe_errors` returns, and Spearman's correlation of complexity
+              with L1 at each length (`spearman_l1`) and with the chosen length (`spearman_length`).
+            - `without_score`, `without_category`: number of images whose value is missing or NaN. Those without a
+              score are left out.
         """
         lengths = code_lengths(context.model.config)
         scores = table["complexity"].to_numpy(dtype=np.float64, na_value=math.nan)
@@ -173,7 +175,7 @@ def _categories(table: pd.DataFrame) -> np.ndarray:
 
 
 def _draw_intervals(axes: Axes, estimates: list[dict], places: np.ndarray, color: str, label: str) -> None:
-    """Horizontal intervals, each at its place; estimates without a value leave theirs empty."""
+    """Horizontal intervals, each at its place; places of estimates without a value stay empty."""
     known = [(place, e) for place, e in zip(places, estimates, strict=True) if e["value"] is not None]
     below = [estimated["value"] - estimated["low"] for _, estimated in known]
     above = [estimated["high"] - estimated["value"] for _, estimated in known]

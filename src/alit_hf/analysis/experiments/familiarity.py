@@ -23,11 +23,12 @@ _LABELS = {"data": "in-distribution", "unfamiliar_data": "unfamiliar"}
 @dataclass(kw_only=True)
 class Familiarity(Analysis):
     """
-    Compares images like those of training with others: by the gap, how much more L1 the shortest code has than the
+    Compares images like those of training with others: by the gap, the L1 of the shortest code minus that of the
     longest, and by how well the chosen length, the gap and the error tell them apart.
 
     Args:
-        threshold (`float`): L1 below which an image has enough tokens; one that never is counts with the full length.
+        threshold (`float`): L1 below which an image has enough tokens; images that never reach it count with the full
+            length.
     """
 
     name = "familiarity"
@@ -50,10 +51,10 @@ class Familiarity(Analysis):
     def summarize(self, context: Context, table: pd.DataFrame) -> dict:
         """
         Returns:
-            - `sets`: for `data` and `unfamiliar_data` what `describe_errors` gives, and the mean `gap`.
-            - `gap_difference`: that of the unfamiliar images minus that of the others.
-            - `auroc`: the probability that an unfamiliar image has the larger value of the two, ties counted half: of
-              the `chosen_length`, the `gap`, and the `l1` at each length.
+            - `sets`: for `data` and `unfamiliar_data`, what `describe_errors` returns, and the mean `gap`.
+            - `gap_difference`: the gap of the unfamiliar images minus that of the others.
+            - `auroc`: the probability that the unfamiliar one of two images has the larger value, ties counted half,
+              for the `chosen_length`, the `gap`, and the `l1` at each length.
         """
         lengths, seed = code_lengths(context.model.config), context.settings.seed
         errors = {name: error_matrix(table[table["data"] == name]) for name in self.data_options}

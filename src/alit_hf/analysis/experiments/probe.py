@@ -27,7 +27,7 @@ from alit_hf.utils.image_count import image_count
 _TEST_SHARE = 0.25
 
 MIN_CLASS_IMAGES = 8
-"""Images below which a class is left out: it is split into training, validation and test."""
+"""Fewest images of a class, which is split into training, validation and test; smaller classes are left out."""
 
 _KINDS = {
     "tokens_and_latents": "image tokens and latents after each rollout",
@@ -36,18 +36,18 @@ _KINDS = {
 
 _MEASURED = ("picture", "base_latents", *_KINDS)
 
-# The columns of the table that are no labels: a label column of the same name would replace them.
+# Other columns of the table, which a label column of the same name would replace.
 _OTHER_COLUMNS = ("data", "index", "digest", "image", *_MEASURED)
 
 
 @dataclass(kw_only=True)
 class Probe(Analysis):
     """
-    Fits linear classifiers to the features of one part of the images and tests them on the other. Images that are the
-    same picture to the model count once, the first of them: a probe that has seen a test image knows its class.
+    Fits linear classifiers to the features of one part of the images and tests them on the other. Of images that are
+    the same picture to the model, only the first counts, as a probe that has seen a test image knows its class.
 
     Args:
-        label_column (`str`): has the class of each image; images without one are left out.
+        label_column (`str`): column of each image's class; images without one are left out.
     """
 
     name = "probe"
@@ -80,7 +80,7 @@ class Probe(Analysis):
         """
         Raises:
             `SettingsError`: for a model of one rollout, a label column whose name is taken, labels that are not all
-                names or all integers, fewer than two classes to tell apart, or test data without any of them.
+                names or all integers, fewer than two classes, or test data without any of them.
         """
         if context.model.config.max_rollouts < 2:
             raise SettingsError("the model has one rollout, features can be compared over rollouts from two on")
@@ -96,7 +96,7 @@ class Probe(Analysis):
             raise SettingsError(problem)
 
     def _too_little(self, labels: Mapping[str, list], that: str = "") -> str | None:
-        """Why so few images (`that` says which ones are left) of each data set say nothing; `None` where they do."""
+        """Why there are too few images (`that` says which ones are left) in a data set; `None` if there are enough."""
         classes = _large_classes(labels["data"])
         if len(classes) < 2:
             return (
@@ -116,7 +116,7 @@ class Probe(Analysis):
         return [labels[index] for index in self.choose(images, settings)]
 
     def _check_kinds(self, labels: Mapping[str, list]) -> None:
-        """Labels are counted, sorted and compared over data sets, so that all must be of one kind."""
+        """Labels are counted, sorted and compared across data sets, so all must be of one kind."""
         first = None
         for name, of_data in labels.items():
             for label in of_data:
@@ -133,12 +133,12 @@ class Probe(Analysis):
                     )
 
     def measure_settings(self, context: Context) -> dict:
-        """What is stored: where an earlier run stored less, equal pictures could not be told."""
+        """What is stored, as equal pictures could not be recognised in an earlier run that stored less."""
         return {"measured": list(_MEASURED)}
 
     def measure(self, context: Context, batch: ImageBatch) -> list[dict[str, Any]]:
         """
-        Of each image `picture`, a hash of the pixels that the model sees; and float32 vectors: `base_latents`, the
+        For each image, `picture`, a hash of the pixels that the model sees; and float32 vectors: `base_latents`, the
         mean over the grid of the base tokenizer's latents `(E,)`; `tokens_and_latents`, the mean of processed image
         tokens and latent tokens after each rollout `(K, W)`; `latents`, the mean of the first L, 2L, … of all latent
         tokens `(K, W)`.
@@ -154,7 +154,7 @@ class Probe(Analysis):
             base_latents=base_latents,
         ):
             tokens = rollout.last_hidden_state.float()
-            # All but the class token.
+            # All except the class token.
             tokens_and_latents.append(tokens[:, 1:].mean(dim=1))
         latents = tokens[:, 1 + config.num_positions :]
         features = {
@@ -175,20 +175,20 @@ class Probe(Analysis):
     def summarize(self, context: Context, table: pd.DataFrame) -> dict:
         """
         Returns:
-            - `classes`: for each the images to `train` and to `test` on; `left_out`: for each class with too few
-              images their number; `repeated`: how many images are left out before as an earlier one is the same
-              picture, those of training coming before those to test on.
-            - `chance` (one over the number of classes) and `majority`, the accuracy of always saying the class that
-              is most frequent in training; `majority` is `None` where the test images are too few.
+            - `classes`: for each, the number of images to `train` and to `test` on; `left_out`: the number of images
+              for each class with too few; `repeated`: how many images were left out first because an earlier one is
+              the same picture, with training images coming before test images.
+            - `chance` (one over the number of classes) and `majority`, the accuracy of always predicting the most
+              frequent class of training; `majority` is `None` if there are too few test images.
             - `base_latents`, and by length `tokens_and_latents` and `latents` (see `measure`): `accuracy` and
-              `balanced_accuracy` (the mean over classes, `None` where they are too few) on the test images, and the
-              `weight_decay` that was chosen.
-            - `differences`: of accuracy, paired by image: `last_minus_first_rollout`, `all_minus_first_latents` and
+              `balanced_accuracy` (the mean over classes, `None` if there are too few images) on the test images, and
+              the chosen `weight_decay`.
+            - `differences` of accuracy, paired by image: `last_minus_first_rollout`, `all_minus_first_latents` and
               `last_rollout_minus_base_latents`.
 
         Raises:
-            `ValueError`: if of the different pictures that could be decoded fewer than two classes are left to tell
-                apart, or none to test on.
+            `ValueError`: if the distinct pictures that could be decoded leave fewer than two classes, or no test
+                images.
         """
         # The table is in the order of data sets, `data` first.
         is_repeated = table["picture"].duplicated()
@@ -242,7 +242,7 @@ class Probe(Analysis):
         }
 
     def _split(self, context: Context, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list, dict[str, int]]:
-        """The class of each row, −1 without one; whether it is to test on; the classes; and those left out."""
+        """The class of each row, −1 without one; whether it is a test image; the classes; and those left out."""
         names = table[self.label_column].tolist()
         in_test_data = (table["data"] == "test_data").to_numpy()
         by_data = {name: table[self.label_column][table["data"] == name].tolist() for name in context.data}
@@ -263,7 +263,7 @@ class Probe(Analysis):
         first, *_, last = results["tokens_and_latents"]
         difference = in_words(results["differences"]["last_minus_first_rollout"])
         base = in_words(results["base_latents"]["accuracy"])
-        # It is of the same images as every accuracy.
+        # From the same images as every accuracy.
         majority = base if results["majority"] is None else f"{results['majority']:.3f}"
         repeated = f"; {image_count(results['repeated'])} equal to others left out" if results["repeated"] else ""
 
@@ -295,7 +295,7 @@ class Probe(Analysis):
 
 
 def _large_classes(labels: Sequence) -> list:
-    """Those of at least `MIN_CLASS_IMAGES` images, sorted."""
+    """The classes with at least `MIN_CLASS_IMAGES` images, sorted."""
     return sorted(label for label, count in Counter(labels).items() if count >= MIN_CLASS_IMAGES)
 
 
@@ -305,7 +305,7 @@ def _draw_level(axes: Axes, value: float | None, label: str, linestyle: str) -> 
 
 
 def _features(stored: Sequence[bytes], count: int) -> np.ndarray:
-    """The vectors of N images, `count` of each, float32 `(N, count, W)`."""
+    """The vectors of N images, `count` for each, float32 `(N, count, W)`."""
     return np.stack([np.frombuffer(vectors, dtype=np.float32) for vectors in stored]).reshape(len(stored), count, -1)
 
 

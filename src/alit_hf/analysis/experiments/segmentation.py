@@ -1,4 +1,4 @@
-"""Whether attention maps of latent tokens cover what people see as one thing (paper section 4, Tab. 2)."""
+"""Whether attention maps of latent tokens cover segments that people see as one thing (paper section 4, Tab. 2)."""
 
 import copy
 from dataclasses import dataclass
@@ -37,13 +37,13 @@ class Segmentation(AttentionAnalysis):
     """
     Compares thresholded attention maps of latent tokens with segments that people drew.
 
-    The overlap is a mean intersection over union: each segment counts with the map that fits it best, then comes the
-    mean over the segments of an annotator, over annotators and over images. A map is thresholded to a share of the
-    grid's positions, the highest ones: 40, 60 or 80 %, or the share (in steps of 5 %) that is best for the image.
+    The overlap is a mean intersection over union: each segment counts with the map that fits it best, averaged over
+    the segments of an annotator, over annotators and over images. A map is thresholded to a share of the grid's
+    positions, the highest ones: 40, 60 or 80 %, or the share (in steps of 5 %) that is best for the image.
 
-    The more maps there are to choose from, the better fits the best one. So each length is compared with as many
-    masks of the same area that owe nothing to learning: those of a model with random weights, discs at random places
-    and random positions; and with one disc in the centre.
+    The more maps there are to choose from, the better the best one fits. So each length is compared with as many
+    unlearned masks of the same area: those of a model with random weights, discs at random places and random
+    positions; and with one disc in the centre.
     """
 
     name = "segmentation"
@@ -63,7 +63,7 @@ class Segmentation(AttentionAnalysis):
         return {"side": source.side, "layer": source.layer, "seed": context.settings.seed}
 
     def measure(self, context: Context, batch: ImageBatch) -> list[dict[str, Any]]:
-        """For each kind of map the overlap at every length, and there for each of `SHARES`, in one list."""
+        """The overlap for each kind of map: one list, over lengths and, within each, over `SHARES`."""
         config = context.model.config
         source, grid_size = self.source(config), config.grid_size
         segments = [_read_segments(context, batch, row) for row in range(len(batch.indices))]
@@ -91,10 +91,10 @@ class Segmentation(AttentionAnalysis):
         """
         Returns:
             - `num_images`, and `not_enough_data` with the reason if they are too few.
-            - `side`, `layer`: whose attention it is.
-            - `overlap`: for each kind of map, length and threshold the mIoU.
-            - `advantage`: for each kind of map but the model's own, length and threshold by how much the model's mIoU
-              is higher, its interval from the differences of each image.
+            - `side`, `layer`: the layer of the attention.
+            - `overlap`: the mIoU for each kind of map, length and threshold.
+            - `advantage`: for each other kind of map, length and threshold, how much higher the model's mIoU is, with
+              an interval from the differences per image.
         """
         lengths, seed = code_lengths(context.model.config), context.settings.seed
         measured = {name: _at_thresholds(_overlaps(table, name)) for name in _MAPS}
@@ -165,7 +165,7 @@ class Segmentation(AttentionAnalysis):
 
 
 def _generator(seed: int, index: int) -> torch.Generator:
-    """Draws what no other image does, nor this one with another seed."""
+    """A generator that is different for each image and seed."""
     state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
@@ -187,7 +187,7 @@ def _column(name: str) -> str:
 
 
 def _overlaps(table: pd.DataFrame, name: str) -> np.ndarray:
-    """What `measure` stored of one kind of map, `(N, K, len(SHARES))`."""
+    """What `measure` stored for one kind of map, `(N, K, len(SHARES))`."""
     return np.stack(table[_column(name)]).reshape(len(table), -1, len(SHARES))
 
 
@@ -204,7 +204,7 @@ def scattered_maps(num_maps: int, grid_size: tuple[int, int], generator: torch.G
 
 
 def disc_maps(num_maps: int, grid_size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    """Maps `(num_maps, rows, columns)` that fall off around a random place each: thresholded they are discs."""
+    """Maps `(num_maps, rows, columns)` that fall off around random places: thresholded, they are discs."""
     return _discs(torch.rand(num_maps, 2, generator=generator) * torch.tensor(grid_size), grid_size)
 
 
@@ -214,13 +214,13 @@ def center_map(grid_size: tuple[int, int]) -> torch.Tensor:
 
 
 def _discs(centers: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
-    """Negative squared distances of the positions' centres from places `(num_maps, 2)`, in grid positions."""
+    """Negative squared distances of the positions' centres from `centers` `(num_maps, 2)`, in grid positions."""
     rows, columns = (torch.arange(size) + 0.5 for size in grid_size)
     return -((rows[:, None] - centers[:, :1, None]) ** 2 + (columns - centers[:, 1:, None]) ** 2)
 
 
 def untrained_copy(model: ALITModel, seed: int) -> ALITModel:
-    """A model of the same configuration with random weights, base tokenizer included, in evaluation mode."""
+    """A model of the same configuration with random weights, including the base tokenizer, in evaluation mode."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         untrained = ALITModel(copy.deepcopy(model.config))

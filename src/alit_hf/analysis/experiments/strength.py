@@ -1,4 +1,4 @@
-"""What a reconstruction costs weak and strong models of one task (paper Fig. 10)."""
+"""What reconstructions cost weak and strong models of one task (paper Fig. 10)."""
 
 import argparse
 import functools
@@ -23,11 +23,11 @@ from alit_hf.networks.efficientnet_lite import EFFICIENTNET_NAMES
 @dataclass(kw_only=True)
 class Strength(Analysis):
     """
-    Classifies images and their reconstructions of every length by several models.
+    Classifies images and their reconstructions at every length with several models.
 
     Args:
-        models (`tuple[str, ...]`): classifiers, the weakest first; see `load_classifier`.
-        label_column (`str`, *optional*): has the true classes by name, or nothing, for accuracies.
+        models (`tuple[str, ...]`): classifiers, weakest first; see `load_classifier`.
+        label_column (`str`, *optional*): column of the true classes by name, for accuracies; values may be missing.
     """
 
     name = "strength"
@@ -76,7 +76,7 @@ class Strength(Analysis):
         return {"models": {name: classifier.fingerprint for name, classifier in self._classifiers.items()}}
 
     def measure(self, context: Context, batch: ImageBatch) -> list[dict[str, Any]]:
-        """Of each model the class of the original, then those after each rollout."""
+        """For each model, the class of the original and those after each rollout."""
         generator = torch.Generator(context.model.device).manual_seed(0)
         rollouts = context.model.rollouts(batch.pixel_values, generator=generator)
         pictures = [batch.pixel_values, *(rollout.reconstruction for rollout in rollouts)]
@@ -91,11 +91,11 @@ class Strength(Analysis):
     def summarize(self, context: Context, table: pd.DataFrame) -> dict:
         """
         Returns:
-            - `models`: for each, the weakest first, `agreement` by length (share of images that keep the class of the
-              original) and, where there are labels that it knows, `accuracy` on the `original` and by length, and
-              `drop`, by how much accuracy is below that of the originals.
-            - `strong_minus_weak`: of the strongest and the weakest model, where there are several, the differences of
-              `agreement` by length, paired by image.
+            - `models`: for each, weakest first, `agreement` by length (share of images that keep the original's class)
+              and, if there are labels that it knows, `accuracy` on the `original` and by length, and `drop`, the
+              originals' accuracy minus that of reconstructions.
+            - `strong_minus_weak`: with several models, `agreement` of the strongest minus that of the weakest by
+              length, paired by image.
         """
         lengths = [str(length) for length in code_lengths(context.model.config)]
 
@@ -121,12 +121,12 @@ class Strength(Analysis):
         return {"num_images": len(table), "models": models, "strong_minus_weak": difference}
 
     def _correct(self, table: pd.DataFrame, name: str) -> np.ndarray:
-        """Whether original and reconstructions get their class, float `(N, 1 + K)`, of images whose class exists."""
+        """Whether originals and reconstructions get their class, float `(N, 1 + K)`, for images of known classes."""
         class_names = np.array(self._classifiers[name].class_names)
         labels = table[self.label_column]
         known = labels.isin(class_names).to_numpy()
         predicted = _classes(table, name)[known]
-        # Names, not numbers: ImageNet has two classes for some of them.
+        # Names rather than numbers, as ImageNet has two classes for some names.
         return (class_names[predicted] == labels[known].to_numpy(dtype=object)[:, None]).astype(float)
 
     def finding(self, results: dict) -> str:

@@ -27,7 +27,7 @@ from alit_hf.model.selection import l1, score_images
 from alit_hf.networks.efficientnet_lite import EfficientNetLite
 
 
-# The tasks of interest, each with the column that its own criterion compares; the distance has no own criterion.
+# The tasks of interest, each with the column that its criterion compares; the Fréchet distance has no criterion.
 _TASKS = {"reconstruction": "l1", "classification": "rank", "depth": "depth_error"}
 _TASK_LABELS = {
     "reconstruction": "L1 (pixels in [0, 1])",
@@ -37,20 +37,20 @@ _TASK_LABELS = {
 }
 _CRITERION_LABELS = {"reconstruction": "L1", "classification": "top-X", "depth": "depth", "fixed": "fixed length"}
 
-# X of the criterion that asks for the original's class among the X likeliest.
+# Values of X for the criterion that needs the original's class among the X likeliest.
 _TOP_X = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
-# Thresholds of the other criteria: shares of all errors that are below them.
+# Thresholds of the other criteria, as shares of all errors that are below them.
 _QUANTILES = tuple(twentieths / 20 for twentieths in range(1, 20, 2))
 
 
 @dataclass(kw_only=True)
 class Tasks(Analysis):
     """
-    Chooses lengths by L1, by classification and by depth, and measures all of these on what each choice gives.
+    Chooses lengths by L1, by classification and by depth, and measures all three tasks for each choice.
 
     Args:
         classifier (`str`): see `load_classifier`.
-        depth (`str`, *optional*): see `load_depth_model`; without it there is neither criterion nor task of depth.
+        depth (`str`, *optional*): see `load_depth_model`; without it, depth is neither a criterion nor a task.
     """
 
     name = "tasks"
@@ -99,7 +99,7 @@ class Tasks(Analysis):
 
     def measure(self, context: Context, batch: ImageBatch) -> list[dict[str, Any]]:
         """
-        Of each image `l1`, `rank` (of the original's class among the reconstruction's, from 1) and `depth_error`
+        For each image, `l1`, `rank` (of the original's class among the reconstruction's, from 1) and `depth_error`
         after each rollout, and the float32 `features` of the original and after each rollout.
         """
         original = batch.pixel_values
@@ -125,26 +125,26 @@ class Tasks(Analysis):
         ]
 
     def _logits(self, pictures: list[torch.Tensor], features: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The classifier's, `(B, C)` of each batch of pictures."""
+        """The classifier's logits `(B, C)` for each batch of pictures."""
         if "classifier" in self._networks:
             return [finite_logits(self._networks["classifier"], picture) for picture in pictures]
-        # The network of the features is the classifier.
+        # The feature network is the classifier.
         return [self._networks["features"].classify(values) for values in features]
 
     def summarize(self, context: Context, table: pd.DataFrame) -> dict:
         """
         Returns:
-            - `num_images`; `left_out`: why a criterion or task is not there, by its name; `not_enough_data`: `None`,
-              or why criteria cannot be compared; `frechet_network`.
-            - `criteria`: for each criterion, called by the task that it is made for (`reconstruction`: L1 below a
-              threshold; `classification`: the original's class among the X likeliest; `depth`: relative error below a
-              threshold), and for `fixed` lengths, its points: `threshold` (or X), `tokens_share` (of those that all
-              images could spend), and each task's value: `reconstruction` (L1), `classification` (share of images
-              that keep the original's class), `depth` (relative error), `frechet`.
-            - `pareto`: for each task the points that no other beats with as few tokens.
-            - `comparison`: for each task `by_criterion`, its mean over `budgets` (shares of tokens that every
-              criterion can spend, values between points interpolated), the `best` one (`None` where several are), and
-              the `advantage` of the task's own criterion over each other one, above 0 where it is better.
+            - `num_images`; `left_out`: why a criterion or task is missing, by name; `not_enough_data`: `None`, or why
+              criteria cannot be compared; `frechet_network`.
+            - `criteria`: for each criterion, named after its task (`reconstruction`: L1 below a threshold;
+              `classification`: the original's class among the X likeliest; `depth`: relative error below a threshold),
+              and for `fixed` lengths, its points: `threshold` (or X), `tokens_share` (of the tokens that all images
+              could spend), and each task's value: `reconstruction` (L1), `classification` (share of images that keep
+              the original's class), `depth` (relative error), `frechet`.
+            - `pareto`: for each task, the points that no other point beats with as few tokens.
+            - `comparison`: for each task, `by_criterion`, its mean over `budgets` (shares of tokens that every
+              criterion can spend, interpolated between points), the `best` criterion (`None` if several are), and the
+              `advantage` of the task's own criterion over each other one, above 0 if it is better.
         """
         lengths = np.array(code_lengths(context.model.config))
         matrices = {task: error_matrix(table, column) for task, column in _TASKS.items() if column in table.columns}
@@ -198,12 +198,12 @@ class Tasks(Analysis):
         }
 
     def _frechet(self, context: Context, table: pd.DataFrame, chosen: dict[str, list[np.ndarray]]) -> dict:
-        """The distance of each point of each criterion; nothing for too few images."""
+        """The distance at each point of each criterion; empty for too few images."""
         if len(table) < MIN_FRECHET_IMAGES:
             return {}
         num_features = self._networks["features"].num_features
         stored = np.stack([np.frombuffer(row, dtype=np.float32) for row in table["features"]])
-        # On a CPU, as the features' covariances are in float64.
+        # On the CPU, as the covariances of features are in float64.
         features = torch.from_numpy(stored.reshape(len(table), -1, num_features))
         images = torch.arange(len(table))
 
@@ -224,7 +224,7 @@ class Tasks(Analysis):
             for task in compared
             if any(value["value"] is not None and value["value"] < 0 for value in advantages[task])
         ]
-        # Where criteria are equally good, or do not differ enough to say.
+        # Criteria that are equally good, or do not differ enough to say.
         unknown = [
             task for task in compared if task not in lost and any(not value["value"] for value in advantages[task])
         ]
@@ -265,12 +265,12 @@ class Tasks(Analysis):
 
 
 def _rank(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """The rank from 1 of one class an image `(B,)` among the logits `(B, C)`, int64 `(B,)`."""
+    """The rank, from 1, of each image's class `(B,)` among the logits `(B, C)`, int64 `(B,)`."""
     return 1 + (logits > logits.gather(1, classes.unsqueeze(1))).sum(dim=1)
 
 
 def _sweep(task: str, matrix: np.ndarray) -> list[float]:
-    """The thresholds of a task's criterion for errors `(N, K)`."""
+    """The thresholds to try for a task's criterion, from errors `(N, K)`."""
     if task == "classification":
         return list(_TOP_X)
     return sorted({rounded(value) for value in np.quantile(matrix, _QUANTILES)})
@@ -278,7 +278,7 @@ def _sweep(task: str, matrix: np.ndarray) -> list[float]:
 
 def _choose(task: str, matrix: np.ndarray, threshold: float) -> np.ndarray:
     """The rollout `(N,)` that each image ends with."""
-    # A rank may be X itself.
+    # A rank may equal X.
     return smallest_satisfying(matrix, threshold + 1 if task == "classification" else threshold)[0]
 
 
@@ -298,7 +298,7 @@ def _compare(curves: dict[str, dict[str, Curve]], seed: int) -> tuple[dict, str 
         return {}, "not enough data: the criteria have no share of tokens in common"
     comparison = {}
     for task, by_criterion in curves.items():
-        # Of losses: lower is better.
+        # For losses, lower is better.
         means = {criterion: curve.mean_at(budgets) for criterion, curve in by_criterion.items()}
         lowest = min(rounded(value) for value in means.values())
         best = [criterion for criterion, value in means.items() if rounded(value) == lowest]

@@ -24,10 +24,10 @@ _DEFAULT_SWEEP = tuple(hundredths / 100 for hundredths in range(2, 21))
 @dataclass(kw_only=True)
 class Thresholds(Analysis):
     """
-    Counts the images whose smallest length with an L1 below a threshold is each of the lengths.
+    Counts, for each length, the images for which it is the smallest with an L1 below a threshold.
 
     Args:
-        thresholds (`tuple[float, ...]`): the sweep, in units of pixels in [0, 1].
+        thresholds (`tuple[float, ...]`): L1 thresholds of the sweep, for pixels in [0, 1].
     """
 
     name = "thresholds"
@@ -51,9 +51,9 @@ class Thresholds(Analysis):
     def summarize(self, context: Context, table: pd.DataFrame) -> dict:
         """
         Returns:
-            - `num_images`, and `not_enough_data` with the reason if they are too few to speak of shares.
-            - `sweep`: for each `threshold`, ascending, `images_by_length` (whose smallest satisfying length it is),
-              `unsatisfied` (that no length satisfies) and `mean_tokens` (those take all).
+            - `num_images`, and `not_enough_data` with the reason if they are too few for shares.
+            - `sweep`: for each `threshold`, ascending, `images_by_length` (by their smallest satisfying length),
+              `unsatisfied` (images that no length satisfies) and `mean_tokens` (unsatisfied images take all).
         """
         errors, lengths = error_matrix(table), code_lengths(context.model.config)
         sweep = []

@@ -23,8 +23,8 @@ from alit_hf.evaluation.rounding import rounded
 @dataclass(kw_only=True)
 class Unfamiliar(Analysis):
     """
-    Shows each picture at every length, in a row, and frames the length that a threshold chooses. It is a look at
-    pictures and estimates nothing, so that a single one will do.
+    Shows each picture at every length, in a row, and frames the length that a threshold chooses. It estimates nothing,
+    so a single picture is enough.
 
     Args:
         threshold (`float`): L1 below which a picture has enough tokens.
@@ -50,7 +50,7 @@ class Unfamiliar(Analysis):
     def summarize(self, context: Context, table: pd.DataFrame) -> dict:
         """
         Returns:
-            what `describe_errors` gives, and for each of `pictures` the name, `l1` at each length, `num_tokens` (the
+            what `describe_errors` returns, and for each of `pictures` the name, `l1` at each length, `num_tokens` (the
             smallest length below the threshold, else the full one) and `satisfied` (whether it is below).
         """
         errors, lengths = error_matrix(table), code_lengths(context.model.config)

@@ -1,6 +1,6 @@
-"""Modules for `evaluate.load`, one a metric: `evaluate.load(metric_path("lpips"))`.
+"""Modules for `evaluate.load`, one per metric: `evaluate.load(metric_path("lpips"))`.
 
-`evaluate` copies a module before it runs it, so each imports this package by its full name, one import a line.
+`evaluate` copies a module before running it, so each imports this package by its full name, one import per line.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ def metric_path(name: str) -> str:
     The file of a metric, for `evaluate.load`.
 
     Raises:
-        `ValueError`: if there is none of that name.
+        `ValueError`: if there is no metric of that name.
     """
     names = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
     if name not in names:

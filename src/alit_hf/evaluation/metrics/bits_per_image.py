@@ -7,10 +7,10 @@ from alit_hf.evaluation.tally import count_codes
 
 
 _DESCRIPTION = """
-Bits of the packed ids of an image, on average; its number of tokens is not counted.
+Mean number of bits of an image's packed ids; storing the number of tokens is not counted.
 
 Args:
-    predictions (`list` of `list[int]`): token ids of each image; negative ones, the padding, do not count.
+    predictions (`list` of `list[int]`): token ids of each image; negative ones (padding) do not count.
     codebook_size (`int`): number of codes C.
 
 Returns:

@@ -8,10 +8,10 @@ from alit_hf.losses.codebook import perplexity
 
 
 _DESCRIPTION = """
-Exponential of the entropy of the codes' frequencies: C where all are equally frequent, 1 where only one occurs.
+Exponential of the entropy of the codes' frequencies: C if all are equally frequent, 1 if only one occurs.
 
 Args:
-    predictions (`list` of `list[int]`): token ids of each image; negative ones, the padding, do not count.
+    predictions (`list` of `list[int]`): token ids of each image; negative ones (padding) do not count.
     codebook_size (`int`): number of codes C.
 
 Returns:

@@ -8,10 +8,10 @@ from alit_hf.losses.codebook import codebook_usage
 
 
 _DESCRIPTION = """
-Share of the codes that occur at all.
+Share of the codebook's codes that occur.
 
 Args:
-    predictions (`list` of `list[int]`): token ids of each image; negative ones, the padding, do not count.
+    predictions (`list` of `list[int]`): token ids of each image; negative ones (padding) do not count.
     codebook_size (`int`): number of codes C.
 
 Returns:

@@ -8,7 +8,7 @@ from alit_hf.model.selection import l1
 
 
 _DESCRIPTION = """
-Mean absolute error of pixels in [0, 1], for each picture and then over pictures.
+Mean absolute error of pixels in [0, 1], averaged over each picture and then over pictures.
 
 Args:
     predictions (`list` of `PIL.Image.Image`): reconstructions.
