@@ -98,7 +98,7 @@ def test_autocast_runs_and_keeps_the_quantizer_in_float32():
     model = tiny_model().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(tiny_images())
-        loss = output.reconstruction.float().pow(2).mean() + output.quantizer_loss
+        loss = output.reconstruction.float().pow(2).mean() + output.quantizer_loss.mean()
     assert output.latents.dtype == torch.float32
     loss.backward()
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in model.parameters())
@@ -254,7 +254,7 @@ def test_tuples_instead_of_outputs():
 def gradients(model: ALITModel) -> dict[str, torch.Tensor]:
     output = model(tiny_images())
     loss = (output.reconstruction - tiny_images()).pow(2).mean() + output.last_hidden_state.pow(2).mean()
-    (loss + (output.quantizer_loss if model.config.quantize else 0)).backward()
+    (loss + (output.quantizer_loss.mean() if model.config.quantize else 0)).backward()
     return {name: weight.grad for name, weight in model.named_parameters()}
 
 
@@ -293,7 +293,7 @@ def test_training_steps_lower_the_error(base, quantize):
         error = (output.reconstruction - tiny_images()).abs().mean()
         errors.append(error.item())
         optimizer.zero_grad()
-        (error + (0.1 * output.quantizer_loss if quantize else 0)).backward()
+        (error + (0.1 * output.quantizer_loss.mean() if quantize else 0)).backward()
         optimizer.step()
     assert errors[-1] < 0.8 * errors[0]
 

@@ -348,7 +348,7 @@ class ALITModel(ALITPreTrainedModel):
             token_ids=output.token_ids,
             num_tokens=recurrence.lengths(),
             latents=output.latents,
-            grid_size=output.grid_size,
+            base_latents=output.base_latents,
             reconstruction=output.reconstruction,
         )
 
@@ -361,6 +361,7 @@ class ALITModel(ALITPreTrainedModel):
         return_reconstruction: bool,
     ) -> ALITEncoderOutput:
         """The smallest code whose score is below `threshold` `(B,)`, image by image."""
+        base_latents = recurrence.base_latents
         waiting = torch.arange(len(pixel_values), device=pixel_values.device)
         finished = []
         while len(waiting):
@@ -398,7 +399,7 @@ class ALITModel(ALITPreTrainedModel):
                 parts = [_pad_tokens(part, longest, padding[name]) for part in parts]
             return torch.cat(parts)[order]
 
-        return ALITEncoderOutput(**{name: gather(name) for name in finished[0]}, grid_size=recurrence.grid_size)
+        return ALITEncoderOutput(**{name: gather(name) for name in finished[0]}, base_latents=base_latents)
 
     @can_return_tuple
     def decode(
@@ -601,13 +602,12 @@ class ALITModel(ALITPreTrainedModel):
             reconstruction = self._picture(decoder_output, recurrence.grid_size)
         return ALITRolloutOutput(
             last_hidden_state=recurrence.hidden_states,
-            num_tokens=recurrence.num_tokens,
             token_ids=token_ids,
             latents=latents,
             quantizer_loss=quantizer_loss,
             decoder_output=decoder_output,
             reconstruction=reconstruction,
-            grid_size=recurrence.grid_size,
+            base_latents=recurrence.base_latents,
         )
 
     def _picture(self, decoder_output: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:

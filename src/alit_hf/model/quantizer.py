@@ -38,16 +38,16 @@ class ALITVectorQuantizer(nn.Module):
 
         Returns:
             the chosen unit-norm codes `(B, T, D)` float32 with a straight-through gradient, their ids `(B, T)` int64,
-            and the codebook loss plus `commitment_cost` times the commitment loss, a scalar.
+            and each image's codebook loss plus `commitment_cost` times its commitment loss, `(B,)`.
         """
         with torch.autocast(latents.device.type, enabled=False):
             directions = F.normalize(latents.float(), dim=-1)
             codes = self.unit_codes()
             ids = (directions @ codes.T).argmax(dim=-1)
             chosen = F.embedding(ids, codes)
-            loss = F.mse_loss(chosen, directions.detach()) + self.commitment_cost * F.mse_loss(
-                directions, chosen.detach()
-            )
+            codebook_loss = (chosen - directions.detach()).square().mean(dim=(1, 2))
+            commitment_loss = (directions - chosen.detach()).square().mean(dim=(1, 2))
+            loss = codebook_loss + self.commitment_cost * commitment_loss
             return straight_through(chosen, gradient_of=directions), ids, loss
 
     def from_ids(self, token_ids: torch.Tensor) -> torch.Tensor:
