@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_alit import ALITConfig
+from .quantizer import embedding_table
 
 
 _BASE_CLASSES = {"vqgan": VQModel, "kl": AutoencoderKL}
@@ -53,7 +54,7 @@ class ALITBaseTokenizer(PreTrainedModel):
 
     @property
     def codebook(self) -> torch.Tensor:
-        """Base codes (base codebook size, E). VQGAN base only."""
+        """Base codes (base codebook size, E), the parameter itself. VQGAN base only."""
         return self.model.quantize.embedding.weight
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -80,7 +81,8 @@ class ALITBaseTokenizer(PreTrainedModel):
         """
         with torch.autocast(latents.device.type, enabled=False):
             vectors = latents.float().flatten(2).transpose(1, 2)
-            return torch.cdist(vectors, self.codebook.float().expand(len(vectors), -1, -1)).argmin(dim=-1)
+            codebook = embedding_table(self.model.quantize.embedding, latents.device).float()
+            return torch.cdist(vectors, codebook.expand(vectors.shape[0], -1, -1)).argmin(dim=-1)
 
     def expected_latents(self, decoder_output: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
         """
@@ -96,8 +98,8 @@ class ALITBaseTokenizer(PreTrainedModel):
         """
         latents = decoder_output
         if self.config.base_type == "vqgan":
-            probabilities = decoder_output.softmax(dim=-1, dtype=torch.float32).to(self.codebook.dtype)
-            latents = probabilities @ self.codebook
+            codebook = embedding_table(self.model.quantize.embedding, decoder_output.device)
+            latents = decoder_output.softmax(dim=-1, dtype=torch.float32).to(codebook.dtype) @ codebook
         return latents.transpose(1, 2).unflatten(2, grid_size)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

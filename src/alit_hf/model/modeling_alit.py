@@ -167,7 +167,8 @@ class ALITDecoder(ALITPositionEmbeddings):
         Returns:
             logits over base codes or base latents, `(B, rows * columns, base_output_dim)`.
         """
-        tokens = self.latent_projection(latents.to(self.latent_projection.weight.dtype))
+        # The dtype of an embedding, as a quantised layer's weights are integers.
+        tokens = self.latent_projection(latents.to(self.latent_position_embeddings.dtype))
         first = slice(tokens.shape[1])
         tokens = tokens + self.latent_position_embeddings[first if positions is None else positions]
         class_token = self.cls_token + self.positions(grid_size)[:, :1]
@@ -188,7 +189,7 @@ class ALITPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["ALITBaseTokenizer", "ALITEmbeddings", "ALITLayer", "ALITDecoder"]
-    # In bfloat16 the nearest code is another one for about 3 % of the tokens.
+    # Where codes are chosen: rounding there changes ids beyond what rounding before it does.
     _keep_in_fp32_modules_strict = ["quantizer"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -557,7 +558,7 @@ class ALITModel(ALITPreTrainedModel):
         base_latents: torch.Tensor | None = None,
     ) -> _Recurrence:
         """Image tokens, before the first rollout."""
-        pixel_values = pixel_values.to(self.embeddings.patch_embeddings.weight.dtype)
+        pixel_values = pixel_values.to(self.embeddings.cls_token.dtype)
         if base_latents is None:
             base_latents = self.base_tokenizer.encode(pixel_values)
         noise = None
