@@ -7,6 +7,7 @@ from diffusers import AutoencoderKL, VQModel
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import is_tracing
 
 from .configuration_alit import ALITConfig
 from .quantizer import embedding_table
@@ -126,9 +127,9 @@ def _image_by_image(function: Callable[[torch.Tensor], torch.Tensor], batch: tor
     """
     `function` of a batch. On a CPU each image goes alone: convolutions there choose their algorithm by the size of the
     batch, its rounding can decide between two codes of nearly the same distance, and a code must not depend on batch
-    mates. At the sizes of real pictures it takes no longer.
+    mates. At the sizes of real pictures it takes no longer. A traced batch stays whole, as its size is not known.
     """
-    if batch.device.type != "cpu":
+    if batch.device.type != "cpu" or is_tracing():
         return function(batch)
     return torch.cat([function(image) for image in batch.split(1)])
 

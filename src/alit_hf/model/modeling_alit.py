@@ -67,19 +67,20 @@ class ALITEmbeddings(ALITPositionEmbeddings):
             stride=config.patch_size,
         )
 
-    def forward(self, pixel_values: torch.Tensor, base_latents: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor, base_latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1].
             base_latents (`torch.Tensor` of shape `(B, E, rows, columns)`): from `ALITBaseTokenizer.encode`.
 
         Returns:
-            class token and image tokens with their positions, `(B, 1 + rows * columns, W)`.
+            class token and image tokens with their positions, `(B, 1 + rows * columns, W)`, and what stands for image
+            tokens that are masked, `(1, rows * columns, W)`.
         """
         grid = torch.cat([base_latents, self.patch_embeddings(pixel_values)], dim=1)
         tokens = F.normalize(grid.flatten(2).transpose(1, 2), dim=-1)
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
-        return tokens + self.positions(grid.shape[-2:])
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        return tokens + self.positions(grid.shape[-2:]), self.masked_positions(grid.shape[-2:])
 
 
 class ALITLatentTokens(nn.Module):
@@ -118,7 +119,7 @@ class ALITEncoder(nn.Module):
         Returns:
             all tokens refined, `(B, S + L, W)`.
         """
-        new_tokens = new_tokens.expand(len(hidden_states), -1, -1)
+        new_tokens = new_tokens.expand(hidden_states.shape[0], -1, -1)
         layernorm = self.layernorm_pre if rollout == 0 else self.layernorm_rollout
         hidden_states = layernorm(torch.cat([hidden_states, new_tokens], dim=1))
         for layer in self.layers:
@@ -172,7 +173,7 @@ class ALITDecoder(ALITPositionEmbeddings):
         first = slice(tokens.shape[1])
         tokens = tokens + self.latent_position_embeddings[first if positions is None else positions]
         class_token = self.cls_token + self.positions(grid_size)[:, :1]
-        grid = torch.cat([class_token, self.masked_positions(grid_size)], dim=1).expand(len(tokens), -1, -1)
+        grid = torch.cat([class_token, self.masked_positions(grid_size)], dim=1).expand(tokens.shape[0], -1, -1)
         hidden_states = self.layernorm_pre(torch.cat([grid, tokens], dim=1))
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
@@ -201,6 +202,17 @@ class ALITPreTrainedModel(PreTrainedModel):
         "decoder_hidden_states": OutputRecorder(ALITLayer, layer_name="decoder"),
         "decoder_attentions": OutputRecorder(ALITAttention, index=1, layer_name="decoder"),
     }
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong, also while the weights are offloaded."""
+        device = super().device
+        if device.type == "meta":
+            for module in self.modules():
+                execution_device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+                if execution_device is not None:
+                    return torch.device(execution_device)
+        return device
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -231,6 +243,7 @@ class _Recurrence:
     base_latents: torch.Tensor  # (B, E, rows, columns)
     rollout: int  # rollouts that have run
     halting_threshold: float | None
+    masked_positions: torch.Tensor | None  # (B, N, W), what halted positions become
     halting_noise: torch.Tensor | None  # (B, K - 1, N) in [0, 1)
 
     @property
@@ -244,7 +257,7 @@ class _Recurrence:
     def lengths(self) -> torch.LongTensor:
         """Length of each image's code `(B,)`."""
         hidden_states = self.hidden_states
-        return hidden_states.new_full((len(hidden_states),), self.num_tokens, dtype=torch.long)
+        return hidden_states.new_full(hidden_states.shape[:1], self.num_tokens, dtype=torch.long)
 
     def rows(self, kept: torch.Tensor) -> "_Recurrence":
         """The same recurrence for the images in `kept` (bool, `(B,)`)."""
@@ -425,6 +438,8 @@ class ALITModel(ALITPreTrainedModel):
             grid_size (`tuple[int, int]`, *optional*):
                 Rows and columns of the picture's grid, as `encode` returned it. Defaults to the trained one.
 
+        Under `torch.compile` and `torch.export` all codes have one length: `num_tokens` as an `int`, or all T.
+
         Returns:
             [`ALITDecoderOutput`]
 
@@ -436,6 +451,9 @@ class ALITModel(ALITPreTrainedModel):
         grid_size = check_grid_size(self.config, grid_size)
         if token_ids is not None:
             latents = self.quantizer.from_ids(token_ids.clamp(min=0))
+        if isinstance(lengths, int):
+            decoder_output = self.decoder(latents[:, :lengths], grid_size)
+            return ALITDecoderOutput(pixel_values=self._picture(decoder_output, grid_size))
 
         groups = []
         for length in lengths.unique().tolist():
@@ -561,16 +579,20 @@ class ALITModel(ALITPreTrainedModel):
         pixel_values = pixel_values.to(self.embeddings.cls_token.dtype)
         if base_latents is None:
             base_latents = self.base_tokenizer.encode(pixel_values)
+        hidden_states, masked_positions = self.embeddings(pixel_values, base_latents)
+        masked_positions = (
+            None if halting_threshold is None else masked_positions.expand(hidden_states.shape[0], -1, -1)
+        )
         noise = None
         if halting_threshold is not None and self.config.base_type == "vqgan":
             # Drawn at once for all rollouts, so that what is halted does not depend on who leaves the batch when; and
             # the same for all images under a generator, so that it does not depend on an image's row either.
-            rows = len(pixel_values) if generator is None else 1
+            rows = pixel_values.shape[0] if generator is None else 1
             shape = (rows, self.config.max_rollouts - 1, base_latents[0, 0].numel())
             device = pixel_values.device if generator is None else generator.device
             noise = torch.rand(shape, generator=generator, device=device)
-            noise = noise.to(pixel_values.device).expand(len(pixel_values), -1, -1)
-        return _Recurrence(self.embeddings(pixel_values, base_latents), base_latents, 0, halting_threshold, noise)
+            noise = noise.to(pixel_values.device).expand(pixel_values.shape[0], -1, -1)
+        return _Recurrence(hidden_states, base_latents, 0, halting_threshold, masked_positions, noise)
 
     def _next_rollout(self, recurrence: _Recurrence, **kwargs) -> _Recurrence:
         """One pass of the distillation encoder over all tokens and L fresh ones."""
@@ -627,7 +649,7 @@ class ALITModel(ALITPreTrainedModel):
         first_latent = 1 + explained.shape[1]
         grid = torch.where(
             explained.unsqueeze(-1),
-            self.embeddings.masked_positions(recurrence.grid_size).to(hidden_states.dtype),
+            recurrence.masked_positions.to(hidden_states.dtype),
             hidden_states[:, 1:first_latent],
         )
         hidden_states = torch.cat([hidden_states[:, :1], grid, hidden_states[:, first_latent:]], dim=1)
