@@ -303,6 +303,23 @@ class ALITModel(ALITPreTrainedModel):
         self.decoder = ALITDecoder(config)
         self.post_init()
 
+    def freeze_for_features(self) -> None:
+        """
+        Turns off the gradients of all that `last_hidden_state` does not come from: decoders, codebooks, and the mask
+        token where there is no dynamic halting. With `forward(return_reconstruction=False,
+        return_decoder_output=False)` these never get a gradient, for which distributed training would wait.
+        """
+        base = self.base_tokenizer.model
+        unused = [self.encoder.layernorm_post, self.latent_projection, self.quantizer, self.decoder]
+        unused += [base.decoder, base.post_quant_conv, getattr(base, "quantize", None)]
+        if self.config.max_rollouts == 1:
+            unused.append(self.encoder.layernorm_rollout)
+        for module in unused:
+            if module is not None:
+                module.requires_grad_(False)
+        if self.config.halting_threshold is None:
+            self.embeddings.mask_token.requires_grad_(False)
+
     @can_return_tuple
     def encode(
         self,
