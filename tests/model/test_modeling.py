@@ -12,7 +12,7 @@ from tiny_config import VARIANT_NAMES, VARIANTS, tiny_config, tiny_images, tiny_
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from alit_hf import ALITConfig, ALITImageProcessor, ALITModel
+from alit_hf import ALITConfig, ALITForImageClassification, ALITImageProcessor, ALITModel
 
 
 all_variants = pytest.mark.parametrize(("base", "quantize"), VARIANTS, ids=VARIANT_NAMES)
@@ -312,3 +312,38 @@ def test_config_of_a_saved_model_is_plain_json(tmp_path):
     assert config["model_type"] == "alit"
     assert config["architectures"] == ["ALITModel"]
     assert config["base_tokenizer_config"] == tiny_config().base_tokenizer_config
+
+
+# What tools ask of a model
+
+
+def test_input_embeddings_are_the_patch_embedding():
+    model = tiny_model()
+    assert model.get_input_embeddings() is model.embeddings.patch_embeddings
+    classifier = ALITForImageClassification(tiny_config())
+    assert classifier.get_input_embeddings() is classifier.alit.embeddings.patch_embeddings
+
+
+def test_an_attention_mask_may_be_none():
+    model = tiny_model()
+    with torch.no_grad():
+        expected = model(tiny_images()).last_hidden_state
+        assert torch.equal(model(tiny_images(), attention_mask=None).last_hidden_state, expected)
+        ALITForImageClassification(tiny_config())(tiny_images(), attention_mask=None)
+    with pytest.raises(ValueError, match="`attention_mask` is given"):
+        model(tiny_images(), attention_mask=torch.ones(2, 65))
+
+
+@pytest.mark.parametrize("num_tokens", [3, 9, None])
+def test_hidden_states_are_selected_among_those_of_all_rollouts(num_tokens):
+    model = tiny_model()
+    with torch.no_grad():
+        everything = model(tiny_images(), num_tokens=num_tokens, output_hidden_states=True)
+        last = model(tiny_images(), num_tokens=num_tokens, output_hidden_states=-1)
+        two = model(tiny_images(), num_tokens=num_tokens, output_hidden_states=[1, -2])
+    assert torch.equal(last.hidden_states[-1], last.last_hidden_state)
+    assert {index for index, state in enumerate(last.hidden_states) if state is not None} == {
+        len(everything.hidden_states) - 1
+    }
+    for index in (1, -2):
+        assert torch.equal(two.hidden_states[index], everything.hidden_states[index])

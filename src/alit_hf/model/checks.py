@@ -106,6 +106,11 @@ def check_halting_threshold(halting_threshold: float | None) -> None:
         raise ValueError(f"`halting_threshold` is {halting_threshold}, it must be above 0 or None.")
 
 
+def check_attention_mask(attention_mask: None) -> None:
+    if attention_mask is not None:
+        raise ValueError("`attention_mask` is given, but every token attends to every other: it must be None.")
+
+
 def check_attention_weights(config: ALITConfig, **kwargs) -> None:
     """Whether attention gives the weights that `kwargs` ask for."""
     for name in ("output_attentions", "output_decoder_attentions"):
@@ -248,6 +253,7 @@ def _briefly(value: object) -> str:
 
 __all__ = [
     "PADDING_ID",
+    "check_attention_mask",
     "check_attention_weights",
     "check_base_latents",
     "check_codes",

@@ -1,7 +1,8 @@
 """ALIT: adaptive-length image tokenization by recurrent allocation (arXiv 2411.02393)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import wraps
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .base_tokenizer import ALITBaseTokenizer
 from .checks import (
     PADDING_ID,
+    check_attention_mask,
     check_attention_weights,
     check_base_latents,
     check_codes,
@@ -181,6 +183,11 @@ class ALITDecoder(ALITPositionEmbeddings):
         return self.head(hidden_states)
 
 
+# As many as there are layers in all rollouts. Set afterwards, as older versions of transformers do not know the field.
+_HIDDEN_STATES = OutputRecorder(ALITLayer, layer_name="encoder")
+_HIDDEN_STATES.num_hidden_layers_key = "num_layer_runs"
+
+
 class ALITPreTrainedModel(PreTrainedModel):
     """What transformers needs to know about every ALIT model."""
 
@@ -189,6 +196,7 @@ class ALITPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    _input_embed_layer = "patch_embeddings"
     _no_split_modules = ["ALITBaseTokenizer", "ALITEmbeddings", "ALITLayer", "ALITDecoder"]
     # Where codes are chosen: rounding there changes ids beyond what rounding before it does.
     _keep_in_fp32_modules_strict = ["quantizer"]
@@ -197,7 +205,7 @@ class ALITPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {
-        "hidden_states": OutputRecorder(ALITLayer, layer_name="encoder"),
+        "hidden_states": _HIDDEN_STATES,
         "attentions": OutputRecorder(ALITAttention, index=1, layer_name="encoder"),
         "decoder_hidden_states": OutputRecorder(ALITLayer, layer_name="decoder"),
         "decoder_attentions": OutputRecorder(ALITAttention, index=1, layer_name="decoder"),
@@ -263,6 +271,24 @@ class _Recurrence:
         """The same recurrence for the images in `kept` (bool, `(B,)`)."""
         tensors = {name: value[kept] for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         return replace(self, **tensors)
+
+
+def _count_hidden_states(forward: Callable) -> Callable:
+    """
+    Resolves negative indices in `output_hidden_states` by the layers that run, those of `num_tokens`. The library
+    would count those of all rollouts.
+    """
+
+    @wraps(forward)
+    def wrapper(self, pixel_values: torch.Tensor, num_tokens: int | None = None, *args, **kwargs):
+        selected = kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        if selected is not None and not isinstance(selected, bool):
+            num_states = 1 + check_num_tokens(self.config, num_tokens) * self.config.num_encoder_layers
+            indices = [selected] if isinstance(selected, int) else selected
+            kwargs["output_hidden_states"] = [index + num_states if index < 0 else index for index in indices]
+        return forward(self, pixel_values, num_tokens, *args, **kwargs)
+
+    return wrapper
 
 
 class ALITModel(ALITPreTrainedModel):
@@ -537,6 +563,7 @@ class ALITModel(ALITPreTrainedModel):
 
         return iterate()
 
+    @_count_hidden_states
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -548,6 +575,7 @@ class ALITModel(ALITPreTrainedModel):
         generator: torch.Generator | None = None,
         return_decoder_output: bool = True,
         base_latents: torch.Tensor | None = None,
+        attention_mask: None = None,
         **kwargs,
     ) -> ALITOutput:
         """
@@ -570,6 +598,8 @@ class ALITModel(ALITPreTrainedModel):
                 Whether the distillation decoder runs where no reconstruction needs it; features do without.
             base_latents (`torch.Tensor` of shape `(B, E, rows, columns)`, *optional*):
                 As in `rollouts`: spares the base's encoder.
+            attention_mask (`None`):
+                For tools that pass it on; every token attends to every other.
 
         Returns:
             [`ALITOutput`]
@@ -577,6 +607,7 @@ class ALITModel(ALITPreTrainedModel):
         Raises:
             `ValueError`: as `encode`.
         """
+        check_attention_mask(attention_mask)
         check_attention_weights(self.config, **kwargs)
         num_rollouts = check_num_tokens(self.config, num_tokens)
         check_pixels(self.config, pixel_values, interpolate_pos_encoding)

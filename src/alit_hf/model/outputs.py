@@ -107,7 +107,8 @@ class ALITOutput(ALITRolloutOutput):
     Args:
         hidden_states (`tuple[torch.FloatTensor]`, with `output_hidden_states=True`):
             Input of the first encoder layer, then the output of every encoder layer of every rollout, rollout by
-            rollout, each `(B, 1 + N + T_k, W)`.
+            rollout, each `(B, 1 + N + T_k, W)`; the last one is `last_hidden_state`. With indices in place of `True`
+            (`output_hidden_states=-1`) the others are `None`.
         attentions (`tuple[torch.FloatTensor]`, with `output_attentions=True` and eager attention):
             Attention weights of every encoder layer of every rollout, each `(B, heads, 1 + N + T_k, 1 + N + T_k)`.
         decoder_hidden_states, decoder_attentions (`tuple[torch.FloatTensor]`, with `output_decoder_hidden_states=True`
