@@ -1,5 +1,6 @@
 """ALIT: adaptive-length image tokenization by recurrent allocation (arXiv 2411.02393)."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -183,6 +184,17 @@ class ALITDecoder(ALITPositionEmbeddings):
         return self.head(hidden_states)
 
 
+# What `torch.compile` and data-parallel training put before the names of weights.
+_WRAPPER_NAMES = re.compile(r"(?<![^.])(_orig_mod|module)\.")
+
+
+def _remove_wrapper_names(module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *unused) -> None:
+    for name in list(state_dict):
+        bare = prefix + _WRAPPER_NAMES.sub("", name[len(prefix) :])
+        if name.startswith(prefix) and bare != name:
+            state_dict[bare] = state_dict.pop(name)
+
+
 # As many as there are layers in all rollouts. Set afterwards, as older versions of transformers do not know the field.
 _HIDDEN_STATES = OutputRecorder(ALITLayer, layer_name="encoder")
 _HIDDEN_STATES.num_hidden_layers_key = "num_layer_runs"
@@ -210,6 +222,30 @@ class ALITPreTrainedModel(PreTrainedModel):
         "decoder_hidden_states": OutputRecorder(ALITLayer, layer_name="decoder"),
         "decoder_attentions": OutputRecorder(ALITAttention, index=1, layer_name="decoder"),
     }
+
+    def __init__(self, config: ALITConfig):
+        super().__init__(config)
+        self.register_load_state_dict_pre_hook(_remove_wrapper_names)
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """
+        As in every model.
+
+        Raises:
+            `ValueError`: for weights that were saved from inside the wrapper of `torch.compile` or of data-parallel
+            training, whose names match nothing.
+        """
+        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        wrapped = sorted(name for name in report["unexpected_keys"] if _WRAPPER_NAMES.search(name))
+        if wrapped:
+            raise ValueError(
+                f"The checkpoint has {len(wrapped)} weights with names such as {wrapped[0]!r}: it was saved from "
+                "inside the wrapper of `torch.compile` or of data-parallel training. Give its weights to "
+                "`load_state_dict` of a model with the same configuration, which takes these names, and save that by "
+                "`save_pretrained`."
+            )
+        return (model, report) if output_loading_info else model
 
     @property
     def device(self) -> torch.device:
@@ -315,6 +351,9 @@ class ALITModel(ALITPreTrainedModel):
     ...     code = model.encode(**inputs, threshold=0.1)
     ...     picture = model.decode(token_ids=code.token_ids, num_tokens=code.num_tokens).pixel_values
     ```"""
+
+    # A classifier's head.
+    _keys_to_ignore_on_load_unexpected = [r"^layernorm\.", r"^classifier\."]
 
     def __init__(self, config: ALITConfig):
         # Fields that were set one by one are checked together only here.
