@@ -614,7 +614,6 @@ class ALITModel(ALITPreTrainedModel):
         generator: torch.Generator | None = None,
         return_decoder_output: bool = True,
         base_latents: torch.Tensor | None = None,
-        attention_mask: None = None,
         **kwargs,
     ) -> ALITOutput:
         """
@@ -637,8 +636,6 @@ class ALITModel(ALITPreTrainedModel):
                 Whether the distillation decoder runs where no reconstruction needs it; features do without.
             base_latents (`torch.Tensor` of shape `(B, E, rows, columns)`, *optional*):
                 As in `rollouts`: spares the base's encoder.
-            attention_mask (`None`):
-                For tools that pass it on; every token attends to every other.
 
         Returns:
             [`ALITOutput`]
@@ -646,7 +643,8 @@ class ALITModel(ALITPreTrainedModel):
         Raises:
             `ValueError`: as `encode`.
         """
-        check_attention_mask(attention_mask)
+        # Tools pass it to every model.
+        check_attention_mask(kwargs.pop("attention_mask", None))
         check_attention_weights(self.config, **kwargs)
         num_rollouts = check_num_tokens(self.config, num_tokens)
         check_pixels(self.config, pixel_values, interpolate_pos_encoding)
