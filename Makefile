@@ -9,7 +9,7 @@ BASE ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format test-slow benchmark docs model clean
+.PHONY: help venv demo test lint format test-slow test-peer benchmark docs model clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -40,8 +40,11 @@ format: venv ## rewrite the files in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test-slow: venv ## the tests marked slow
+test-slow: venv test-peer ## the tests marked slow, and those of transformers
 	$(BIN)/python -m pytest -m slow
+
+test-peer: venv ## the tests that transformers has for its own models, which it downloads once
+	$(BIN)/python tools/peer_mixins/run.py -n $(WORKERS)
 
 benchmark: venv ## print timings, one process at a time
 	$(BIN)/python -m pytest -s -m benchmark tests/benchmarks

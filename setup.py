@@ -64,6 +64,12 @@ setup(
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
             "hypothesis>=6.168",
+            # Of the tests of export, of 8-bit weights, and of transformers' own tests.
+            "onnx>=1.19",
+            "onnxscript>=0.5",
+            "onnxruntime>=1.23",
+            "bitsandbytes>=0.49",
+            "parameterized>=0.9",
             "sybil>=9.3",
             "ruff>=0.17",
             # Drives the Chromium that the machine has, if it has one; its own need not be downloaded.

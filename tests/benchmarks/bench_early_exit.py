@@ -37,7 +37,7 @@ def parts_alone(model: ALITModel, pixel_values: torch.Tensor) -> dict[str, list[
     """Each part of the work as a function of its own; of those that every rollout has, one for each rollout."""
     base, config = model.base_tokenizer, model.config
     base_latents = base.encode(pixel_values)
-    hidden_states = model.embeddings(pixel_values, base_latents)
+    hidden_states, _ = model.embeddings(pixel_values, base_latents)
     parts = {"base encoding": [lambda: base.encode(pixel_values)], "encoder": [], "decoder": [], "base decoding": []}
     longest = max(ROLLOUTS) * config.tokens_per_rollout
     for index, step in enumerate(model.rollouts(pixel_values, num_tokens=longest)):

@@ -171,9 +171,11 @@ def test_loads_without_alit_hf(tmp_path):
     model = tiny_classifier()
     model.save_pretrained(tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert config["auto_map"] == {
-        "AutoConfig": "configuration_alit.ALITConfig",
-        "AutoModelForImageClassification": "modeling_alit_classification.ALITForImageClassification",
+    assert config["auto_map"].keys() == {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForImageClassification",
+        "AutoImageProcessor",
     }
     run_elsewhere(tmp_path, SCRIPT, tmp_path / "model", tmp_path / "resaved", installed=False)
     assert_same_weights(ALITForImageClassification.from_pretrained(tmp_path / "resaved"), model)

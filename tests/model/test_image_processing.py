@@ -431,3 +431,35 @@ def test_postprocess_takes_arrays_and_tells_axes_apart(processor):
 def test_postprocess_refuses_what_is_no_batch_of_pixels(processor, pixel_values, message):
     with pytest.raises(ValueError, match=message):
         processor.postprocess(pixel_values)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["array", "tensor"])
+@pytest.mark.parametrize("batched", [False, True])
+def test_floats_that_are_not_to_be_rescaled_stay_floats(kind, batched):
+    processor = ALITImageProcessor(size=16, crop_size=16)
+    values = np.random.default_rng(0).random((16, 16, 3)).astype(np.float32)
+    picture = kind(values[None] if batched else values)
+    kept = processor(picture, do_rescale=False, return_tensors="pt", input_data_format="channels_last").pixel_values
+    assert kept.dtype == torch.float32
+    torch.testing.assert_close(kept[0], torch.from_numpy(values).permute(2, 0, 1), atol=0.5 / 255 + 1e-6, rtol=0)
+    levels = (255 * values).astype(np.uint8)
+    integers = processor(levels, do_rescale=False, return_tensors="pt").pixel_values
+    assert torch.equal(integers[0], torch.from_numpy(levels).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("values", [[-0.5, 1.0], [0.0, 200.0], [0.0, float("nan")]], ids=str)
+def test_floats_out_of_range_are_told_where_they_are_not_rescaled(values):
+    picture = np.resize(np.asarray(values, dtype=np.float32), (16, 16, 3))
+    with pytest.raises(ValueError, match=r"do_rescale=False takes floats in \[0, 1\]"):
+        ALITImageProcessor()([picture], do_rescale=False)
+
+
+def test_floats_and_integers_together_are_told():
+    pictures = [np.zeros((16, 16, 3), np.float32), np.zeros((16, 16, 3), np.uint8)]
+    with pytest.raises(ValueError, match="got both"):
+        ALITImageProcessor()(pictures, do_rescale=False)
+
+
+def test_unknown_keywords_are_told():
+    with pytest.raises(ValueError, match=r"\['do_resiz'\] are no keywords of the processor.*do_resize"):
+        ALITImageProcessor()(np.zeros((16, 16, 3), np.uint8), do_resiz=False)

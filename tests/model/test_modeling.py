@@ -12,7 +12,7 @@ from tiny_config import VARIANT_NAMES, VARIANTS, tiny_config, tiny_images, tiny_
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from alit_hf import ALITConfig, ALITImageProcessor, ALITModel
+from alit_hf import ALITConfig, ALITForImageClassification, ALITImageProcessor, ALITModel
 
 
 all_variants = pytest.mark.parametrize(("base", "quantize"), VARIANTS, ids=VARIANT_NAMES)
@@ -98,7 +98,7 @@ def test_autocast_runs_and_keeps_the_quantizer_in_float32():
     model = tiny_model().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(tiny_images())
-        loss = output.reconstruction.float().pow(2).mean() + output.quantizer_loss
+        loss = output.reconstruction.float().pow(2).mean() + output.quantizer_loss.mean()
     assert output.latents.dtype == torch.float32
     loss.backward()
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in model.parameters())
@@ -257,7 +257,7 @@ def test_tuples_instead_of_outputs():
 def gradients(model: ALITModel) -> dict[str, torch.Tensor]:
     output = model(tiny_images())
     loss = (output.reconstruction - tiny_images()).pow(2).mean() + output.last_hidden_state.pow(2).mean()
-    (loss + (output.quantizer_loss if model.config.quantize else 0)).backward()
+    (loss + (output.quantizer_loss.mean() if model.config.quantize else 0)).backward()
     return {name: weight.grad for name, weight in model.named_parameters()}
 
 
@@ -296,7 +296,7 @@ def test_training_steps_lower_the_error(base, quantize):
         error = (output.reconstruction - tiny_images()).abs().mean()
         errors.append(error.item())
         optimizer.zero_grad()
-        (error + (0.1 * output.quantizer_loss if quantize else 0)).backward()
+        (error + (0.1 * output.quantizer_loss.mean() if quantize else 0)).backward()
         optimizer.step()
     assert errors[-1] < 0.8 * errors[0]
 
@@ -315,3 +315,38 @@ def test_config_of_a_saved_model_is_plain_json(tmp_path):
     assert config["model_type"] == "alit"
     assert config["architectures"] == ["ALITModel"]
     assert config["base_tokenizer_config"] == tiny_config().base_tokenizer_config
+
+
+# What tools ask of a model
+
+
+def test_input_embeddings_are_the_patch_embedding():
+    model = tiny_model()
+    assert model.get_input_embeddings() is model.embeddings.patch_embeddings
+    classifier = ALITForImageClassification(tiny_config())
+    assert classifier.get_input_embeddings() is classifier.alit.embeddings.patch_embeddings
+
+
+def test_an_attention_mask_may_be_none():
+    model = tiny_model()
+    with torch.no_grad():
+        expected = model(tiny_images()).last_hidden_state
+        assert torch.equal(model(tiny_images(), attention_mask=None).last_hidden_state, expected)
+        ALITForImageClassification(tiny_config())(tiny_images(), attention_mask=None)
+    with pytest.raises(ValueError, match="`attention_mask` is given"):
+        model(tiny_images(), attention_mask=torch.ones(2, 65))
+
+
+@pytest.mark.parametrize("num_tokens", [3, 9, None])
+def test_hidden_states_are_selected_among_those_of_all_rollouts(num_tokens):
+    model = tiny_model()
+    with torch.no_grad():
+        everything = model(tiny_images(), num_tokens=num_tokens, output_hidden_states=True)
+        last = model(tiny_images(), num_tokens=num_tokens, output_hidden_states=-1)
+        two = model(tiny_images(), num_tokens=num_tokens, output_hidden_states=[1, -2])
+    assert torch.equal(last.hidden_states[-1], last.last_hidden_state)
+    assert {index for index, state in enumerate(last.hidden_states) if state is not None} == {
+        len(everything.hidden_states) - 1
+    }
+    for index in (1, -2):
+        assert torch.equal(two.hidden_states[index], everything.hidden_states[index])

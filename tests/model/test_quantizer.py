@@ -50,8 +50,9 @@ def test_loss_pulls_codes_fully_and_latents_by_the_commitment_cost(quantizer):
     latents = torch.randn(2, 5, 6, requires_grad=True)
     _, ids, loss = quantizer(latents)
     directions, codes = F.normalize(latents, dim=-1), F.normalize(quantizer.codebook.weight, dim=-1)[ids]
-    distance = F.mse_loss(codes, directions)
+    distance = F.mse_loss(codes, directions, reduction="none").mean(dim=(1, 2))
     torch.testing.assert_close(loss, 1.25 * distance)
+    distance, loss = distance.mean(), loss.mean()
     grads = torch.autograd.grad(loss, [latents, quantizer.codebook.weight])
     expected = torch.autograd.grad(distance, [latents, quantizer.codebook.weight])
     torch.testing.assert_close(grads[0], 0.25 * expected[0])

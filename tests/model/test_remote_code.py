@@ -7,9 +7,9 @@ import pytest
 import torch
 from elsewhere import run_elsewhere
 from tiny_config import tiny_images, tiny_model
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
-from alit_hf import ALITConfig, ALITImageProcessor, ALITModel
+from alit_hf import ALITConfig, ALITForImageClassification, ALITImageProcessor, ALITModel
 
 
 # Saves what it loads, loads that again, and writes down what it found.
@@ -78,11 +78,13 @@ def test_the_folder_names_and_holds_its_code(folder):
     assert config["auto_map"] == {
         "AutoConfig": "configuration_alit.ALITConfig",
         "AutoModel": "modeling_alit.ALITModel",
+        "AutoModelForImageClassification": "modeling_alit_classification.ALITForImageClassification",
+        "AutoImageProcessor": "image_processing_alit.ALITImageProcessor",
     }
     processor = json.loads((folder / "preprocessor_config.json").read_text())
     assert processor["auto_map"] == {"AutoImageProcessor": "image_processing_alit.ALITImageProcessor"}
     files = {path.name for path in folder.glob("*.py")}
-    assert files >= {"configuration_alit.py", "modeling_alit.py", "image_processing_alit.py"}
+    assert files >= {f"{name.partition('.')[0]}.py" for name in config["auto_map"].values()}
 
 
 def test_loads_and_runs_without_alit_hf(tmp_path, folder, picture):
@@ -96,12 +98,37 @@ def test_loads_and_runs_without_alit_hf(tmp_path, folder, picture):
     resaved = ALITModel.from_pretrained(tmp_path / "resaved")
     assert resaved.config.to_dict().keys() == ALITConfig.from_pretrained(folder).to_dict().keys()
     assert expected_results(tmp_path / "resaved", picture)[0].tolist() == results["token_ids"]
-    assert {path.name for path in (tmp_path / "resaved").iterdir()} == {path.name for path in folder.iterdir()}
+    # Of the code, what was loaded there.
+    config = json.loads((tmp_path / "resaved" / "config.json").read_text())
+    assert config["auto_map"].keys() >= {"AutoConfig", "AutoModel"}
 
 
 def test_loads_with_trusted_code_where_alit_hf_is_installed(tmp_path, folder, picture):
     results = run_script(tmp_path, folder, picture, installed=True)
     assert results["token_ids"] == expected_results(folder, picture)[0].tolist()
+
+
+OTHER_CLASS = """
+import sys
+from transformers import AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True, num_labels=3)
+assert type(model).__module__.startswith("transformers_modules.")
+assert model.classifier.out_features == 3
+"""
+
+
+def test_a_model_becomes_a_classifier_without_alit_hf(tmp_path, folder):
+    run_elsewhere(tmp_path, OTHER_CLASS, folder, installed=False)
+
+
+def test_nothing_is_asked_where_the_code_is_installed(folder, monkeypatch):
+    def ask(*arguments):
+        raise AssertionError("a question about remote code")
+
+    monkeypatch.setattr("builtins.input", ask)
+    assert type(AutoModelForImageClassification.from_pretrained(folder)) is ALITForImageClassification
+    assert type(AutoImageProcessor.from_pretrained(folder)) is ALITImageProcessor
 
 
 def test_the_installed_code_is_used_where_remote_code_is_not_trusted(folder):

@@ -61,8 +61,9 @@ class FinetuneStage(ALITStage):
             loss, output.reconstruction, pixel_values, rollout, model.base_tokenizer.model.decoder.conv_out.weight
         )
         if output.quantizer_loss is not None:
-            loss = loss + self.loss.quantizer_weight * output.quantizer_loss
-            logs["quantization"] = output.quantizer_loss.detach()
+            quantizer_loss = output.quantizer_loss.mean()
+            loss = loss + self.loss.quantizer_weight * quantizer_loss
+            logs["quantization"] = quantizer_loss.detach()
         if rollout == 0 and model.config.max_rollouts > 1:
             # Unused by the first rollout, but distributed training waits for its gradient anyway.
             loss = loss + 0 * sum(parameter.sum() for parameter in model.encoder.layernorm_rollout.parameters())

@@ -61,7 +61,8 @@ class TokenFile:
     Args:
         token_ids (`np.ndarray`, `torch.Tensor` or sequence of integers, of shape `(k,)`):
             Ids in [0, codebook_size), without padding, 1 to 65535 of them. Kept as a read-only int64 array. Ids mean
-            something only together with their number, since every rollout rewrites all of them (paper, section 2).
+            something only together with their number, since a later rollout may rewrite any of them (paper,
+            section 2).
         original_size (`tuple[int, int]`):
             Width and height in pixels of the image that was encoded, at most 2^28 pixels.
         grid_size (`tuple[int, int]`):

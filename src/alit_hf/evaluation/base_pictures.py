@@ -22,7 +22,7 @@ def base_pictures(model: ALITModel, pixel_values: torch.Tensor) -> tuple[torch.T
     if model.config.base_type == "kl":
         return base.decode(latents), None
     ids = base.codes(latents)
-    codes = base.codebook[ids].transpose(1, 2).unflatten(2, latents.shape[-2:])
+    codes = base.model.quantize.embedding(ids).transpose(1, 2).unflatten(2, latents.shape[-2:])
     return base.decode(codes.to(model.dtype)), ids
 
 

@@ -120,7 +120,7 @@ def _total_and_logs(
     total, logs = 0.0, {}
     for rollout, of_rollout, weight in zip(rollouts, terms, weights, strict=True):
         if rollout.quantizer_loss is not None:
-            of_rollout["quantization"] = rollout.quantizer_loss.float()
+            of_rollout["quantization"] = rollout.quantizer_loss.float().mean()
         for name, term in of_rollout.items():
             total = total + (weight * term if name in ("nll", "latent") else term)
             logs[f"{name}/{rollout.num_tokens}"] = term.detach()

@@ -7,8 +7,10 @@ from diffusers import AutoencoderKL, VQModel
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import is_tracing
 
 from .configuration_alit import ALITConfig
+from .quantizer import embedding_table
 
 
 _BASE_CLASSES = {"vqgan": VQModel, "kl": AutoencoderKL}
@@ -53,7 +55,7 @@ class ALITBaseTokenizer(PreTrainedModel):
 
     @property
     def codebook(self) -> torch.Tensor:
-        """Base codes (base codebook size, E). VQGAN base only."""
+        """Base codes (base codebook size, E), the parameter itself. VQGAN base only."""
         return self.model.quantize.embedding.weight
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -80,7 +82,8 @@ class ALITBaseTokenizer(PreTrainedModel):
         """
         with torch.autocast(latents.device.type, enabled=False):
             vectors = latents.float().flatten(2).transpose(1, 2)
-            return torch.cdist(vectors, self.codebook.float().expand(len(vectors), -1, -1)).argmin(dim=-1)
+            codebook = embedding_table(self.model.quantize.embedding, latents.device).float()
+            return torch.cdist(vectors, codebook.expand(vectors.shape[0], -1, -1)).argmin(dim=-1)
 
     def expected_latents(self, decoder_output: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
         """
@@ -96,8 +99,8 @@ class ALITBaseTokenizer(PreTrainedModel):
         """
         latents = decoder_output
         if self.config.base_type == "vqgan":
-            probabilities = decoder_output.softmax(dim=-1, dtype=torch.float32).to(self.codebook.dtype)
-            latents = probabilities @ self.codebook
+            codebook = embedding_table(self.model.quantize.embedding, decoder_output.device)
+            latents = decoder_output.softmax(dim=-1, dtype=torch.float32).to(codebook.dtype) @ codebook
         return latents.transpose(1, 2).unflatten(2, grid_size)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -124,9 +127,9 @@ def _image_by_image(function: Callable[[torch.Tensor], torch.Tensor], batch: tor
     """
     `function` of a batch. On a CPU each image goes alone: convolutions there choose their algorithm by the size of the
     batch, its rounding can decide between two codes of nearly the same distance, and a code must not depend on batch
-    mates. At the sizes of real pictures it takes no longer.
+    mates. At the sizes of real pictures it takes no longer. A traced batch stays whole, as its size is not known.
     """
-    if batch.device.type != "cpu":
+    if batch.device.type != "cpu" or is_tracing():
         return function(batch)
     return torch.cat([function(image) for image in batch.split(1)])
 

@@ -1,16 +1,25 @@
-"""What the model's methods ask of their arguments. Each check raises a `ValueError` that names the argument, its value
-and what it may be, and gives the argument in the form that the model works with."""
+"""
+What the model's methods ask of their arguments. Each check raises a `ValueError` that names the argument, its value
+and what it may be, and gives the argument in the form that the model works with.
+
+While a graph is traced values are not known: checks of values become assertions in the graph, which raise a
+`RuntimeError` when it runs.
+"""
 
 import math
 import reprlib
 
 import torch
+from transformers.utils import is_tracing
 
 from .configuration_alit import ALITConfig
 
 
 PADDING_ID = -1
 """What stands behind an image's last token in a batch of ids."""
+
+# How far resizing may leave [0, 1].
+_OVERSHOOT = 0.1
 
 
 def check_num_tokens(config: ALITConfig, num_tokens: int | None, threshold: float | torch.Tensor | None = None) -> int:
@@ -49,11 +58,14 @@ def check_pixels(config: ALITConfig, pixel_values: torch.Tensor, interpolate_pos
 
 def check_range(pixel_values: torch.Tensor) -> None:
     """Together, so that a device is waited for once."""
+    if is_tracing():
+        inside = (pixel_values >= -_OVERSHOOT) & (pixel_values <= 1 + _OVERSHOOT)
+        torch._assert_async(inside.all(), "`pixel_values` must be finite and in [0, 1].")
+        return
     lowest, highest = torch.stack([pixel_values.amin(), pixel_values.amax()]).tolist()
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ValueError("`pixel_values` has NaN or infinite values, all must be finite.")
-    # Resizing may overshoot a little.
-    if lowest < -0.1 or highest > 1.1:
+    if lowest < -_OVERSHOOT or highest > 1 + _OVERSHOOT:
         raise ValueError(
             f"`pixel_values` has values from {lowest:g} to {highest:g}, they must be in [0, 1], as "
             "ALITImageProcessor gives them: without a mean and standard deviation."
@@ -94,6 +106,11 @@ def check_halting_threshold(halting_threshold: float | None) -> None:
         raise ValueError(f"`halting_threshold` is {halting_threshold}, it must be above 0 or None.")
 
 
+def check_attention_mask(attention_mask: None) -> None:
+    if attention_mask is not None:
+        raise ValueError("`attention_mask` is given, but every token attends to every other: it must be None.")
+
+
 def check_attention_weights(config: ALITConfig, **kwargs) -> None:
     """Whether attention gives the weights that `kwargs` ask for."""
     for name in ("output_attentions", "output_decoder_attentions"):
@@ -118,8 +135,11 @@ def check_codes(
     token_ids: torch.LongTensor | None,
     latents: torch.Tensor | None,
     num_tokens: torch.LongTensor | int | None,
-) -> tuple[torch.LongTensor | None, torch.LongTensor]:
-    """Ids `(B, T)` as int64, if codes are given as ids, and the lengths of the codes `(B,)`."""
+) -> tuple[torch.LongTensor | None, torch.LongTensor | int]:
+    """
+    Ids `(B, T)` as int64, if codes are given as ids, and the lengths of the codes: `(B,)`, or one number where a graph
+    is traced that has one length for all.
+    """
     if (token_ids is None) == (latents is None):
         given = "both" if latents is not None else "neither"
         raise ValueError(f"One of `token_ids` and `latents` must be given, got {given}.")
@@ -130,7 +150,7 @@ def check_codes(
 
 def _check_token_ids(
     config: ALITConfig, token_ids: torch.LongTensor, num_tokens: torch.LongTensor | int | None
-) -> tuple[torch.LongTensor, torch.LongTensor]:
+) -> tuple[torch.LongTensor, torch.LongTensor | int]:
     if not config.quantize:
         raise ValueError("`token_ids` were given, but this model's latents are continuous: give `latents`.")
     if not isinstance(token_ids, torch.Tensor) or token_ids.ndim != 2 or not _is_integer(token_ids):
@@ -138,6 +158,15 @@ def _check_token_ids(
             f"`token_ids` is {_briefly(token_ids)}, it must be an integer tensor of shape (batch, tokens)."
         )
     token_ids = token_ids.long()
+    if is_tracing() and not isinstance(num_tokens, torch.Tensor):
+        length = _check_one_length(config, num_tokens, token_ids)
+        known = (token_ids >= 0) & (token_ids < config.codebook_size)
+        padding = token_ids[:, length:] == PADDING_ID
+        torch._assert_async(
+            known[:, :length].all() & padding.all(),
+            f"`token_ids` must be {length} ids in [0, {config.codebook_size}) each, and {PADDING_ID} behind them.",
+        )
+        return token_ids, length
     filled = token_ids != PADDING_ID
     found = filled.sum(dim=1)
     inside = torch.arange(token_ids.shape[1], device=token_ids.device) < found.unsqueeze(1)
@@ -160,14 +189,16 @@ def _check_token_ids(
 
 def _check_latents(
     config: ALITConfig, latents: torch.Tensor, num_tokens: torch.LongTensor | int | None
-) -> torch.LongTensor:
-    """Lengths `(B,)` of codes given as factorised latents."""
+) -> torch.LongTensor | int:
+    """Lengths of codes given as factorised latents, as `check_codes`."""
     dim = config.codebook_dim
     if not isinstance(latents, torch.Tensor) or latents.ndim != 3 or latents.shape[-1] != dim:
         got = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
         raise ValueError(f"`latents` is {got}, it must be a tensor of shape (batch, tokens, {dim}).")
     if not latents.is_floating_point():
         raise ValueError(f"`latents` is {latents.dtype}, it must be a floating point tensor.")
+    if is_tracing() and not isinstance(num_tokens, torch.Tensor):
+        return _check_one_length(config, num_tokens, latents)
     if num_tokens is None and latents.shape[1] and (latents[:, -1] == 0).all(dim=-1).any():
         raise ValueError(
             "`latents` has zeros behind an image's last token, as `encode` pads them: give `num_tokens` with them."
@@ -177,6 +208,15 @@ def _check_latents(
     if not torch.isfinite(latents[inside]).all():
         raise ValueError("`latents` has NaN or infinite values, all must be finite.")
     return lengths
+
+
+def _check_one_length(config: ALITConfig, num_tokens: int | None, codes: torch.Tensor) -> int:
+    """The length of all `codes` `(B, T, ...)`, T for `None`."""
+    num_tokens = codes.shape[1] if num_tokens is None else num_tokens
+    check_num_tokens(config, num_tokens)
+    if num_tokens > codes.shape[1]:
+        raise ValueError(f"`num_tokens` is {num_tokens}, but the codes have {codes.shape[1]} tokens.")
+    return num_tokens
 
 
 def _check_lengths(config: ALITConfig, num_tokens: torch.LongTensor | int, codes: torch.Tensor) -> torch.LongTensor:
@@ -213,6 +253,7 @@ def _briefly(value: object) -> str:
 
 __all__ = [
     "PADDING_ID",
+    "check_attention_mask",
     "check_attention_weights",
     "check_base_latents",
     "check_codes",

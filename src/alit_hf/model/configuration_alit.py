@@ -3,6 +3,9 @@
 import copy
 import functools
 import math
+import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -38,6 +41,14 @@ _PAPER_BASE_TOKENIZERS = {
         "norm_num_groups": 32,
         "scaling_factor": 0.2325,
     },
+}
+
+# What a saved folder says of the code in it.
+_AUTO_MAP = {
+    "AutoConfig": "configuration_alit.ALITConfig",
+    "AutoModel": "modeling_alit.ALITModel",
+    "AutoModelForImageClassification": "modeling_alit_classification.ALITForImageClassification",
+    "AutoImageProcessor": "image_processing_alit.ALITImageProcessor",
 }
 
 _BASE_TYPES = {"VQModel": "vqgan", "AutoencoderKL": "kl"}
@@ -174,6 +185,24 @@ class ALITConfig(PreTrainedConfig):
         self.image_size = _as_list(self.image_size)
         super().__post_init__(**kwargs)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any):
+        """
+        As in every configuration, with the code of all classes beside it: `auto_map` names each that is there,
+        whichever model is saved.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in Path(__file__).parent.glob("*.py"):
+            if file.name != "__init__.py":
+                shutil.copy(file, folder)
+        # Remote code lies in several folders, of which the model has copied its own.
+        self.auto_map = {
+            auto_class: name
+            for auto_class, name in _AUTO_MAP.items()
+            if (folder / f"{name.partition('.')[0]}.py").exists()
+        }
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
     def validate_architecture(self):
         """Raises where the fields do not fit together."""
         for name in (
@@ -282,6 +311,11 @@ class ALITConfig(PreTrainedConfig):
     def max_tokens(self) -> int:
         """Latent tokens of the longest code, K·L."""
         return self.max_rollouts * self.tokens_per_rollout
+
+    @property
+    def num_layer_runs(self) -> int:
+        """Layers that the distillation encoder runs for the longest code: all of them in every rollout."""
+        return self.max_rollouts * self.num_encoder_layers
 
     @property
     def bits_per_token(self) -> int:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
@@ -53,6 +54,8 @@ class ALITImageProcessor(PilBackend):
         size_divisor (`int`, *optional*):
             The model's `patch_size`. Without `do_center_crop`, the centre of a resized picture is cut to multiples of
             it in height and width, as the model needs.
+
+    With `do_rescale=False` pictures of floats, in [0, 1], stay so, all others stay integers in [0, 255].
 
     All of them can also be given to a single call, which takes, alone or in (nested) lists and mixed:
 
@@ -129,6 +132,17 @@ class ALITImageProcessor(PilBackend):
             raise ValueError("pixel_values must be finite, got NaN or infinity")
         levels = pixels.float().clamp(0, 1).mul(255).round().to(torch.uint8)
         return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]
+
+    def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
+        unknown = sorted(set(kwargs) - set(self._valid_kwargs_names))
+        if unknown:
+            raise ValueError(
+                f"{unknown} are no keywords of the processor; these are: {sorted(self._valid_kwargs_names)}"
+            )
+        if kwargs.get("do_rescale", self.do_rescale) is False and _are_floats(images):
+            # Pictures are resized as 8 bits; this gives floats back what they came with.
+            kwargs.update(do_rescale=True, rescale_factor=1 / 255)
+        return super().preprocess(images, *args, **kwargs)
 
     def process_image(
         self,
@@ -241,6 +255,30 @@ def _flatten(images: Any) -> list:
     raise ValueError(
         f"images must be PIL images, NumPy arrays, torch tensors, paths or lists of them, got {type(images).__name__}"
     )
+
+
+def _are_floats(images: Any) -> bool:
+    """
+    Whether pictures are floats in [0, 1], for which there is nothing to rescale.
+
+    Raises:
+        ValueError: floats outside of [0, 1]; some pictures with floats and some with integers.
+    """
+    if isinstance(images, (list, tuple)):
+        kinds = {_are_floats(picture) for picture in images}
+        if len(kinds) == 2:
+            raise ValueError("do_rescale=False takes pictures of floats or of integers, got both")
+        return True in kinds
+    if not isinstance(images, (np.ndarray, torch.Tensor)):
+        return False
+    values = _to_numpy(images)
+    if values.dtype.kind != "f" or not values.size:
+        return False
+    if not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError(
+            f"do_rescale=False takes floats in [0, 1], got values from {values.min():g} to {values.max():g}"
+        )
+    return True
 
 
 def _unbatch(images: np.ndarray | torch.Tensor) -> list:

@@ -1,7 +1,9 @@
 """ALIT: adaptive-length image tokenization by recurrent allocation (arXiv 2411.02393)."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import wraps
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .base_tokenizer import ALITBaseTokenizer
 from .checks import (
     PADDING_ID,
+    check_attention_mask,
     check_attention_weights,
     check_base_latents,
     check_codes,
@@ -67,19 +70,20 @@ class ALITEmbeddings(ALITPositionEmbeddings):
             stride=config.patch_size,
         )
 
-    def forward(self, pixel_values: torch.Tensor, base_latents: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor, base_latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1].
             base_latents (`torch.Tensor` of shape `(B, E, rows, columns)`): from `ALITBaseTokenizer.encode`.
 
         Returns:
-            class token and image tokens with their positions, `(B, 1 + rows * columns, W)`.
+            class token and image tokens with their positions, `(B, 1 + rows * columns, W)`, and what stands for image
+            tokens that are masked, `(1, rows * columns, W)`.
         """
         grid = torch.cat([base_latents, self.patch_embeddings(pixel_values)], dim=1)
         tokens = F.normalize(grid.flatten(2).transpose(1, 2), dim=-1)
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
-        return tokens + self.positions(grid.shape[-2:])
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        return tokens + self.positions(grid.shape[-2:]), self.masked_positions(grid.shape[-2:])
 
 
 class ALITLatentTokens(nn.Module):
@@ -118,7 +122,7 @@ class ALITEncoder(nn.Module):
         Returns:
             all tokens refined, `(B, S + L, W)`.
         """
-        new_tokens = new_tokens.expand(len(hidden_states), -1, -1)
+        new_tokens = new_tokens.expand(hidden_states.shape[0], -1, -1)
         layernorm = self.layernorm_pre if rollout == 0 else self.layernorm_rollout
         hidden_states = layernorm(torch.cat([hidden_states, new_tokens], dim=1))
         for layer in self.layers:
@@ -167,16 +171,33 @@ class ALITDecoder(ALITPositionEmbeddings):
         Returns:
             logits over base codes or base latents, `(B, rows * columns, base_output_dim)`.
         """
-        tokens = self.latent_projection(latents.to(self.latent_projection.weight.dtype))
+        # The dtype of an embedding, as a quantised layer's weights are integers.
+        tokens = self.latent_projection(latents.to(self.latent_position_embeddings.dtype))
         first = slice(tokens.shape[1])
         tokens = tokens + self.latent_position_embeddings[first if positions is None else positions]
         class_token = self.cls_token + self.positions(grid_size)[:, :1]
-        grid = torch.cat([class_token, self.masked_positions(grid_size)], dim=1).expand(len(tokens), -1, -1)
+        grid = torch.cat([class_token, self.masked_positions(grid_size)], dim=1).expand(tokens.shape[0], -1, -1)
         hidden_states = self.layernorm_pre(torch.cat([grid, tokens], dim=1))
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
         hidden_states = self.layernorm_post(hidden_states[:, 1 : grid.shape[1]])
         return self.head(hidden_states)
+
+
+# What `torch.compile` and data-parallel training put before the names of weights.
+_WRAPPER_NAMES = re.compile(r"(?<![^.])(_orig_mod|module)\.")
+
+
+def _remove_wrapper_names(module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *unused) -> None:
+    for name in list(state_dict):
+        bare = prefix + _WRAPPER_NAMES.sub("", name[len(prefix) :])
+        if name.startswith(prefix) and bare != name:
+            state_dict[bare] = state_dict.pop(name)
+
+
+# As many as there are layers in all rollouts. Set afterwards, as older versions of transformers do not know the field.
+_HIDDEN_STATES = OutputRecorder(ALITLayer, layer_name="encoder")
+_HIDDEN_STATES.num_hidden_layers_key = "num_layer_runs"
 
 
 class ALITPreTrainedModel(PreTrainedModel):
@@ -187,19 +208,55 @@ class ALITPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    _input_embed_layer = "patch_embeddings"
     _no_split_modules = ["ALITBaseTokenizer", "ALITEmbeddings", "ALITLayer", "ALITDecoder"]
-    # In bfloat16 the nearest code is another one for about 3 % of the tokens.
+    # Where codes are chosen: rounding there changes ids beyond what rounding before it does.
     _keep_in_fp32_modules_strict = ["quantizer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {
-        "hidden_states": OutputRecorder(ALITLayer, layer_name="encoder"),
+        "hidden_states": _HIDDEN_STATES,
         "attentions": OutputRecorder(ALITAttention, index=1, layer_name="encoder"),
         "decoder_hidden_states": OutputRecorder(ALITLayer, layer_name="decoder"),
         "decoder_attentions": OutputRecorder(ALITAttention, index=1, layer_name="decoder"),
     }
+
+    def __init__(self, config: ALITConfig):
+        super().__init__(config)
+        self.register_load_state_dict_pre_hook(_remove_wrapper_names)
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """
+        As in every model.
+
+        Raises:
+            `ValueError`: for weights that were saved from inside the wrapper of `torch.compile` or of data-parallel
+            training, whose names match nothing.
+        """
+        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        wrapped = sorted(name for name in report["unexpected_keys"] if _WRAPPER_NAMES.search(name))
+        if wrapped:
+            raise ValueError(
+                f"The checkpoint has {len(wrapped)} weights with names such as {wrapped[0]!r}: it was saved from "
+                "inside the wrapper of `torch.compile` or of data-parallel training. Give its weights to "
+                "`load_state_dict` of a model with the same configuration, which takes these names, and save that by "
+                "`save_pretrained`."
+            )
+        return (model, report) if output_loading_info else model
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong, also while the weights are offloaded."""
+        device = super().device
+        if device.type == "meta":
+            for module in self.modules():
+                execution_device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+                if execution_device is not None:
+                    return torch.device(execution_device)
+        return device
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -230,6 +287,7 @@ class _Recurrence:
     base_latents: torch.Tensor  # (B, E, rows, columns)
     rollout: int  # rollouts that have run
     halting_threshold: float | None
+    masked_positions: torch.Tensor | None  # (B, N, W), what halted positions become
     halting_noise: torch.Tensor | None  # (B, K - 1, N) in [0, 1)
 
     @property
@@ -243,12 +301,30 @@ class _Recurrence:
     def lengths(self) -> torch.LongTensor:
         """Length of each image's code `(B,)`."""
         hidden_states = self.hidden_states
-        return hidden_states.new_full((len(hidden_states),), self.num_tokens, dtype=torch.long)
+        return hidden_states.new_full(hidden_states.shape[:1], self.num_tokens, dtype=torch.long)
 
     def rows(self, kept: torch.Tensor) -> "_Recurrence":
         """The same recurrence for the images in `kept` (bool, `(B,)`)."""
         tensors = {name: value[kept] for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         return replace(self, **tensors)
+
+
+def _count_hidden_states(forward: Callable) -> Callable:
+    """
+    Resolves negative indices in `output_hidden_states` by the layers that run, those of `num_tokens`. The library
+    would count those of all rollouts.
+    """
+
+    @wraps(forward)
+    def wrapper(self, pixel_values: torch.Tensor, num_tokens: int | None = None, *args, **kwargs):
+        selected = kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        if selected is not None and not isinstance(selected, bool):
+            num_states = 1 + check_num_tokens(self.config, num_tokens) * self.config.num_encoder_layers
+            indices = [selected] if isinstance(selected, int) else selected
+            kwargs["output_hidden_states"] = [index + num_states if index < 0 else index for index in indices]
+        return forward(self, pixel_values, num_tokens, *args, **kwargs)
+
+    return wrapper
 
 
 class ALITModel(ALITPreTrainedModel):
@@ -276,6 +352,9 @@ class ALITModel(ALITPreTrainedModel):
     ...     picture = model.decode(token_ids=code.token_ids, num_tokens=code.num_tokens).pixel_values
     ```"""
 
+    # A classifier's head.
+    _keys_to_ignore_on_load_unexpected = [r"^layernorm\.", r"^classifier\."]
+
     def __init__(self, config: ALITConfig):
         # Fields that were set one by one are checked together only here.
         config.validate()
@@ -288,6 +367,23 @@ class ALITModel(ALITPreTrainedModel):
         self.quantizer = ALITVectorQuantizer(config) if config.quantize else None
         self.decoder = ALITDecoder(config)
         self.post_init()
+
+    def freeze_for_features(self) -> None:
+        """
+        Turns off the gradients of all that `last_hidden_state` does not come from: decoders, codebooks, and the mask
+        token where there is no dynamic halting. With `forward(return_reconstruction=False,
+        return_decoder_output=False)` these never get a gradient, for which distributed training would wait.
+        """
+        base = self.base_tokenizer.model
+        unused = [self.encoder.layernorm_post, self.latent_projection, self.quantizer, self.decoder]
+        unused += [base.decoder, base.post_quant_conv, getattr(base, "quantize", None)]
+        if self.config.max_rollouts == 1:
+            unused.append(self.encoder.layernorm_rollout)
+        for module in unused:
+            if module is not None:
+                module.requires_grad_(False)
+        if self.config.halting_threshold is None:
+            self.embeddings.mask_token.requires_grad_(False)
 
     @can_return_tuple
     def encode(
@@ -348,7 +444,7 @@ class ALITModel(ALITPreTrainedModel):
             token_ids=output.token_ids,
             num_tokens=recurrence.lengths(),
             latents=output.latents,
-            grid_size=output.grid_size,
+            base_latents=output.base_latents,
             reconstruction=output.reconstruction,
         )
 
@@ -361,6 +457,7 @@ class ALITModel(ALITPreTrainedModel):
         return_reconstruction: bool,
     ) -> ALITEncoderOutput:
         """The smallest code whose score is below `threshold` `(B,)`, image by image."""
+        base_latents = recurrence.base_latents
         waiting = torch.arange(len(pixel_values), device=pixel_values.device)
         finished = []
         while len(waiting):
@@ -398,7 +495,7 @@ class ALITModel(ALITPreTrainedModel):
                 parts = [_pad_tokens(part, longest, padding[name]) for part in parts]
             return torch.cat(parts)[order]
 
-        return ALITEncoderOutput(**{name: gather(name) for name in finished[0]}, grid_size=recurrence.grid_size)
+        return ALITEncoderOutput(**{name: gather(name) for name in finished[0]}, base_latents=base_latents)
 
     @can_return_tuple
     def decode(
@@ -423,6 +520,8 @@ class ALITModel(ALITPreTrainedModel):
             grid_size (`tuple[int, int]`, *optional*):
                 Rows and columns of the picture's grid, as `encode` returned it. Defaults to the trained one.
 
+        Under `torch.compile` and `torch.export` all codes have one length: `num_tokens` as an `int`, or all T.
+
         Returns:
             [`ALITDecoderOutput`]
 
@@ -434,6 +533,9 @@ class ALITModel(ALITPreTrainedModel):
         grid_size = check_grid_size(self.config, grid_size)
         if token_ids is not None:
             latents = self.quantizer.from_ids(token_ids.clamp(min=0))
+        if isinstance(lengths, int):
+            decoder_output = self.decoder(latents[:, :lengths], grid_size)
+            return ALITDecoderOutput(pixel_values=self._picture(decoder_output, grid_size))
 
         groups = []
         for length in lengths.unique().tolist():
@@ -500,6 +602,7 @@ class ALITModel(ALITPreTrainedModel):
 
         return iterate()
 
+    @_count_hidden_states
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -540,6 +643,8 @@ class ALITModel(ALITPreTrainedModel):
         Raises:
             `ValueError`: as `encode`.
         """
+        # Tools pass it to every model.
+        check_attention_mask(kwargs.pop("attention_mask", None))
         check_attention_weights(self.config, **kwargs)
         num_rollouts = check_num_tokens(self.config, num_tokens)
         check_pixels(self.config, pixel_values, interpolate_pos_encoding)
@@ -556,19 +661,23 @@ class ALITModel(ALITPreTrainedModel):
         base_latents: torch.Tensor | None = None,
     ) -> _Recurrence:
         """Image tokens, before the first rollout."""
-        pixel_values = pixel_values.to(self.embeddings.patch_embeddings.weight.dtype)
+        pixel_values = pixel_values.to(self.embeddings.cls_token.dtype)
         if base_latents is None:
             base_latents = self.base_tokenizer.encode(pixel_values)
+        hidden_states, masked_positions = self.embeddings(pixel_values, base_latents)
+        masked_positions = (
+            None if halting_threshold is None else masked_positions.expand(hidden_states.shape[0], -1, -1)
+        )
         noise = None
         if halting_threshold is not None and self.config.base_type == "vqgan":
             # Drawn at once for all rollouts, so that what is halted does not depend on who leaves the batch when; and
             # the same for all images under a generator, so that it does not depend on an image's row either.
-            rows = len(pixel_values) if generator is None else 1
+            rows = pixel_values.shape[0] if generator is None else 1
             shape = (rows, self.config.max_rollouts - 1, base_latents[0, 0].numel())
             device = pixel_values.device if generator is None else generator.device
             noise = torch.rand(shape, generator=generator, device=device)
-            noise = noise.to(pixel_values.device).expand(len(pixel_values), -1, -1)
-        return _Recurrence(self.embeddings(pixel_values, base_latents), base_latents, 0, halting_threshold, noise)
+            noise = noise.to(pixel_values.device).expand(pixel_values.shape[0], -1, -1)
+        return _Recurrence(hidden_states, base_latents, 0, halting_threshold, masked_positions, noise)
 
     def _next_rollout(self, recurrence: _Recurrence, **kwargs) -> _Recurrence:
         """One pass of the distillation encoder over all tokens and L fresh ones."""
@@ -601,13 +710,12 @@ class ALITModel(ALITPreTrainedModel):
             reconstruction = self._picture(decoder_output, recurrence.grid_size)
         return ALITRolloutOutput(
             last_hidden_state=recurrence.hidden_states,
-            num_tokens=recurrence.num_tokens,
             token_ids=token_ids,
             latents=latents,
             quantizer_loss=quantizer_loss,
             decoder_output=decoder_output,
             reconstruction=reconstruction,
-            grid_size=recurrence.grid_size,
+            base_latents=recurrence.base_latents,
         )
 
     def _picture(self, decoder_output: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
@@ -626,7 +734,7 @@ class ALITModel(ALITPreTrainedModel):
         first_latent = 1 + explained.shape[1]
         grid = torch.where(
             explained.unsqueeze(-1),
-            self.embeddings.masked_positions(recurrence.grid_size).to(hidden_states.dtype),
+            recurrence.masked_positions.to(hidden_states.dtype),
             hidden_states[:, 1:first_latent],
         )
         hidden_states = torch.cat([hidden_states[:, :1], grid, hidden_states[:, first_latent:]], dim=1)

@@ -14,7 +14,8 @@ class ALITForImageClassification(ALITPreTrainedModel):
     [`ALITModel`] with a linear classifier on the mean of its processed image tokens and latent tokens (appendix A.4).
 
     Neither decoder runs. Gradients reach everything that the features come from, the base tokenizer's encoder
-    included; for a linear probe freeze `model.alit`. Loading a checkpoint of an [`ALITModel`] gives a fresh head.
+    included; nothing else requires one ([`ALITModel.freeze_for_features`]). For a linear probe freeze `model.alit`.
+    Loading a checkpoint of an [`ALITModel`] gives a fresh head.
 
     Args:
         config ([`ALITConfig`]): `num_labels` (or `id2label`) is the number of classes.
@@ -39,6 +40,15 @@ class ALITForImageClassification(ALITPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
+        self.alit.freeze_for_features()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        # Loading makes new parameters, which require gradients.
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.alit.freeze_for_features()
+        return loaded
 
     @can_return_tuple
     def forward(

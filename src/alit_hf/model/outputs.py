@@ -1,4 +1,7 @@
-"""What the model's methods return."""
+"""
+What the model's methods return: tensors with one row an image, which pipelines, `Trainer.predict` and `DataParallel`
+slice and gather. Numbers that are the same for the whole batch are properties.
+"""
 
 from dataclasses import dataclass
 
@@ -6,8 +9,17 @@ import torch
 from transformers.utils import ModelOutput
 
 
+class _GridOutput(ModelOutput):
+    """An output with `base_latents`, whose shape tells the grid."""
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of the grid."""
+        return tuple(self.base_latents.shape[-2:])
+
+
 @dataclass
-class ALITEncoderOutput(ModelOutput):
+class ALITEncoderOutput(_GridOutput):
     """
     The codes of a batch of images, each of its own length.
 
@@ -20,8 +32,8 @@ class ALITEncoderOutput(ModelOutput):
             Length of each image's code, a multiple of `tokens_per_rollout`.
         latents (`torch.FloatTensor` of shape `(B, T, D)`):
             Factorised latents that `decode` takes (unit-norm codes where quantised), zero behind the last token.
-        grid_size (`tuple[int, int]`):
-            Rows and columns of the grid that `decode` rebuilds.
+        base_latents (`torch.FloatTensor` of shape `(B, E, rows, columns)`):
+            The base tokenizer's latents of the images. `grid_size` gives (rows, columns), which `decode` rebuilds.
         score (`torch.FloatTensor` of shape `(B,)`, only with a `threshold`):
             The criterion's value at the chosen length, lower is better.
         satisfied (`torch.BoolTensor` of shape `(B,)`, only with a `threshold`):
@@ -33,7 +45,7 @@ class ALITEncoderOutput(ModelOutput):
     token_ids: torch.LongTensor | None = None
     num_tokens: torch.LongTensor | None = None
     latents: torch.FloatTensor | None = None
-    grid_size: tuple[int, int] | None = None
+    base_latents: torch.FloatTensor | None = None
     score: torch.FloatTensor | None = None
     satisfied: torch.BoolTensor | None = None
     reconstruction: torch.FloatTensor | None = None
@@ -51,37 +63,40 @@ class ALITDecoderOutput(ModelOutput):
 
 
 @dataclass
-class ALITRolloutOutput(ModelOutput):
+class ALITRolloutOutput(_GridOutput):
     """
     The state after one rollout, for all images of the batch.
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(B, 1 + N + T, W)`):
             Output of the distillation encoder: class token, N grid positions in raster order, T latent tokens.
-        num_tokens (`int`):
-            T, the rollout's number times `tokens_per_rollout`.
         token_ids (`torch.LongTensor` of shape `(B, T)`):
             Ids in [0, codebook_size); `None` where latents are continuous.
         latents (`torch.FloatTensor` of shape `(B, T, D)`):
             Factorised latents, unit-norm codes with a straight-through gradient where quantised.
-        quantizer_loss (`torch.FloatTensor`, a scalar):
-            Codebook plus commitment loss; `None` where latents are continuous.
+        quantizer_loss (`torch.FloatTensor` of shape `(B,)`):
+            Codebook plus commitment loss of each image, whose mean training adds to its loss; `None` where latents are
+            continuous.
         decoder_output (`torch.FloatTensor` of shape `(B, N, base_output_dim)`, unless `return_decoder_output` is off):
             Logits over base codes (VQGAN base) or base latents (KL base) at each grid position.
         reconstruction (`torch.FloatTensor` of shape `(B, 3, H, W)`, only with `return_reconstruction`):
             The picture at this length, nominally in [0, 1], not clamped.
-        grid_size (`tuple[int, int]`):
-            Rows and columns of the grid.
+        base_latents (`torch.FloatTensor` of shape `(B, E, rows, columns)`):
+            The base tokenizer's latents of the images. `grid_size` gives (rows, columns).
     """
 
     last_hidden_state: torch.FloatTensor | None = None
-    num_tokens: int | None = None
     token_ids: torch.LongTensor | None = None
     latents: torch.FloatTensor | None = None
     quantizer_loss: torch.FloatTensor | None = None
     decoder_output: torch.FloatTensor | None = None
     reconstruction: torch.FloatTensor | None = None
-    grid_size: tuple[int, int] | None = None
+    base_latents: torch.FloatTensor | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """T, the rollout's number times `tokens_per_rollout`."""
+        return self.latents.shape[1]
 
 
 @dataclass
@@ -92,7 +107,8 @@ class ALITOutput(ALITRolloutOutput):
     Args:
         hidden_states (`tuple[torch.FloatTensor]`, with `output_hidden_states=True`):
             Input of the first encoder layer, then the output of every encoder layer of every rollout, rollout by
-            rollout, each `(B, 1 + N + T_k, W)`.
+            rollout, each `(B, 1 + N + T_k, W)`; the last one is `last_hidden_state`. With indices in place of `True`
+            (`output_hidden_states=-1`) the others are `None`.
         attentions (`tuple[torch.FloatTensor]`, with `output_attentions=True` and eager attention):
             Attention weights of every encoder layer of every rollout, each `(B, heads, 1 + N + T_k, 1 + N + T_k)`.
         decoder_hidden_states, decoder_attentions (`tuple[torch.FloatTensor]`, with `output_decoder_hidden_states=True`

@@ -1,0 +1,29 @@
+"""What the tests of transformers find beside them in its repository: markers; and the list of what ALIT cannot do."""
+
+import pytest
+
+import alit_hf  # noqa: F401
+
+
+MARKERS = """
+    is_pipeline_test is_staging_test accelerate_tests torch_compile_test torch_export_test flash_attn_test
+    flash_attn_3_test flash_attn_4_test flash_attn_kernels_test all_flash_attn_test not_device_test generate
+    training_ci tensor_parallel_ci is_training_test is_tensor_parallel_test is_fsdp_test
+""".split()  # noqa: SIM905
+
+# Tests that cannot hold for this model, and why.
+CANNOT_HOLD = {
+    "test_call_numpy_4_channels": "pictures without do_convert_rgb must be RGB already, four channels are refused",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in MARKERS:
+        config.addinivalue_line("markers", f"{marker}: as in transformers")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for name, reason in CANNOT_HOLD.items():
+            if item.name == name:
+                item.add_marker(pytest.mark.skip(reason=f"cannot hold: {reason}"))

@@ -1,0 +1,3 @@
+# Stub: not in the sdist. tests/model/test_export.py exports ALIT.
+class ExportTesterMixin:
+    pass
