@@ -225,6 +225,8 @@ class ALITPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: ALITConfig):
         super().__init__(config)
+        if not config.quantize:
+            self._keep_in_fp32_modules_strict = []
         self.register_load_state_dict_pre_hook(_remove_wrapper_names)
 
     @classmethod
