@@ -5,6 +5,7 @@ answered at once.
 """
 
 import io
+import logging
 import os
 import sys
 import warnings
@@ -39,7 +40,9 @@ def _run(argv: Sequence[str] | None) -> int:
         arguments = _parser().parse_args(argv)
         with warnings.catch_warnings():
             if not sys.warnoptions:
+                # Libraries warn those who program with them, by warnings and by loggers that nobody has set up.
                 warnings.simplefilter("ignore")
+                logging.lastResort.setLevel(logging.ERROR)
             return arguments.run(arguments)
     except SystemExit as done:  # --help and --version
         return done.code
