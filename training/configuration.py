@@ -193,7 +193,7 @@ class TrainingConfig:
             starts from scratch if there is none yet.
         init_from (`str`): folder or Hub id. `distill` and `fixed`: the base tokenizer (diffusers). `finetune`: the
             ALIT model of the first stage. `base`: empty, or a VQModel to continue training.
-        seed (`int`): seed of weights, image order, crops and everything else random.
+        seed (`int`): of weights, order of images, crops and everything random.
         model (`dict`): sizes: arguments of diffusers' `VQModel` (`base`) or fields of `ALITConfig` (`distill`,
             `fixed`); what follows from the base tokenizer or image size is not given here.
         loss: the stage's own fields, see `training/stages/loss_config.py`.

@@ -222,7 +222,7 @@ def _sources(sources: list[str], split: str) -> str:
 
 
 def _hub_id(*sources: str) -> str | None:
-    """The only one of the sources, where it is an id on the Hub and no file, folder or pattern."""
+    """The only source, if it is an id on the Hub and not a file, folder or pattern."""
     return sources[0] if is_on_hub(sources) else None
 
 

@@ -1,4 +1,4 @@
-"""Images for training: their source, crops, and an order that a step number alone determines."""
+"""Images for training: their source, crops, and an order that depends only on the step number."""
 
 import itertools
 import logging
@@ -36,14 +36,14 @@ class UndecodableImagesError(RuntimeError):
 
 def open_source(config: DataConfig, part: Literal["train", "validation"], open_as: Callable[..., Source]) -> Source:
     """
-    Opens what a field of the configuration names, for its pictures alone.
+    Opens the source that a field of the configuration names, only for its pictures.
 
     Args:
-        part: the field.
+        part: the field's name.
         open_as: `open_images`, or `open_rows` for a stream.
 
     Raises:
-        `ValueError`: names the field, and what `open_as` finds wrong.
+        `ValueError`: with the field's name, for whatever `open_as` refuses.
     """
     name, source, split = f"data.{part}", getattr(config, part), None
     if is_on_hub(source):
@@ -131,7 +131,7 @@ class TrainingImages(Dataset):
         self.seed = seed
         self.images = open_source(config, "train", open_images)
         self.base_latents: Callable[[int, int], torch.Tensor] | None = None
-        """Gives the base latents of an image's fixed crop, by the numbers of both; None where there is no cache."""
+        """Returns the base latents of an image's fixed crop, given both indices; None without a cache."""
         self.decoded = self._decode_all(show_progress) if config.in_memory else None
         self._epoch_order = (-1, np.empty(0, dtype=np.int64))
 
@@ -177,7 +177,7 @@ class TrainingImages(Dataset):
         return {"pixel_values": self.fixed_crop(self.picture(index), index, crop), **latents}
 
     def picture(self, index: int) -> Image.Image:
-        """The image of that index; a `ValueError` where it cannot be decoded."""
+        """The image of that index. Raises `ValueError` if it cannot be decoded."""
         if self.decoded is not None:
             return Image.fromarray(self.decoded[index])
         try:

@@ -171,7 +171,7 @@ def _check_space(folder: Path, needed: int, config: DataConfig) -> None:
 def _latents_of_part(
     accelerator: Accelerator, wrapped: nn.Module, images: TrainingImages, config: DataConfig, batch_size: int
 ) -> Iterator[tuple[int, torch.Tensor | None]]:
-    """This rank's images, each with the latents `(N, E, rows, columns)` of its crops; None where undecodable."""
+    """This rank's images, each with the latents `(N, E, rows, columns)` of its crops; None if undecodable."""
     # The same number for each rank, as all ranks gather sharded weights together.
     share = -(-len(images) // accelerator.num_processes)
     first = accelerator.process_index * share

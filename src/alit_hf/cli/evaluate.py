@@ -42,7 +42,7 @@ def add_parser(commands) -> None:
         required=True,
         help="pictures, parquet files or tars, folders of them, or a Hub id of a data set",
     )
-    parser.add_argument("--split", metavar="S", help="of a data set; needed on the Hub where it has several")
+    parser.add_argument("--split", metavar="S", help="of a data set; needed on the Hub if it has several")
     parser.add_argument(
         "--output", metavar="RESULTS", required=True, help="the results, ending in .json; an existing file is replaced"
     )

