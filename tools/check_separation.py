@@ -71,7 +71,7 @@ def distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--train", "--evaluation"):
-        parser.add_argument(name, nargs="+", required=True, metavar="DATA", help="as `alit evaluate --data`")
+        parser.add_argument(name, nargs="+", required=True, metavar="DATA", help="as for `alit evaluate --data`")
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     arguments = parser.parse_args()
     try:

@@ -42,7 +42,7 @@ class Context:
     Args:
         model ([`ALITModel`]): in evaluation mode.
         processor ([`ALITImageProcessor`]): brings images to the model's size.
-        data (`Mapping[str, Images]`): the images for each of the analysis' `data_options`.
+        data (`Mapping[str, Images]`): the images for each of the analysis's `data_options`.
         settings ([`RunSettings`])
     """
 

@@ -19,7 +19,7 @@ def draw_worst_pictures(results: dict, model: ALITModel, processor: ALITImagePro
 
     Args:
         results: from `evaluate_model`.
-        model ([`ALITModel`]), processor ([`ALITImageProcessor`]), images ([`Images`]): what it was given.
+        model ([`ALITModel`]), processor ([`ALITImageProcessor`]), images ([`Images`]): the same as in that call.
     """
     strips = []
     for worst in results["worst"]:
