@@ -1,4 +1,4 @@
-"""The transformer layer that distillation encoder and decoder are made of."""
+"""What distillation encoder and decoder are made of: the transformer layer, and tables of embeddings."""
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,10 @@ def eager_attention_forward(
     weights = (query @ key.transpose(2, 3) * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     output = F.dropout(weights, p=dropout, training=module.training) @ value
     return output.transpose(1, 2).contiguous(), weights
+
+
+class ALITEmbeddingTables(nn.Module):
+    """A module whose own parameters are embeddings, which start at a scale of their own."""
 
 
 class ALITAttention(nn.Module):
@@ -90,4 +94,4 @@ class ALITLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.layernorm_after(hidden_states))
 
 
-__all__ = ["ALITAttention", "ALITLayer"]
+__all__ = ["ALITAttention", "ALITEmbeddingTables", "ALITLayer"]
