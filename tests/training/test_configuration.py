@@ -112,7 +112,7 @@ def test_help_has_every_field_with_its_meaning_and_default():
                 entry = rf"--{prefix}{one.name} \(.*\)\n {{6}}\S.*\n?"
                 assert re.search(entry, help_of_loss if prefix == "loss." else done.stdout), one.name
     text = " ".join(done.stdout.split())
-    assert "--seed (int) seed of weights, image order, crops and everything else random. Default: 0." in text
+    assert "--seed (int) of weights, order of images, crops and everything random. Default: 0." in text
     assert "--optimization.betas (list[float]) AdamW's, two in [0, 1). Default: [0.9, 0.95]." in text
     assert '--loss.perceptual_net ("vgg" or "alex") LPIPS network; AlexNet is cheap enough for CPUs.' in text
     # The same field, with another default in each stage.
