@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
-from alit_hf.model.checks import check_num_tokens
+from alit_hf.model.checks import check_num_tokens, check_threshold
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.model.modeling_alit import ALITModel
-from alit_hf.model.selection import resolve_criterion
+from alit_hf.model.selection import good_side, resolve_criterion
 
 from .length_choice import LengthChoice
 from .token_file import TokenFile, model_fingerprint
@@ -46,7 +46,7 @@ class PictureEncoder:
 
     Raises:
         `ValueError`: for a model with continuous latent tokens, which has no ids, a length that the model does not
-            have, or an unknown criterion.
+            have, an unknown criterion, or a threshold that makes no sense for it.
         `OSError`: if the criterion's network is missing.
     """
 
@@ -58,7 +58,13 @@ class PictureEncoder:
         self.model = model
         self.choice = choice
         self.criterion = resolve_criterion(choice.criterion)
+        check_threshold(choice.threshold, self.criterion)
         self.fingerprint = model_fingerprint(model)
+
+    @property
+    def shortfall(self) -> str:
+        """What is true of a score that does not meet the threshold, for messages."""
+        return f"not {good_side(self.criterion)} the threshold"
 
     @torch.inference_mode()
     def encode(self, pictures: Sequence[Picture]) -> list[PictureCode]:

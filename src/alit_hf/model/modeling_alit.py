@@ -7,6 +7,7 @@ from functools import wraps
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.utils import is_tracing
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -23,13 +24,21 @@ from .checks import (
     check_pixels,
     check_range,
     check_threshold,
+    unpack_code,
 )
 from .configuration_alit import ALITConfig
-from .layers import ALITEmbeddingTables, ALITLayer
-from .outputs import ALITDecoderOutput, ALITEncoderOutput, ALITOutput, ALITRolloutOutput
+from .layers import ALITEmbeddingTables, ALITLayer, image_by_image, per_image
+from .outputs import (
+    ALITDecoderOutput,
+    ALITEncoderOutput,
+    ALITOutput,
+    ALITRolloutOutput,
+    GridOutput,
+    OffGridTokens,
+)
 from .pretrained import ALITPreTrainedModel
 from .quantizer import ALITVectorQuantizer
-from .selection import Criterion, resolve_criterion, score_images
+from .selection import Criterion, meets_threshold, resolve_criterion, score_images
 
 
 class ALITPositionEmbeddings(ALITEmbeddingTables):
@@ -78,10 +87,14 @@ class ALITEmbeddings(ALITPositionEmbeddings):
             class token and image tokens with their positions, `(B, 1 + rows * columns, W)`, and what stands for image
             tokens that are masked, `(1, rows * columns, W)`.
         """
-        grid = torch.cat([base_latents, self.patch_embeddings(pixel_values)], dim=1)
-        tokens = F.normalize(grid.flatten(2).transpose(1, 2), dim=-1)
+        tokens = image_by_image(self._unit_tokens, pixel_values, base_latents)
         tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        return tokens + self.positions(grid.shape[-2:]), self.masked_positions(grid.shape[-2:])
+        grid_size = base_latents.shape[-2:]
+        return tokens + self.positions(grid_size), self.masked_positions(grid_size)
+
+    def _unit_tokens(self, pixel_values: torch.Tensor, base_latents: torch.Tensor) -> torch.Tensor:
+        grid = torch.cat([base_latents, self.patch_embeddings(pixel_values)], dim=1)
+        return F.normalize(grid.flatten(2).transpose(1, 2), dim=-1)
 
 
 class ALITLatentTokens(ALITEmbeddingTables):
@@ -136,6 +149,7 @@ class ALITPredictionHead(nn.Module):
         self.fc1 = nn.Linear(config.hidden_size, 2 * config.hidden_size)
         self.fc2 = nn.Linear(2 * config.hidden_size, config.base_output_dim)
 
+    @per_image
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.fc1(hidden_states).tanh())
 
@@ -170,7 +184,7 @@ class ALITDecoder(ALITPositionEmbeddings):
             logits over base codes or base latents, `(B, rows * columns, base_output_dim)`.
         """
         # The dtype of an embedding, as a quantised layer's weights are integers.
-        tokens = self.latent_projection(latents.to(self.latent_position_embeddings.dtype))
+        tokens = image_by_image(self.latent_projection, latents.to(self.latent_position_embeddings.dtype))
         first = slice(tokens.shape[1])
         tokens = tokens + self.latent_position_embeddings[first if positions is None else positions]
         class_token = self.cls_token + self.positions(grid_size)[:, :1]
@@ -252,7 +266,7 @@ class ALITModel(ALITPreTrainedModel):
     >>> inputs = processor(Image.new("RGB", (640, 480), "orange"), return_tensors="pt")
     >>> with torch.no_grad():
     ...     code = model.encode(**inputs, threshold=0.1)
-    ...     picture = model.decode(token_ids=code.token_ids, num_tokens=code.num_tokens).pixel_values
+    ...     picture = model.decode(code).pixel_values
     ```"""
 
     # A classifier's head.
@@ -269,6 +283,7 @@ class ALITModel(ALITPreTrainedModel):
         self.latent_projection = nn.Linear(config.hidden_size, config.codebook_dim)
         self.quantizer = ALITVectorQuantizer(config) if config.quantize else None
         self.decoder = ALITDecoder(config)
+        self._has_trained = False
         self.post_init()
 
     def freeze_for_features(self) -> None:
@@ -303,7 +318,7 @@ class ALITModel(ALITPreTrainedModel):
         Gives each image a code: of a fixed length, or the smallest that meets a criterion (paper section 3).
 
         With `num_tokens` nothing is decoded on the way. With `threshold` every image leaves the batch at its own first
-        rollout whose score is below it; the others go on as a smaller batch.
+        rollout whose score meets it; the others go on as a smaller batch.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`):
@@ -312,10 +327,12 @@ class ALITModel(ALITPreTrainedModel):
                 Length of every code, a multiple of `tokens_per_rollout` up to `config.max_tokens`. Without it and
                 without a threshold: the full length.
             threshold (`float` or `torch.Tensor` of shape `(B,)`, *optional*):
-                An image is satisfied when its score is strictly below this. Excludes `num_tokens`.
+                An image is satisfied when its score is strictly below this (above, where higher is better). Excludes
+                `num_tokens`.
             criterion (`str` or `Callable`, *optional*, defaults to `"l1"`):
-                Token selection criterion: `"l1"`, `"l2"`, `"psnr"` (negative, in dB), `"lpips"`, or a callable
-                `(reconstruction, original) -> (B,) scores`, lower is better.
+                Token selection criterion: `"l1"`, `"l2"`, `"psnr"` (in dB, higher is better), `"lpips"`, or a callable
+                `(reconstruction, original) -> (B,) scores`, lower is better unless it has an attribute
+                `higher_is_better` that is true.
             return_reconstruction (`bool`, *optional*, defaults to `False`):
                 Whether to return the pictures that the codes decode to.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
@@ -329,14 +346,14 @@ class ALITModel(ALITPreTrainedModel):
 
         Raises:
             `ValueError`: for pixels of the wrong size or type, with NaN or clearly not in [0, 1], a length that does
-            not exist, both length and threshold, an unknown criterion, or a criterion that does not give one score an
-            image.
+            not exist, both length and threshold, a threshold that is NaN or makes no sense for the criterion (negative
+            dB), an unknown criterion, or a criterion that does not give one score an image.
         """
         num_rollouts = check_num_tokens(self.config, num_tokens, threshold)
         criterion = resolve_criterion(criterion)
         check_pixels(self.config, pixel_values, interpolate_pos_encoding)
-        threshold = check_threshold(threshold, pixel_values)
-        check_range(pixel_values)
+        threshold = check_threshold(threshold, criterion, pixel_values.shape[0], pixel_values.device)
+        self._check_values(pixel_values)
 
         recurrence = self._start(pixel_values, self.config.halting_threshold, generator)
         if threshold is not None:
@@ -359,7 +376,7 @@ class ALITModel(ALITPreTrainedModel):
         criterion: Criterion,
         return_reconstruction: bool,
     ) -> ALITEncoderOutput:
-        """The smallest code whose score is below `threshold` `(B,)`, image by image."""
+        """The smallest code whose score meets `threshold` `(B,)`, image by image."""
         base_latents = recurrence.base_latents
         waiting = torch.arange(len(pixel_values), device=pixel_values.device)
         finished = []
@@ -368,7 +385,7 @@ class ALITModel(ALITPreTrainedModel):
             output = self._read(recurrence)
             # A criterion may work in place.
             score = score_images(criterion, output.reconstruction.clone(), pixel_values[waiting])
-            satisfied = score < threshold[waiting]
+            satisfied = meets_threshold(criterion, score, threshold[waiting])
             leaving = satisfied | (recurrence.rollout == self.config.max_rollouts)
             if leaving.any():
                 finished.append(
@@ -403,7 +420,7 @@ class ALITModel(ALITPreTrainedModel):
     @can_return_tuple
     def decode(
         self,
-        token_ids: torch.LongTensor | None = None,
+        token_ids: torch.LongTensor | ALITEncoderOutput | ALITRolloutOutput | None = None,
         *,
         latents: torch.Tensor | None = None,
         num_tokens: torch.LongTensor | int | None = None,
@@ -413,15 +430,17 @@ class ALITModel(ALITPreTrainedModel):
         Decodes codes to pictures. Codes of mixed length are decoded in groups of equal length.
 
         Args:
-            token_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
-                Ids in [0, codebook_size), padded with -1 behind an image's last token.
+            token_ids (`ALITEncoderOutput`, `ALITRolloutOutput` or `torch.LongTensor` of shape `(B, T)`, *optional*):
+                What `encode` gives, or a rollout, with all that it takes to decode it. Or ids alone, in
+                [0, codebook_size) and padded with -1 behind an image's last token.
             latents (`torch.Tensor` of shape `(B, T, D)`, *optional*):
                 Factorised latents instead of ids; what is behind an image's last token is ignored.
             num_tokens (`torch.LongTensor` of shape `(B,)` or `int`, *optional*):
                 Length of each code, a multiple of `tokens_per_rollout`. Without it: up to the padding of `token_ids`,
                 or all T `latents`, which must then have no padding.
             grid_size (`tuple[int, int]`, *optional*):
-                Rows and columns of the picture's grid, as `encode` returned it. Defaults to the trained one.
+                Rows and columns of the picture's grid, as `encode` returned it. Defaults to the trained one; ids and
+                latents that `encode` gave for another grid are refused without it.
 
         Under `torch.compile` and `torch.export` all codes have one length: `num_tokens` as an `int`, or all T.
 
@@ -430,10 +449,16 @@ class ALITModel(ALITPreTrainedModel):
 
         Raises:
             `ValueError`: where not exactly one of ids and latents is given, ids are out of range, lengths do not fit
-            the ids (a code is not a prefix of a longer one) or the grid is not one.
+            the ids (a code is not a prefix of a longer one), or the grid is not one or missing.
         """
+        if isinstance(token_ids, GridOutput):
+            token_ids, latents, num_tokens, grid_size = unpack_code(token_ids, latents, num_tokens, grid_size)
+        grid_size = check_grid_size(self.config, grid_size, latents if token_ids is None else token_ids)
+        token_ids, latents = (
+            codes.as_subclass(torch.Tensor) if isinstance(codes, OffGridTokens) else codes
+            for codes in (token_ids, latents)
+        )
         token_ids, lengths = check_codes(self.config, token_ids, latents, num_tokens)
-        grid_size = check_grid_size(self.config, grid_size)
         if token_ids is not None:
             latents = self.quantizer.from_ids(token_ids.clamp(min=0))
         if isinstance(lengths, int):
@@ -486,12 +511,13 @@ class ALITModel(ALITPreTrainedModel):
             [`ALITRolloutOutput`]
 
         Raises:
-            `ValueError`: as `encode`, at the call and not at the first rollout. Values are not looked at.
+            `ValueError`: as `encode`, at the call and not at the first rollout.
         """
         num_rollouts = check_num_tokens(self.config, num_tokens)
         check_pixels(self.config, pixel_values, interpolate_pos_encoding)
         check_halting_threshold(halting_threshold)
         check_base_latents(self.config, base_latents, pixel_values)
+        self._check_values(pixel_values)
 
         def iterate() -> Iterator[ALITRolloutOutput]:
             threshold = self.config.halting_threshold if halting_threshold is None else halting_threshold
@@ -525,7 +551,7 @@ class ALITModel(ALITPreTrainedModel):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`):
-                Pixels in [0, 1], at the trained size unless `interpolate_pos_encoding`. NaN is not looked for.
+                Pixels in [0, 1], at the trained size unless `interpolate_pos_encoding`.
             num_tokens (`int`, *optional*):
                 Length of the code, a multiple of `tokens_per_rollout`; rollouts beyond it do not run. Defaults to the
                 full length.
@@ -544,7 +570,7 @@ class ALITModel(ALITPreTrainedModel):
             [`ALITOutput`]
 
         Raises:
-            `ValueError`: as `encode`.
+            `ValueError`: as `encode`. In training mode only the values of the first batch are looked at.
         """
         # Tools pass it to every model.
         check_attention_mask(kwargs.pop("attention_mask", None))
@@ -552,9 +578,21 @@ class ALITModel(ALITPreTrainedModel):
         num_rollouts = check_num_tokens(self.config, num_tokens)
         check_pixels(self.config, pixel_values, interpolate_pos_encoding)
         check_base_latents(self.config, base_latents, pixel_values)
+        self._check_values(pixel_values)
         recurrence = self._start(pixel_values, self.config.halting_threshold, generator, base_latents)
         recurrence = self._run(recurrence, num_rollouts, **kwargs)
         return ALITOutput(**self._read(recurrence, return_reconstruction, return_decoder_output, **kwargs))
+
+    def _check_values(self, pixel_values: torch.Tensor) -> None:
+        """
+        Looks at the values of pixels, for which a device is waited for. Training must not wait in every step: it looks
+        at its first batch, as pixels that are prepared wrongly are so from the first.
+        """
+        if is_tracing():
+            check_range(pixel_values)
+        elif not (self.training and self._has_trained):
+            check_range(pixel_values)
+            self._has_trained = self.training
 
     def _start(
         self,
@@ -603,7 +641,7 @@ class ALITModel(ALITPreTrainedModel):
     ) -> ALITRolloutOutput:
         """The code after a rollout, and what it decodes to."""
         tokens = self.encoder.layernorm_post(recurrence.hidden_states[:, -recurrence.num_tokens :])
-        latents, token_ids, quantizer_loss = self.latent_projection(tokens), None, None
+        latents, token_ids, quantizer_loss = image_by_image(self.latent_projection, tokens), None, None
         if self.quantizer is not None:
             latents, token_ids, quantizer_loss = self.quantizer(latents)
         decoder_output = reconstruction = None
@@ -611,6 +649,9 @@ class ALITModel(ALITPreTrainedModel):
             decoder_output = self.decoder(latents, recurrence.grid_size, **kwargs)
         if return_reconstruction:
             reconstruction = self._picture(decoder_output, recurrence.grid_size)
+        if recurrence.grid_size != self.config.grid_size and not is_tracing():
+            latents = latents.as_subclass(OffGridTokens)
+            token_ids = None if token_ids is None else token_ids.as_subclass(OffGridTokens)
         return ALITRolloutOutput(
             last_hidden_state=recurrence.hidden_states,
             token_ids=token_ids,
