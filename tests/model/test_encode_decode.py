@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from tiny_config import VARIANT_NAMES, VARIANTS, tiny_images, tiny_model
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 from transformers import ViTConfig
-from transformers.activations import GELUActivation
 from transformers.models.vit.modeling_vit import ViTEmbeddings
 
 from alit_hf import ALITModel
-from alit_hf.model import modeling_alit
 from alit_hf.model.outputs import ALITEncoderOutput
 from alit_hf.model.selection import resolve_criterion
 
@@ -405,16 +404,34 @@ def test_an_image_whose_threshold_is_its_own_score_gets_one_code_in_any_batch(ba
     assert torch.equal(codes[1], codes[7])
 
 
+class BatchSizes(TorchFunctionMode):
+    """The batch sizes that functions get which may round by them."""
+
+    functions = (F.linear, F.conv2d, F.gelu, F.scaled_dot_product_attention, torch.Tensor.matmul, torch.Tensor.mean)
+
+    def __init__(self):
+        self.found = collections.defaultdict(set)
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        if function in self.functions and (function is not torch.Tensor.matmul or arguments[0].ndim > 2):
+            self.found[function].add(len(arguments[0]))
+        return function(*arguments, **(options or {}))
+
+
 @all_variants
 def test_what_rounds_by_the_size_of_a_batch_gets_each_image_alone_on_a_cpu(base, quantize):
     model = tiny_model(base, quantize)
-    seen = collections.defaultdict(set)
-    for name, module in model.named_modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d, GELUActivation)):
-            module.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].add(len(inputs[0])))
-    model.decode(model.encode(tiny_images(3), threshold=0.0))
-    assert {"embeddings.patch_embeddings", "encoder.layers.1.mlp.activation_fn", "decoder.head.fc2"} < set(seen)
-    assert set.union(*seen.values()) == {1}
+    with BatchSizes() as sizes:
+        model.decode(model.encode(tiny_images(3), threshold=0.0))
+    assert {F.linear, F.conv2d, F.gelu, F.scaled_dot_product_attention, torch.Tensor.mean} <= set(sizes.found)
+    assert set.union(*sizes.found.values()) == {1}
+
+
+def test_training_computes_whole_batches():
+    model = tiny_model().train()
+    with BatchSizes() as sizes:
+        model(tiny_images(3), return_reconstruction=False)
+    assert sizes.found[F.linear] == sizes.found[F.gelu] == {3}
 
 
 def test_the_batch_is_as_wide_as_its_longest_code():
@@ -826,30 +843,12 @@ def test_pixels_a_little_outside_are_taken_as_resizing_gives_them(method):
 
 
 @pytest.mark.parametrize("method", ["rollouts", "forward"])
-def test_training_looks_at_its_first_batch_alone(method, monkeypatch):
-    # A step must not wait for its device, as every look at values does.
-    looks = []
-    monkeypatch.setattr(modeling_alit, "check_range", lambda pixels: looks.append(len(pixels)))
-    model = tiny_model()
-    run = getattr(model, method)
-    for _ in range(2):
-        run(tiny_images(1), num_tokens=3)
-    assert looks == [1, 1]
-    model.train()
-    for batch_size in (2, 3):
-        run(tiny_images(batch_size), num_tokens=3)
-    assert looks == [1, 1, 2]
-    run = getattr(model.eval(), method)
-    run(tiny_images(4), num_tokens=3)
-    assert looks == [1, 1, 2, 4]
-
-
-@pytest.mark.parametrize("method", ["rollouts", "forward"])
-def test_training_does_not_begin_with_wrong_pixels(method):
+@pytest.mark.parametrize("wrong", [lambda pixels: pixels * 255, lambda pixels: pixels * float("nan")])
+def test_training_refuses_wrong_pixels_in_any_step(method, wrong):
     run = getattr(tiny_model().train(), method)
-    for _ in range(2):
-        with no_module_runs(), pytest.raises(ValueError, match=r"`pixel_values` has values from"):
-            run(tiny_images(2) * 255)
+    run(tiny_images(2), num_tokens=3)
+    with no_module_runs(), pytest.raises(ValueError, match=r"`pixel_values` must be finite and in \[0, 1\]"):
+        run(wrong(tiny_images(2)), num_tokens=3)
 
 
 def test_a_criterion_without_one_score_an_image_is_refused():

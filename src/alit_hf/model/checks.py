@@ -59,11 +59,18 @@ def check_pixels(config: ALITConfig, pixel_values: torch.Tensor, interpolate_pos
         )
 
 
-def check_range(pixel_values: torch.Tensor) -> None:
-    """Together, so that a device is waited for once."""
+def check_range(pixel_values: torch.Tensor, training: bool) -> None:
+    """Waits for a device once, and in training, where no step may wait, not at all."""
     if is_tracing():
-        inside = (pixel_values >= -_OVERSHOOT) & (pixel_values <= 1 + _OVERSHOOT)
-        torch._assert_async(inside.all(), "`pixel_values` must be finite and in [0, 1].")
+        _assert_range(pixel_values)
+        return
+    if training:
+        # Other devices have no assertion that does not wait.
+        if pixel_values.device.type in ("cpu", "cuda"):
+            try:
+                _assert_range(pixel_values)
+            except RuntimeError as error:  # at once on a CPU; a GPU ends the program later
+                raise ValueError(str(error)) from error
         return
     lowest, highest = torch.stack([pixel_values.amin(), pixel_values.amax()]).tolist()
     if not (math.isfinite(lowest) and math.isfinite(highest)):
@@ -73,6 +80,11 @@ def check_range(pixel_values: torch.Tensor) -> None:
             f"`pixel_values` has values from {lowest:g} to {highest:g}, they must be in [0, 1], as "
             "ALITImageProcessor gives them: without a mean and standard deviation."
         )
+
+
+def _assert_range(pixel_values: torch.Tensor) -> None:
+    inside = (pixel_values >= -_OVERSHOOT) & (pixel_values <= 1 + _OVERSHOOT)
+    torch._assert_async(inside.all(), "`pixel_values` must be finite and in [0, 1].")
 
 
 def check_base_latents(config: ALITConfig, base_latents: torch.Tensor | None, pixel_values: torch.Tensor) -> None:

@@ -64,6 +64,14 @@ class ALITEmbeddingTables(nn.Module):
     """A module whose own parameters are embeddings, which start at a scale of their own."""
 
 
+class ALITLinear(nn.Linear):
+    """A linear layer outside of the transformer layers: `(B, T, in_features)` to `(B, T, out_features)`."""
+
+    @per_image
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden_states)
+
+
 class ALITAttention(nn.Module):
     """Joint self-attention over all tokens: `(B, T, W)` to `(B, T, W)` and the attention weights where available."""
 
@@ -130,4 +138,4 @@ class ALITLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.layernorm_after(hidden_states))
 
 
-__all__ = ["ALITAttention", "ALITEmbeddingTables", "ALITLayer", "image_by_image", "per_image"]
+__all__ = ["ALITAttention", "ALITEmbeddingTables", "ALITLayer", "ALITLinear", "image_by_image", "per_image"]

@@ -27,7 +27,7 @@ from .checks import (
     unpack_code,
 )
 from .configuration_alit import ALITConfig
-from .layers import ALITEmbeddingTables, ALITLayer, image_by_image, per_image
+from .layers import ALITEmbeddingTables, ALITLayer, ALITLinear, image_by_image, per_image
 from .outputs import (
     ALITDecoderOutput,
     ALITEncoderOutput,
@@ -160,7 +160,7 @@ class ALITDecoder(ALITPositionEmbeddings):
     def __init__(self, config: ALITConfig):
         super().__init__(config)
         self.latent_position_embeddings = nn.Parameter(torch.empty(config.max_tokens, config.hidden_size))
-        self.latent_projection = nn.Linear(config.codebook_dim, config.hidden_size)
+        self.latent_projection = ALITLinear(config.codebook_dim, config.hidden_size)
         self.layernorm_pre = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList([ALITLayer(config) for _ in range(config.num_decoder_layers)])
         self.layernorm_post = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -184,7 +184,7 @@ class ALITDecoder(ALITPositionEmbeddings):
             logits over base codes or base latents, `(B, rows * columns, base_output_dim)`.
         """
         # The dtype of an embedding, as a quantised layer's weights are integers.
-        tokens = image_by_image(self.latent_projection, latents.to(self.latent_position_embeddings.dtype))
+        tokens = self.latent_projection(latents.to(self.latent_position_embeddings.dtype))
         first = slice(tokens.shape[1])
         tokens = tokens + self.latent_position_embeddings[first if positions is None else positions]
         class_token = self.cls_token + self.positions(grid_size)[:, :1]
@@ -280,10 +280,9 @@ class ALITModel(ALITPreTrainedModel):
         self.embeddings = ALITEmbeddings(config)
         self.latent_tokens = ALITLatentTokens(config)
         self.encoder = ALITEncoder(config)
-        self.latent_projection = nn.Linear(config.hidden_size, config.codebook_dim)
+        self.latent_projection = ALITLinear(config.hidden_size, config.codebook_dim)
         self.quantizer = ALITVectorQuantizer(config) if config.quantize else None
         self.decoder = ALITDecoder(config)
-        self._has_trained = False
         self.post_init()
 
     def freeze_for_features(self) -> None:
@@ -353,7 +352,7 @@ class ALITModel(ALITPreTrainedModel):
         criterion = resolve_criterion(criterion)
         check_pixels(self.config, pixel_values, interpolate_pos_encoding)
         threshold = check_threshold(threshold, criterion, pixel_values.shape[0], pixel_values.device)
-        self._check_values(pixel_values)
+        check_range(pixel_values, self.training)
 
         recurrence = self._start(pixel_values, self.config.halting_threshold, generator)
         if threshold is not None:
@@ -517,7 +516,7 @@ class ALITModel(ALITPreTrainedModel):
         check_pixels(self.config, pixel_values, interpolate_pos_encoding)
         check_halting_threshold(halting_threshold)
         check_base_latents(self.config, base_latents, pixel_values)
-        self._check_values(pixel_values)
+        check_range(pixel_values, self.training)
 
         def iterate() -> Iterator[ALITRolloutOutput]:
             threshold = self.config.halting_threshold if halting_threshold is None else halting_threshold
@@ -570,7 +569,7 @@ class ALITModel(ALITPreTrainedModel):
             [`ALITOutput`]
 
         Raises:
-            `ValueError`: as `encode`. In training mode only the values of the first batch are looked at.
+            `ValueError`: as `encode`.
         """
         # Tools pass it to every model.
         check_attention_mask(kwargs.pop("attention_mask", None))
@@ -578,21 +577,10 @@ class ALITModel(ALITPreTrainedModel):
         num_rollouts = check_num_tokens(self.config, num_tokens)
         check_pixels(self.config, pixel_values, interpolate_pos_encoding)
         check_base_latents(self.config, base_latents, pixel_values)
-        self._check_values(pixel_values)
+        check_range(pixel_values, self.training)
         recurrence = self._start(pixel_values, self.config.halting_threshold, generator, base_latents)
         recurrence = self._run(recurrence, num_rollouts, **kwargs)
         return ALITOutput(**self._read(recurrence, return_reconstruction, return_decoder_output, **kwargs))
-
-    def _check_values(self, pixel_values: torch.Tensor) -> None:
-        """
-        Looks at the values of pixels, for which a device is waited for. Training must not wait in every step: it looks
-        at its first batch, as pixels that are prepared wrongly are so from the first.
-        """
-        if is_tracing():
-            check_range(pixel_values)
-        elif not (self.training and self._has_trained):
-            check_range(pixel_values)
-            self._has_trained = self.training
 
     def _start(
         self,
@@ -641,7 +629,7 @@ class ALITModel(ALITPreTrainedModel):
     ) -> ALITRolloutOutput:
         """The code after a rollout, and what it decodes to."""
         tokens = self.encoder.layernorm_post(recurrence.hidden_states[:, -recurrence.num_tokens :])
-        latents, token_ids, quantizer_loss = image_by_image(self.latent_projection, tokens), None, None
+        latents, token_ids, quantizer_loss = self.latent_projection(tokens), None, None
         if self.quantizer is not None:
             latents, token_ids, quantizer_loss = self.quantizer(latents)
         decoder_output = reconstruction = None
