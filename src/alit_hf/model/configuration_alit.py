@@ -263,6 +263,11 @@ class ALITConfig(PreTrainedConfig):
                 refuse(name, "an integer of at least 1")
         if base.get("vq_embed_dim") is not None and not _is_count(base["vq_embed_dim"]):
             refuse("vq_embed_dim", "an integer of at least 1 or None")
+        # diffusers' decoders have one resnet more in a block than `layers_per_block`, the published VQGAN's have not.
+        most = base.get("layers_per_block", 1) + 1
+        resnets = base.get("_decoder_resnets_per_block", most)
+        if not _is_count(resnets) or resnets > most:
+            refuse("_decoder_resnets_per_block", f"an integer from 1 to {most}")
         scaling_factor = base.get("scaling_factor", 1)
         if not isinstance(scaling_factor, (int, float)) or not 0 < scaling_factor < math.inf:
             refuse("scaling_factor", "a number above 0")
