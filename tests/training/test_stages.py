@@ -433,7 +433,7 @@ def test_a_drawn_step_decodes_once_and_only_what_is_shown(build, pixels):
         decoder = stage.model.decoder
         alone = decoder(output.latents[:, positions], output.grid_size, positions)
         assert not torch.allclose(alone, decoder(output.latents[:, positions], output.grid_size))
-    codes = stage.model.base_tokenizer.codes(stage.base_latents(pixels))
+    codes = stage.model.base_tokenizer.codes(stage.frozen_outputs(pixels))
     smoothed = torch.nn.functional.cross_entropy(alone.flatten(0, 1), codes.flatten(), label_smoothing=0.1)
     assert float(logs["nll/12"]) == pytest.approx(float(smoothed), rel=1e-4)
     # Weight 1, whatever was drawn.

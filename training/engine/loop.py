@@ -24,7 +24,7 @@ from ..images.batches import (
     open_source,
     training_batches,
 )
-from ..images.latent_cache import cached_latents
+from ..images.frozen_cache import cached_outputs
 from ..stages.adversary import Adversary
 from ..stages.registry import STAGES
 from ..stages.sharding import prepare, whole
@@ -157,8 +157,8 @@ class Trainer:
             self.checkpointer.load(resume_from)
             logger.info("Resumed from %s", resume_from)
         if config.data.cached_crops:
-            # Now that the base has its final weights.
-            images.base_latents = cached_latents(
+            # Now that the frozen part has its final weights.
+            images.frozen = cached_outputs(
                 config, accelerator, self.wrapped, stage, images, self.split.micro_batch_size
             )
         pin_memory = accelerator.device.type == "cuda"
@@ -279,8 +279,8 @@ class Trainer:
 
     def _cached(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Cached arguments, which the training loss then need not compute."""
-        latents = batch.get("base_latents")
-        return {} if latents is None else {"base_latents": latents.to(self.accelerator.device, non_blocking=True)}
+        frozen = batch.get("frozen")
+        return {} if frozen is None else {"frozen": frozen.to(self.accelerator.device, non_blocking=True)}
 
     def _set_learning_rate(self) -> None:
         warmed_up = (self.progress.steps + 1) / max(1, self.warmup_steps)

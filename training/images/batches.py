@@ -120,7 +120,7 @@ class TrainingImages(Dataset):
     seed, the image and the epoch: epochs cycle through an image's fixed crops.
 
     An item is `{"pixel_values": uint8 (3, image_size, image_size), "undecodable": int}`, and with a cache
-    `"base_latents": (E, rows, columns)`; if an image cannot be decoded, the next one of the epoch takes its place.
+    `"frozen": (…)`; if an image cannot be decoded, the next one of the epoch takes its place.
 
     Raises:
         `UndecodableImagesError`: with `in_memory`, at construction.
@@ -130,8 +130,8 @@ class TrainingImages(Dataset):
         self.config = config
         self.seed = seed
         self.images = open_source(config, "train", open_images)
-        self.base_latents: Callable[[int, int], torch.Tensor] | None = None
-        """Returns the base latents of an image's fixed crop, given both indices; None without a cache."""
+        self.frozen: Callable[[int, int], torch.Tensor] | None = None
+        """Returns the frozen part's outputs for an image's fixed crop, given both indices; None without a cache."""
         self.decoded = self._decode_all(show_progress) if config.in_memory else None
         self._epoch_order = (-1, np.empty(0, dtype=np.int64))
 
@@ -173,8 +173,8 @@ class TrainingImages(Dataset):
             crop = random_crop(self.picture(index), self.config, (self.seed, 1, position))
             return {"pixel_values": _as_tensor(crop)}
         crop = epoch % self.config.cached_crops
-        latents = {} if self.base_latents is None else {"base_latents": self.base_latents(index, crop)}
-        return {"pixel_values": self.fixed_crop(self.picture(index), index, crop), **latents}
+        frozen = {} if self.frozen is None else {"frozen": self.frozen(index, crop)}
+        return {"pixel_values": self.fixed_crop(self.picture(index), index, crop), **frozen}
 
     def picture(self, index: int) -> Image.Image:
         """The image of that index. Raises `ValueError` if it cannot be decoded."""
@@ -313,7 +313,7 @@ def training_batches(
 ) -> Iterator[dict]:
     """
     This rank's endless micro-batches, starting at a step: `{"pixel_values": uint8 (B, 3, H, W), "undecodable": (B,)}`,
-    with `"base_latents"` `(B, E, rows, columns)` if they are cached.
+    with `"frozen"` `(B, …)` if the outputs of the frozen part are cached.
 
     Args:
         images: the indexed images; None for a stream.

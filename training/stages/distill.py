@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ _LEAST_PICTURES = 8
 class DistillStage(ALITStage):
     """Trains all of an `ALITModel` except its base tokenizer: its rollouts predict base codes or latents."""
 
-    takes_base_latents = True
+    has_frozen_part = True
 
     def __init__(self, model: ALITModel, loss: DistillLossConfig, seed: int = 0):
         super().__init__(model, loss, quantize_from=loss.quantize_from)
@@ -76,13 +77,24 @@ class DistillStage(ALITStage):
         return rollout_weights(self.model.config.max_rollouts)
 
     @torch.no_grad()
-    def base_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def frozen_outputs(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The base's latents `(B, E, rows, columns)`."""
         return self.model.base_tokenizer.encode(pixel_values)
 
+    @property
+    def frozen_shape(self) -> tuple[int, ...]:
+        return (self.model.config.base_embed_dim, *self.model.config.grid_size)
+
+    def frozen_weights(self) -> dict[str, torch.Tensor]:
+        return self.model.base_tokenizer.state_dict()
+
+    def frozen_settings(self) -> dict[str, Any]:
+        return self.model.config.base_tokenizer_config
+
     def training_loss(
-        self, pixel_values: torch.Tensor, base_latents: torch.Tensor | None = None
+        self, pixel_values: torch.Tensor, frozen: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        latents = self.base_latents(pixel_values) if base_latents is None else base_latents
+        latents = self.frozen_outputs(pixel_values) if frozen is None else frozen
         if self.loss.rollouts == "drawn":
             loss, logs = self._drawn_loss(pixel_values, latents)
         else:
@@ -178,7 +190,7 @@ class DistillStage(ALITStage):
         and the spread of latents.
         """
         base, length = self.model.base_tokenizer, self.model.config.tokens_per_rollout
-        latents = self.base_latents(pixel_values)
+        latents = self.frozen_outputs(pixel_values)
         true = latents.float()
         if self.model.config.base_type == "vqgan":
             codes = F.embedding(base.codes(latents), base.codebook.float())
