@@ -31,7 +31,7 @@ from ..stages.sharding import prepare, whole
 from .averaging import WeightAverage
 from .checkpointing import MODEL_FOLDER, Checkpointer, Progress, checkpoints, find_checkpoint, steps_of
 from .interruption import Interruption
-from .monitoring import Display, ScalarWindow, mean_scores, picture_columns
+from .monitoring import Display, ScalarWindow, picture_columns, validation_scores
 from .optimization import learning_rate_share, optimizers, set_learning_rates
 
 
@@ -197,8 +197,10 @@ class Trainer:
                     self._show(self._scalars(), display)
                 if self.held_out is not None and (finished or _is_time(progress.steps, every.validate_every)):
                     with self.average.applied():
-                        means = mean_scores(self.wrapped, self.held_out, self.split.micro_batch_size, self.accelerator)
-                    scores = self.stage.validation(means, len(self.held_out))
+                        scores = validation_scores(
+                            self.wrapped, self.stage, self.held_out, self.split.micro_batch_size, self.accelerator
+                        )
+                    scores = self.stage.validation(scores, len(self.held_out))
                     self._show({f"validation/{name}": value for name, value in scores.items()}, display)
                     self._warn(self.stage.warnings(scores, len(self.held_out)))
                 if self.held_out is not None and (finished or _is_time(progress.steps, every.pictures_every)):

@@ -209,15 +209,15 @@ class DistillStage(ALITStage):
                 scores[f"ids/{name}"] = occurs.scatter_(1, rollout.token_ids, 1.0)
         return scores
 
-    def validation(self, means: dict[str, torch.Tensor], num_pictures: int) -> dict[str, float]:
+    def validation(self, scores: dict[str, torch.Tensor], num_pictures: int) -> dict[str, float]:
         """
         At each length: L1 and PSNR, R² of the soft code (VQGAN base) or latents (KL base), the number of different
         ids over all pictures, and the spread of the newest rollout's tokens: the variance of their unit-norm latents
         over pictures, averaged over tokens (0: the same for all pictures, near 1: as different as possible).
         """
-        variance = means["square"] - means["mean"].square().mean()
+        variance = scores["square"] - scores["mean"].square().mean()
         logged = {}
-        for name, mean in means.items():
+        for name, mean in scores.items():
             kind, _, length = name.partition("/")
             if kind in ("l1", "psnr"):
                 logged[name] = float(mean)

@@ -15,6 +15,7 @@ from .base import BaseStage
 from .distill import DistillStage
 from .finetune import FinetuneStage
 from .fixed import FixedStage
+from .lengths import LengthsStage
 from .loss_config import LOSS_CONFIGS
 from .stage import Stage
 
@@ -24,6 +25,7 @@ STAGES: dict[str, type[Stage]] = {
     "distill": DistillStage,
     "finetune": FinetuneStage,
     "fixed": FixedStage,
+    "lengths": LengthsStage,
 }
 
 

@@ -34,7 +34,10 @@ class Stage(nn.Module):
     """Whether `training_loss` takes what `frozen_outputs` returns for the same pixels, computed once."""
 
     layer_classes: tuple[str, ...] = ()
-    """Classes of transformer layers: Muon moves their matrices, and FSDP2 gathers them one at a time."""
+    """Classes of transformer layers that train: Muon moves their matrices, and FSDP2 gathers them one at a time."""
+
+    individual_scores: tuple[str, ...] = ()
+    """Names of `score` whose values for all held-out images are passed to `validation`, and not their means."""
 
     step: int = 0
     """The current step, counted from 0; set by the loop."""
@@ -119,12 +122,12 @@ class Stage(nn.Module):
         return {}
 
     def score(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Named scores `(B, …)` of held-out images, whose means are passed to `validation`."""
+        """Named scores `(B, …)` of held-out images."""
         raise NotImplementedError
 
-    def validation(self, means: dict[str, torch.Tensor], num_pictures: int) -> dict[str, float]:
-        """The values to log, from the means of `score` over all held-out images."""
-        return {name: float(mean) for name, mean in means.items()}
+    def validation(self, scores: dict[str, torch.Tensor], num_pictures: int) -> dict[str, float]:
+        """The values to log, from the means of `score` over all held-out images, and its `individual_scores`."""
+        return {name: float(mean) for name, mean in scores.items()}
 
     def warnings(self, validation: dict[str, float], num_pictures: int) -> dict[str, str]:
         """Problems that `validation` reveals, by kind, each with the likely cause and what to change."""

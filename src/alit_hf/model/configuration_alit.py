@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 import os
+import reprlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,12 @@ class ALITConfig(PreTrainedConfig):
         unscale_base_latents (`bool`, *optional*, defaults to `True`):
             KL base only: whether latents are divided by the base's `scaling_factor` before they are decoded. Off for
             converted published checkpoints, which were trained without.
+        length_criterion (`str`, *optional*):
+            Token selection criterion that the model's length predictor was trained for, see
+            [`ALITModel.set_length_criterion`]. `None`: the model has none.
+        length_shortfalls (`list[float]`, *optional*):
+            The length predictor's calibration: for each picture of the calibration by how much the prediction was too
+            good, in natural logarithms, in ascending order. `None`: it is not calibrated.
 
     Raises:
         `ValueError`: where a field has the wrong type or the fields do not fit together.
@@ -176,6 +183,8 @@ class ALITConfig(PreTrainedConfig):
     halting_threshold: float | int | None = None
     base_tokenizer_config: dict | None = None
     unscale_base_latents: bool = True
+    length_criterion: str | None = None
+    length_shortfalls: list[float] | None = None
 
     def __post_init__(self, **kwargs):
         base = self.base_tokenizer_config
@@ -247,6 +256,14 @@ class ALITConfig(PreTrainedConfig):
             raise ValueError(f"`commitment_cost` is {self.commitment_cost}, it must be at least 0.")
         if self.halting_threshold is not None and not self.halting_threshold > 0:
             raise ValueError(f"`halting_threshold` is {self.halting_threshold}, it must be above 0 or None.")
+        shortfalls = self.length_shortfalls
+        if shortfalls is not None:
+            ascending = all(map(math.isfinite, shortfalls)) and shortfalls == sorted(shortfalls)
+            if not shortfalls or not ascending or self.length_criterion is None:
+                raise ValueError(
+                    f"`length_shortfalls` is {reprlib.repr(shortfalls)} and `length_criterion` is "
+                    f"{self.length_criterion!r}, they must be finite numbers in ascending order and a criterion."
+                )
         self._validate_base_tokenizer()
 
     def _validate_base_tokenizer(self):
