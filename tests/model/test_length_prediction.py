@@ -125,6 +125,12 @@ def test_half_precision_keeps_the_calibration(tmp_path, model, threshold):
     assert code.score.dtype == torch.float32
 
 
+@torch.no_grad()
+def test_one_token_a_rollout():
+    code = model_with_predictor(tokens_per_rollout=1).encode(IMAGES, threshold=0.3, confidence=0.9)
+    assert code.score.isfinite().all()
+
+
 def test_a_predictor_can_be_taken_away(tmp_path):
     model = model_with_predictor()
     model.set_length_criterion(None)

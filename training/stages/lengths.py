@@ -53,7 +53,7 @@ class LengthsStage(ALITStage):
 
     @torch.no_grad()
     def frozen_outputs(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The predictor's features and the true scores at every length as logs, `(B, 2 * W + K)`."""
+        """The predictor's features and the true scores at every length as logs, `(B, 4 * W + K)`."""
         features, logs = None, []
         for rollout in self.model.rollouts(pixel_values):
             if features is None:

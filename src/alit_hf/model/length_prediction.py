@@ -27,8 +27,8 @@ class ALITLengthPredictor(nn.Module):
     def __init__(self, config: ALITConfig):
         super().__init__()
         self.tokens_per_rollout = config.tokens_per_rollout
-        self.layernorm = nn.LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
-        self.fc1 = nn.Linear(2 * config.hidden_size, config.hidden_size)
+        self.layernorm = nn.LayerNorm(4 * config.hidden_size, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(4 * config.hidden_size, config.hidden_size)
         self.fc2 = nn.Linear(config.hidden_size, config.max_rollouts)
 
     @property
@@ -38,7 +38,8 @@ class ALITLengthPredictor(nn.Module):
 
     def features(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """
-        What the first rollout says of each picture, `(B, 2 * W)`: means over its image tokens and latent tokens.
+        What the first rollout says of each picture, `(B, 4 * W)`: means and standard deviations over its image tokens
+        and over its latent tokens.
 
         Args:
             hidden_states (`torch.Tensor` of shape `(B, 1 + N + L, W)`): output of the encoder's first rollout.
@@ -47,10 +48,14 @@ class ALITLengthPredictor(nn.Module):
             hidden_states[:, 1 : -self.tokens_per_rollout],
             hidden_states[:, -self.tokens_per_rollout :],
         )
-        return torch.cat([image_tokens.mean(dim=1), latent_tokens.mean(dim=1)], dim=-1)
+        statistics = []
+        for tokens in (image_tokens, latent_tokens):
+            # Not the unbiased deviation, which a single token does not have.
+            statistics += [tokens.mean(dim=1), tokens.std(dim=1, correction=0)]
+        return torch.cat(statistics, dim=-1)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """The predicted scores at every length as logs, see `to_logs`: `(B, 2 * W)` to `(B, K)`."""
+        """The predicted scores at every length as logs, see `to_logs`: `(B, 4 * W)` to `(B, K)`."""
         return self.fc2(nn.functional.gelu(self.fc1(self.layernorm(features))))
 
 
