@@ -128,7 +128,7 @@ def test_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["x.alit", "-o", "x.psd"], "x.psd must end in .png or .jpg"),
-        (["x.alit", "empty", "-o", "out"], "empty has no files that end in .alit"),
+        (["x.alit", "empty", "-o", "out"], "the folder empty has no .alit files"),
         (["x.alit", "-o", "x.png", "--num-tokens", "4"], "unrecognized arguments: --num-tokens 4"),
     ],
 )
