@@ -1,6 +1,7 @@
 """`alit decode`: the picture that the code stands for, or an error that names the file."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -117,10 +118,12 @@ def test_originals_are_never_overwritten(alit, photos, tmp_path, tiny_model):
     assert alit("encode", photos, "-o", photos, *model).code == 2
     assert alit("encode", photos / "a.png", "-o", photos, *model).code == 0
     assert alit("encode", photos, "-o", tmp_path / "codes", "--num-tokens", 4, *model).code == 0
-    (tmp_path / "codes" / "sub" / "e.alit").write_bytes((photos / "a.alit").read_bytes())
-    Image.new("RGB", (5, 5)).save(photos / "sub" / "e.png")
-    before[photos / "sub" / "e.png"] = (photos / "sub" / "e.png").read_bytes()
-    for source in (photos, photos / "a.alit", tmp_path / "codes"):
+    codes = [tmp_path / "codes" / "sub" / "e.alit", photos / "f.alit"]
+    for code, original in zip(codes, [photos / "sub" / "e.png", photos / "f.png"], strict=True):
+        shutil.copy(photos / "a.png.alit", code)
+        Image.new("RGB", (5, 5)).save(original)
+        before[original] = original.read_bytes()
+    for source in (photos, photos / "f.alit", tmp_path / "codes"):
         result = alit("decode", source, "-o", photos, *model)
         assert (result.code, len(result.errors)) == (2, 1), source
         assert f"the output {photos} is the input" in result.err or ".png would be overwritten" in result.err

@@ -67,6 +67,15 @@ def test_names_that_differ_in_their_suffix_only_keep_it(folder):
     }
 
 
+def test_files_of_one_folder_stay_apart_from_one_command_to_the_next(folder):
+    touch(folder, "in/a.jpg", "in/a.png", "in/b.jpg", "in/b.txt", "in/c.xyz", "in/c.PNG", "elsewhere/b.png")
+    at_once = plan(["in"], "out")
+    for pattern in ("in/*.jpg", "in/*.[pP]*"):
+        assert plan([pattern], "out").items() <= at_once.items()
+    assert plan(["in/b.jpg"], "out") == {"in/b.jpg": "out/b.alit"}
+    assert plan(["in/c.xyz"], "out") == {"in/c.xyz": "out/c.xyz.alit"}
+
+
 def test_kept_suffix_does_not_meet_another_name(folder):
     touch(folder / "in", "a.jpg", "a.png", "a.jpg.png")
     assert plan(["in"], "out") == {

@@ -42,7 +42,7 @@ def plan_jobs(
     A folder and its subfolders, which the output mirrors, are searched for files of the kind; hidden ones are left
     out. With several inputs, each folder's files go into a folder of its name. If files of one folder differ only in
     their suffix, or in letters' case before it, their outputs keep it: `a.jpg` and `a.png` become `a.jpg.alit` and
-    `a.png.alit`, `a.jpg` alone `a.alit`.
+    `a.png.alit`, `a.jpg` alone `a.alit`. That holds for files of one folder that are worked on one after another, too.
 
     Args:
         inputs (`list[str]`): files and folders, or glob patterns of them.
@@ -85,7 +85,8 @@ def plan_jobs(
         # An input that was given twice is one.
         sources = [pair for files in found.values() for pair in files.files]
         once = {(os.path.realpath(source), relative): source for source, relative in sources}
-        targets = _targets([relative for _, relative in once], output_suffixes[0])
+        taken = _names_of_siblings([path for path in paths if not os.path.isdir(path)], kind)
+        targets = _targets([relative for _, relative in once], taken, output_suffixes[0])
         jobs = [Job(source, out / target) for source, target in zip(once.values(), targets, strict=True)]
         _raise_on_collisions(jobs)
     check_no_input_is_overwritten([job.target for job in jobs], [job.source for job in jobs])
@@ -170,13 +171,26 @@ def _is_file_name(output: str, is_single_file: bool, output_suffixes: tuple[str,
     return True
 
 
-def _targets(relative: list[Path], suffix: str) -> list[Path]:
-    """Names of the outputs; names that would be the same keep the suffix of their input."""
+def _names_of_siblings(files: list[Path], kind: FileKind) -> list[Path]:
+    """Names of what is beside the files and may be an input another time."""
+    suffixes, names = kind.suffixes(), []
+    given = {(file.parent, file.name) for file in files}
+    for folder in {file.parent for file in files}:
+        try:
+            names += [Path(name) for name in os.listdir(folder) if (folder, name) not in given]
+        except OSError:  # who may only search a folder sees nothing beside the files
+            continue
+    return [name for name in names if name.suffix.lower() in suffixes]
+
+
+def _targets(relative: list[Path], taken: list[Path], suffix: str) -> list[Path]:
+    """Names of the outputs; those that would be the same, or that of a `taken` file, keep the suffix of the input."""
     short = [path.with_name(path.stem + suffix) for path in relative]
     full = [path.with_name(path.name + suffix) for path in relative]
+    others = [_in_any_case(path.with_name(path.stem + suffix)) for path in taken]
     targets = short
     while True:
-        count = Counter(map(_in_any_case, targets))
+        count = Counter([*map(_in_any_case, targets), *others])
         renamed = [long if count[_in_any_case(name)] > 1 else name for name, long in zip(targets, full, strict=True)]
         # A kept suffix can collide with another file's name: a.jpg.png beside a.jpg and a.png.
         if renamed == targets:
