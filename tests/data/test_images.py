@@ -135,13 +135,16 @@ def test_a_folder_with_metadata_is_no_pattern_and_says_what_it_does_not_list(tmp
     assert [open_images([str(source)]).read(index).size for index in range(2)] == [(21, 30), (20, 30)]
 
 
-def test_splits_are_not_looked_for_in_another_folder(tmp_path):
+def test_splits_are_not_looked_for_in_another_folder(tmp_path, monkeypatch):
     for folder in ("set [a]", "set a"):
         save(tmp_path / folder, "train/cat/1.png", "test/cat/2.png")
     with pytest.raises(ValueError, match=r"the split 'train' cannot be found in .*, whose path has one of \*\?\["):
         open_images([str(tmp_path / "set [a]")], "train")
-    rows = open_rows([str(tmp_path / "set a")], "train")
-    assert rows.pictures_and_columns(next(rows.tables(0, 0, 9)))[1]["file_name"].to_pylist() == ["train/cat/1.png"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("set a")
+    for source in (str(tmp_path / "set a"), "set a", "link"):
+        rows = open_rows([source], "train")
+        assert rows.pictures_and_columns(next(rows.tables(0, 0, 9)))[1]["file_name"].to_pylist() == ["train/cat/1.png"]
 
 
 def test_patterns_and_paths_in_packages(tmp_path):

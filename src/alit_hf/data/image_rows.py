@@ -214,7 +214,7 @@ def open_rows(sources: Sequence[str], split: str | None = None, image_column: st
                 f"the split {split!r} cannot be found in {described}, whose path has one of *?[ in it: rename it, or "
                 "name the split's files"
             )
-        return _open_dataset(sources, split, image_column, problem, str(alone), root=alone)
+        return _open_dataset(sources, split, image_column, problem, str(alone), root=Path(os.path.realpath(alone)))
 
     files, passed_over = [], []
     has_metadata = alone is not None and any((alone / name).is_file() for name in _METADATA_FILES)
