@@ -203,3 +203,9 @@ def test_fields_that_were_set_one_by_one_are_checked_when_a_model_is_built(tmp_p
     tiny_model().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=name):
         ALITModel.from_pretrained(tmp_path, **{name: value})
+
+
+def test_the_folder_of_a_base_tokenizer_is_not_kept(tmp_path):
+    base = tiny_config().base_tokenizer_config
+    config = tiny_config(base_tokenizer_config={**base, "_name_or_path": str(tmp_path)})
+    assert config.base_tokenizer_config == base

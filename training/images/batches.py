@@ -51,11 +51,14 @@ def open_source(config: DataConfig, part: Literal["train", "validation"], open_a
         # Without a network this takes half a minute of retries to fail.
         logger.info("%s: there is no file or folder %r here, asking the Hub", name, source[0])
     try:
-        return open_as(source, split, config.image_column)
+        opened = open_as(source, split, config.image_column)
     except ImageColumnError as error:
         raise ValueError(f"`data.image_column` is {config.image_column!r}, but {error}.") from error
     except ValueError as error:
         raise ValueError(f"`{name}` is {source}: {error}") from error
+    for note in opened.passed_over:
+        logger.info("%s: %s", name, note)
+    return opened
 
 
 def center_crop(picture: Image.Image, size: int) -> np.ndarray:
@@ -92,7 +95,7 @@ def load_validation(config: DataConfig) -> torch.Tensor:
         try:
             crops.append(center_crop(images.read(number), config.image_size))
         except (OSError, ValueError) as error:
-            logger.warning("Validation image skipped: %s", error)
+            logger.warning("Validation image skipped: %s", reason(error))
             first_error = first_error or error
     if not crops:
         raise _no_images("data.validation", config.validation, first_error)
@@ -146,7 +149,7 @@ class TrainingImages(Dataset):
             except (OSError, ValueError) as error:
                 undecodable += 1
                 first_error = first_error or error
-                logger.warning("Image %d of the training data skipped: %s", number, error)
+                logger.warning("Image %d of the training data skipped: %s", number, reason(error))
         check_undecodable(undecodable, len(self.images), self.config.max_undecodable)
         if not decoded:
             raise _no_images("data.train", self.config.train, first_error)
@@ -163,7 +166,7 @@ class TrainingImages(Dataset):
             try:
                 item = self._item(int(order[(place + undecodable) % len(self)]), epoch, position)
             except ValueError as error:
-                logger.warning("Image at position %d skipped: %s", position + undecodable, error)
+                logger.warning("Image at position %d skipped: %s", position + undecodable, reason(error))
             else:
                 return {**item, "undecodable": undecodable}
         raise UndecodableImagesError(f"None of the {len(self)} training images can be decoded.")
@@ -254,7 +257,9 @@ class StreamedImages(IterableDataset):
             try:
                 picture = read_picture(fetch(row[self.image_column]))
             except (OSError, ValueError) as error:
-                logger.warning("Image %d of worker %d, rank %d, skipped: %s", slot, number, self.split.rank, error)
+                logger.warning(
+                    "Image %d of worker %d, rank %d, skipped: %s", slot, number, self.split.rank, reason(error)
+                )
                 undecodable += 1
                 continue
             for late in range(undecodable, -1, -1):

@@ -14,19 +14,23 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import datasets
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from alit_hf.model.image_io import open_image
+from alit_hf.model.image_io import open_file, open_image
 from alit_hf.utils.error_reason import reason
+from alit_hf.utils.image_count import image_count
+from alit_hf.utils.shown_text import shown
 
-from .sources import DATA_SUFFIXES, choose_split, find_files, find_paths, is_on_hub
+from .sources import DATA, choose_split, describe_passed_over, find_files, find_paths, is_on_hub
 
 
 FILE_NAME = "file_name"
@@ -40,6 +44,8 @@ _BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 _KINDS = {".parquet": "parquet files", ".tar": "tars", "": "pictures"}
 # In which `datasets` names the tar on this machine.
 _TAR_PATH = "__url__"
+# Arrow holds text only, so that a path that is not UTF-8 is in the rows as a URI.
+_FILE_URI = "file://"
 
 
 class ImageColumnError(ValueError):
@@ -66,6 +72,8 @@ class ImageRows:
             where it is not there yet. Raises a `ValueError` where they cannot be read.
         file_names (`Mapping[str, str]`): names for the paths of picture files, where the rows are these.
         root (`Path`, *optional*): the folder that names of other picture files are relative to.
+        files (`Sequence[str]`): paths and addresses of the files that the rows come from.
+        passed_over (`Sequence[str]`): lines for people, on the files of folders that are not among them.
     """
 
     sources: list[str]
@@ -77,6 +85,8 @@ class ImageRows:
     load: Callable[[], datasets.Dataset]
     file_names: Mapping[str, str] = field(default_factory=dict)
     root: Path | None = None
+    files: Sequence[str] = ()
+    passed_over: Sequence[str] = ()
 
     @property
     def num_parts(self) -> int:
@@ -107,9 +117,36 @@ class ImageRows:
         path = None if cell is None else cell["path"]
         if path in self.file_names:
             return self.file_names[path]
-        if path is None or "://" in path:
-            return path and os.path.basename(path.split("::")[0])
-        return os.path.relpath(path, self.root) if self.root is not None else path
+        if path is None:
+            return None
+        if "://" in path:
+            return shown(os.path.basename(path.split("::")[0]))
+        if os.path.isabs(path):
+            # Data sets are shared, and others need not see this machine's folders.
+            inside = self.root is not None and Path(path).is_relative_to(self.root)
+            path = os.path.relpath(path, self.root) if inside else os.path.basename(path)
+        return shown(path)
+
+
+def picture_path(cell: dict | None) -> str | None:
+    """The path of a cell's picture, if it has one, as the file system knows it."""
+    path = None if cell is None else cell["path"]
+    if path is None or not path.startswith(_FILE_URI):
+        return path
+    return os.fsdecode(unquote_to_bytes(path.removeprefix(_FILE_URI)))
+
+
+def _as_text(path: Path) -> str:
+    """What `picture_path` makes the path of."""
+    return str(path) if _is_utf8(path) else path.absolute().as_uri()
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_picture(cell: dict | None) -> Image.Image:
@@ -122,7 +159,7 @@ def read_picture(cell: dict | None) -> Image.Image:
     """
     if cell is None or (cell["bytes"] is None and cell["path"] is None):
         raise ValueError("the row has no picture")
-    return open_image(cell["path"] if cell["bytes"] is None else cell["bytes"])
+    return open_image(picture_path(cell) if cell["bytes"] is None else cell["bytes"])
 
 
 def fetch(cell: dict | None) -> dict | None:
@@ -132,7 +169,7 @@ def fetch(cell: dict | None) -> dict | None:
     Raises:
         Whatever the connection raises: it says nothing of the picture.
     """
-    if cell is None or cell["bytes"] is not None or "://" not in (cell["path"] or ""):
+    if cell is None or cell["bytes"] is not None or "://" not in (picture_path(cell) or ""):
         return cell
     with fsspec.open(cell["path"], "rb") as file:
         return {**cell, "bytes": file.read()}
@@ -167,55 +204,84 @@ def open_rows(sources: Sequence[str], split: str | None = None, image_column: st
         return _open_dataset(sources, split, image_column, problem, sources[0])
     problem = f"{described}: no images can be read"
     paths = [path for source in sources for path in find_paths(source)]
-    alone = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
+    alone = paths[0] if len(paths) == 1 and os.path.isdir(paths[0]) else None
     if split is not None:
         if alone is None:
             raise ValueError(f"the split {split!r} is given, but {described} has no splits, data sets have them")
-        return _open_dataset(sources, split, image_column, problem, str(alone))
+        if glob.has_magic(os.path.realpath(alone)):
+            # `datasets` would take it for a pattern, and read another folder.
+            raise ValueError(
+                f"the split {split!r} cannot be found in {described}, whose path has one of *?[ in it: rename it, or "
+                "name the split's files"
+            )
+        return _open_dataset(sources, split, image_column, problem, str(alone), root=Path(os.path.realpath(alone)))
 
-    files = []
-    for path in paths:
-        found = find_files(path, DATA_SUFFIXES, len(paths) > 1)
-        if not found:
-            raise ValueError(f"the folder {path} holds no pictures and no parquet files or tars")
-        files += found
-    kinds = {suffix if (suffix := file.suffix.lower()) in _BUILDERS else "" for file, _ in files}
+    files, passed_over = [], []
     has_metadata = alone is not None and any((alone / name).is_file() for name in _METADATA_FILES)
+    for path in paths:
+        found = find_files(path, DATA, len(paths) > 1)
+        note = describe_passed_over(found.passed_over, DATA)
+        if not found.files:
+            more = f"; {note}" if note else ""
+            raise ValueError(f"the folder {shown(path)} holds no pictures and no parquet files or tars{more}")
+        files += found.files
+        passed_over += [f"{shown(path)}: {note}"] if note else []
+    kinds = {suffix if (suffix := file.suffix.lower()) in _BUILDERS else "" for file, _ in files}
     if has_metadata and "" in kinds and image_column is None:
-        return _open_dataset(sources, None, None, problem, "imagefolder", data_dir=str(alone))
+        return _open_imagefolder(sources, problem, alone, [str(name) for _, name in files])
     if len(kinds) > 1:
         names = " and ".join(sorted(_KINDS[kind] for kind in kinds))
         raise ValueError(f"{described} holds both {names}, it must be one of them")
     (kind,) = kinds
     if not kind:
-        return _open_pictures(
-            sources, {str(file): str(name) for file, name in files}, [str(file) for file, _ in files]
-        )
+        return _open_pictures(sources, files, passed_over)
+    for file, _ in files:
+        if kind == ".tar":
+            _check_utf8(file)
+        with _named(f"{shown(file)} cannot be read"):
+            open_file(file).close()
     data_files = [str(file) for file, _ in files]
     if kind == ".parquet" and image_column is None:
         _check_class_names(data_files)
-    return _open_dataset(
+    rows = _open_dataset(
         sources, None, image_column, problem, _BUILDERS[kind], data_files=[glob.escape(file) for file in data_files]
     )
+    return replace(rows, passed_over=passed_over)
 
 
-def _open_pictures(sources: list[str], file_names: dict[str, str], files: list[str]) -> ImageRows:
+def _open_pictures(sources: list[str], files: list[tuple[Path, Path]], passed_over: list[str]) -> ImageRows:
     # Not as `imagefolder`, which leaves out what Pillow cannot read, where it should be reported.
     features = datasets.Features({_IMAGE: _NOT_DECODED})
-    # A link that leads nowhere is a picture that cannot be decoded.
-    states = [os.stat(file) if os.path.exists(file) else os.lstat(file) for file in files]
+    states = [_state(file) for file, _ in files]
+    paths = [_as_text(file) for file, _ in files]
     return ImageRows(
         sources=sources,
         split=None,
         fingerprint=_fingerprint(
-            [[file_names[file], s.st_size, s.st_mtime_ns] for file, s in zip(files, states, strict=True)]
+            [[str(name), s.st_size, s.st_mtime_ns] for (_, name), s in zip(files, states, strict=True)]
         ),
         num_rows=len(files),
         image_column=_IMAGE,
-        stream=datasets.IterableDataset.from_generator(_cells, features, gen_kwargs={"files": files}),
-        load=lambda: datasets.Dataset.from_dict({_IMAGE: files}).cast_column(_IMAGE, _NOT_DECODED),
-        file_names=file_names,
+        stream=datasets.IterableDataset.from_generator(_cells, features, gen_kwargs={"files": paths}),
+        load=lambda: datasets.Dataset.from_dict({_IMAGE: paths}).cast_column(_IMAGE, _NOT_DECODED),
+        file_names={path: shown(name) for path, (_, name) in zip(paths, files, strict=True)},
+        files=[str(file) for file, _ in files],
+        passed_over=passed_over,
     )
+
+
+def _check_utf8(path: Path) -> None:
+    """`datasets` gives the paths of tars and of pictures with metadata to Arrow."""
+    if not _is_utf8(path):
+        raise ValueError(f"the name {shown(path)} is not UTF-8, as it must be for tars and metadata: rename it")
+
+
+def _state(file: Path) -> os.stat_result:
+    try:
+        # A link that leads nowhere is a picture that cannot be decoded.
+        return os.stat(file) if os.path.exists(file) else os.lstat(file)
+    except OSError as error:
+        raise ValueError(f"the folder {shown(file.parent)} cannot be read: {reason(error)}") from error
 
 
 def _cells(files: list[str]) -> Iterator[dict]:
@@ -223,8 +289,32 @@ def _cells(files: list[str]) -> Iterator[dict]:
         yield {_IMAGE: {"bytes": None, "path": file}}
 
 
+def _open_imagefolder(sources: list[str], problem: str, folder: Path, pictures: list[str]) -> ImageRows:
+    """A folder with a metadata file; `pictures` are the relative names of those in it."""
+    root = Path(os.path.realpath(folder))
+    _check_utf8(root)
+    pattern = os.path.join(glob.escape(str(root)), "**")
+    rows = _open_dataset(sources, None, None, problem, "imagefolder", root=root, data_files=[pattern])
+    columns = [name for name, feature in rows.stream.features.items() if isinstance(feature, datasets.Image)]
+    unlisted = {str(root / picture) for picture in pictures}
+    with _named(problem):
+        for table in rows.stream.with_format("arrow").iter(1000):
+            for column in columns:
+                unlisted.difference_update(pc.struct_field(table[column], "path").to_pylist())
+    if not unlisted:
+        return rows
+    note = f"{shown(folder)}: {image_count(len(unlisted))} passed over, which the metadata file does not list"
+    return replace(rows, passed_over=[note])
+
+
 def _open_dataset(
-    sources: list[str], split: str | None, image_column: str | None, problem: str, name: str, **arguments
+    sources: list[str],
+    split: str | None,
+    image_column: str | None,
+    problem: str,
+    name: str,
+    root: Path | None = None,
+    **arguments,
 ) -> ImageRows:
     with _named(problem):
         builder = datasets.load_dataset_builder(name, **arguments)
@@ -235,9 +325,7 @@ def _open_dataset(
         stream = builder.as_streaming_dataset(split)
         is_parquet = name == "parquet"
         known = (builder.info.splits or {}).get(split)
-        num_rows = (
-            sum(pq.read_metadata(file).num_rows for file in files) if is_parquet else known and known.num_examples
-        )
+        num_rows = sum(_num_rows(file) for file in files) if is_parquet else known and known.num_examples
     features = stream.features or {}
     column = _image_column(described, features, image_column)
     columns = [column] if image_column is not None else [other for other in features if other != _TAR_PATH]
@@ -249,13 +337,14 @@ def _open_dataset(
 
     return ImageRows(
         sources=sources,
-        split=None if "data_files" in arguments else split,
+        split=None if name in _BUILDERS.values() else split,
         fingerprint=_fingerprint([list(map(str, files)), list(files.origin_metadata)]),
         num_rows=num_rows,
         image_column=column,
         stream=stream.select_columns(columns).cast_column(column, _NOT_DECODED),
         load=load,
-        root=Path(arguments["data_dir"]).absolute() if "data_dir" in arguments else None,
+        root=root,
+        files=list(map(str, files)),
     )
 
 
@@ -296,7 +385,9 @@ def _check_class_names(files: Sequence[str]) -> None:
     known: dict[str, tuple[list[str], str]] = {}
     for file in files:
         try:
-            features = datasets.Features.from_arrow_schema(pq.read_schema(file))
+            # Arrow does not open what has a name that is not UTF-8.
+            with open_file(file) as stream:
+                features = datasets.Features.from_arrow_schema(pq.read_schema(stream))
         except (pa.ArrowInvalid, OSError):
             continue  # a file that is no parquet is named when it is loaded
         for name, feature in features.items():
@@ -306,8 +397,13 @@ def _check_class_names(files: Sequence[str]) -> None:
                     raise ValueError(f"the classes of `{name}` are {names} in {first}, but {feature.names} in {file}")
 
 
+def _num_rows(parquet: str) -> int:
+    with open_file(parquet) as stream:
+        return pq.read_metadata(stream).num_rows
+
+
 def _fingerprint(facts: list) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-__all__ = ["FILE_NAME", "ImageColumnError", "ImageRows", "fetch", "open_rows", "read_picture"]
+__all__ = ["FILE_NAME", "ImageColumnError", "ImageRows", "fetch", "open_rows", "picture_path", "read_picture"]

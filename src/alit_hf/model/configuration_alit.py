@@ -190,7 +190,8 @@ class ALITConfig(PreTrainedConfig):
         base = self.base_tokenizer_config
         # A copy, because the lists in it can be changed in place; lists and not tuples, because JSON has no tuples.
         base = copy.deepcopy(dict(_PAPER_BASE_TOKENIZERS["vqgan"] if base is None else base))
-        self.base_tokenizer_config = {name: _as_list(value) for name, value in base.items()}
+        # diffusers adds the folder that a base was loaded from, which is no business of those who get the model.
+        self.base_tokenizer_config = {name: _as_list(value) for name, value in base.items() if name != "_name_or_path"}
         self.image_size = _as_list(self.image_size)
         super().__post_init__(**kwargs)
 

@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from alit_hf.codes.picture_codes import PictureCode, PictureEncoder, to_picture
-from alit_hf.data.image_rows import FILE_NAME, ImageRows, fetch, read_picture
+from alit_hf.data.image_rows import FILE_NAME, ImageRows, fetch, picture_path, read_picture
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.processes import Processes
+from alit_hf.utils.shown_text import shown
 from alit_hf.utils.whole_file import unfinished_files, write_text
 
 from .card import CARD_FILE, UNDECODABLE_FILE, card
@@ -248,11 +249,9 @@ class _Draft:
 
     def add_undecodable(self, number: int, cell: dict | None, file_name: str | None, error: Exception) -> None:
         """Records an undecodable picture among the rows that are added next."""
-        row = self.first_row + self.num_rows + number
-        why = reason(error)
-        if cell is not None and cell["path"]:
-            # Data sets are shared, and others need not see this machine's folders.
-            why = why.replace(cell["path"], file_name or os.path.basename(cell["path"]))
+        row, path = self.first_row + self.num_rows + number, picture_path(cell)
+        # Data sets are shared, and others need not see this machine's folders.
+        why = reason(error, path, file_name or shown(os.path.basename(path or "")))
         self.undecodable.append({"part": self.part, "row": row, "file_name": file_name, "reason": why})
 
     def record(self, is_last: bool) -> ShardRecord:
