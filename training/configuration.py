@@ -26,6 +26,9 @@ def changeable(**default: Any) -> Any:
 
 _CHANGEABLE = "changeable"
 
+PICTURES_FOLDER = "pictures"
+"""Folder inside the run's with the grids of `logging.pictures_every`."""
+
 
 @dataclass(kw_only=True)
 class DataConfig:
@@ -213,9 +216,10 @@ class TrainingConfig:
             `fixed`); what follows from the base tokenizer or image size is not given here.
         loss: the stage's own fields, see `training/stages/loss_config.py`.
         data, optimization, logging: see `DataConfig`, `OptimizationConfig` and `LoggingConfig`.
-        push_to_hub (`bool`): publish model, card and logs on the Hub, at the end and every `push_every` steps.
+        push_to_hub (`bool`): publish model, card and scalar logs on the Hub, at the end and every `push_every` steps.
         hub_model_id (`str`): `"ORG/NAME"`, the repository, created if it is missing.
-        hub_private (`bool`): a repository that is created is private.
+        hub_private (`bool`): a repository that is created is private. One that exists stays as it is.
+        hub_pictures (`bool`): also publish the grids in `pictures`, which show images of `data.validation`.
         push_every (`int`): steps between pushes of a checkpoint, a multiple of `logging.checkpoint_every`. 0: push
             only at the end.
     """
@@ -232,7 +236,8 @@ class TrainingConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     push_to_hub: bool = changeable(default=False)
     hub_model_id: str = changeable(default="")
-    hub_private: bool = changeable(default=False)
+    hub_private: bool = changeable(default=True)
+    hub_pictures: bool = changeable(default=False)
     push_every: int = changeable(default=0)
 
     def validate(self) -> None:
