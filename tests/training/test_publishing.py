@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -32,6 +33,7 @@ from training.stages.registry import load_configs
 REPO = "tester/tiny-alit"
 COMMIT = "/commit/"
 HOST = "machine-of-somebody"
+NUM_KILLS = 6
 
 
 @pytest.fixture
@@ -578,6 +580,46 @@ def test_the_command_line_pushes(hub, values, tmp_path, token, code):
     else:
         assert "Invalid user token" in done.stderr
         assert hub.repos == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_any_moment_nothing_is_lost_and_nothing_pushed_twice(hub, values, config, tmp_path, photo_folder):
+    """SIGKILL between the start and the end of the last push, again and again, always the same command after it."""
+    random.seed(0)
+    fields = {"optimization__max_steps": 60, "logging__checkpoint_every": 3, "logging__trackers": ["tensorboard"]}
+    fields |= {"data__validation": [str(photo_folder)], "data__validation_images": 4, "logging__validate_every": 10}
+    path = tmp_path / "run.yaml"
+    pushed = {"push_to_hub": True, "hub_model_id": REPO, "push_every": 3, "resume": "latest"}
+    path.write_text(yaml.safe_dump(values("distill", **fields, **pushed)), encoding="utf-8")
+    train_file = Path(__file__).parents[2] / "training" / "train.py"
+    command = [sys.executable, str(train_file), "--config", str(path)]
+    of_this_hub = environment(hub, tmp_path, HF_TOKEN=TOKEN)
+    log = tmp_path / "stderr"
+    kills = 0
+    while True:
+        with open(log, "w") as stderr:
+            run = subprocess.Popen(command, env=of_this_hub, stderr=stderr)
+        while run.poll() is None and "steps of" not in log.read_text():
+            time.sleep(0.05)
+        try:
+            assert run.wait(random.uniform(0, 1.5) if kills < NUM_KILLS else None) == 0, log.read_text()[-3000:]
+            break
+        except subprocess.TimeoutExpired:
+            run.kill()
+            run.wait()
+            kills += 1
+    assert kills > 3
+    folder = tmp_path / "distill"
+    train(config("distill", **fields, output_dir=str(tmp_path / "through")))
+    name = "model/model.safetensors"
+    assert (folder / name).read_bytes() == (tmp_path / "through" / name).read_bytes()
+    assert hub.files(REPO)["model.safetensors"] == (folder / name).read_bytes()
+    assert "| 4 |" in hub.files(REPO)["README.md"].decode()
+    order = steps(hub.messages(REPO))
+    assert order[-1] == 60
+    assert order == sorted(set(order)), "a step was pushed twice, or after a later one"
+    assert sorted(one.name for one in folder.iterdir() if one.name.startswith(".") or one.name == "hub") == []
 
 
 SCORES = {"validation/l1/4": 0.21, "validation/psnr/4": 12.0, "validation/l1/12": 0.125, "validation/psnr/12": 16.5}

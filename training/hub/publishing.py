@@ -16,7 +16,7 @@ from alit_hf.utils.hub_repository import MODEL_FILES, WEIGHT_FILES, open_reposit
 
 from ..configuration import PICTURES_FOLDER, TrainingConfig
 from .model_card import RunRecord, model_card, public_config
-from .scalar_logs import copy_scalars
+from .scalar_logs import scalar_records
 
 
 logger = logging.getLogger(__name__)
@@ -153,9 +153,9 @@ class Publisher:
         for path in [path for pattern in (*MODEL_FILES, _CODE_FILES) for path in model_folder.glob(pattern)]:
             _link_or_copy(path, folder / path.name)
         # Not the files themselves, which grow, have pictures in them, and the host's name in theirs.
-        events = sorted(self.output_dir.glob("*/events.out.tfevents.*"))
-        for number, path in enumerate(events):
-            copy_scalars(path, _in_folder(folder / self._logs, f"events.out.tfevents.{number}"))
+        logs = map(scalar_records, sorted(self.output_dir.glob("*/events.out.tfevents.*")))
+        for number, records in enumerate(filter(None, logs)):
+            _in_folder(folder / self._logs, f"events.out.tfevents.{number}").write_bytes(b"".join(records))
         if self.config.hub_pictures:
             for path in sorted((self.output_dir / PICTURES_FOLDER).glob("*.png")):
                 _link_or_copy(path, _in_folder(folder / self._pictures, path.name))

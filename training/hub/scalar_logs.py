@@ -10,23 +10,27 @@ from tensorboard.compat.proto.event_pb2 import Event
 _HEADER_BYTES, _LENGTH_BYTES, _CHECKSUM_BYTES = 12, 8, 4
 
 
-def copy_scalars(source: Path, target: Path) -> None:
+def scalar_records(path: Path) -> list[bytes]:
     """
-    Copies those events of a TensorBoard file that hold numbers and nothing else. Others show pictures, or texts such
-    as command lines. The end of `source` may be an event that is still being written.
+    The records of a TensorBoard file whose events hold numbers and nothing else, to be written to another file as they
+    are; none if there are no numbers. Other events show pictures, or texts such as command lines. The end of the file
+    may be an event that is still being written.
     """
-    with open(source, "rb") as events, open(target, "wb") as scalars:
-        while len(header := events.read(_HEADER_BYTES)) == _HEADER_BYTES:
+    versions, scalars = [], []
+    with open(path, "rb") as file:
+        while len(header := file.read(_HEADER_BYTES)) == _HEADER_BYTES:
             (length,) = struct.unpack("<Q", header[:_LENGTH_BYTES])
-            content = events.read(length + _CHECKSUM_BYTES)
+            content = file.read(length + _CHECKSUM_BYTES)
             if len(content) < length + _CHECKSUM_BYTES:
-                return
-            if _is_shown(Event.FromString(content[:length])):
-                scalars.write(header + content)
+                break
+            event = Event.FromString(content[:length])
+            if event.WhichOneof("what") == "file_version":
+                versions.append(header + content)
+            elif _is_scalar(event):
+                scalars.append(header + content)
+    return versions + scalars if scalars else []
 
 
-def _is_shown(event: Event) -> bool:
-    if event.WhichOneof("what") == "file_version":
-        return True
+def _is_scalar(event: Event) -> bool:
     values = event.summary.value
     return len(values) > 0 and all(value.WhichOneof("value") == "simple_value" for value in values)
