@@ -15,9 +15,9 @@ from alit_hf.utils.hub_repository import MODEL_FILES, open_repository
 
 _PACKAGE = Path(alit_hf.__file__).parent
 _DISTRIBUTION = "alit-hf"
-# What setup.py installs, without the checkpoint.
+# What setup.py installs.
 _PACKAGE_FILES = ("**/*.py", "py.typed", "demo/*.css", "networks/*.txt")
-_CHECKPOINT = Path(alit_hf.pretrained_path()).relative_to(_PACKAGE).as_posix()
+_CHECKPOINT_FILES = tuple(f"checkpoints/*/{name}" for name in MODEL_FILES)
 _MODEL_FOLDER = "model"
 _APP_FILE = "app.py"
 
@@ -85,14 +85,12 @@ def space_files(model: str | None) -> dict[str, bytes | Path]:
     elif model is not None:
         arguments += ["--model", model]
         models = [model]
-    package_files = dict(_files(_PACKAGE, _PACKAGE.name, _PACKAGE_FILES))
-    if model is None:
-        package_files |= _files(_PACKAGE, _PACKAGE.name, [f"{_CHECKPOINT}/{name}" for name in MODEL_FILES])
+    package_patterns = _PACKAGE_FILES + (_CHECKPOINT_FILES if model is None else ())
     return {
         "README.md": _readme(models).encode(),
         "requirements.txt": "".join(f"{requirement}\n" for requirement in space_requirements()).encode(),
         _APP_FILE: _APP.format(arguments=arguments).encode(),
-        **package_files,
+        **dict(_files(_PACKAGE, _PACKAGE.name, package_patterns)),
         **model_files,
     }
 
