@@ -121,7 +121,7 @@ def _analyze(analysis_class: "type[Analysis]", options: argparse.Namespace, proc
         check_no_input_is_overwritten([results_path, figure_path], images.files)
         for note in images.passed_over if processes.rank == 0 else ():
             print_note(note)
-    model, processor = load_model(options.model, options.device, options.dtype)
+    model, processor = load_model(options.model, options.device, options.dtype, processes)
     settings = RunSettings(limit=options.limit, seed=options.seed, batch_size=options.batch_size)
     try:
         analysis = analysis_class.from_arguments(options)

@@ -10,7 +10,7 @@ from alit_hf.utils.whole_file import whole_file
 from .batches import run_jobs
 from .errors import FAILED
 from .jobs import add_job_arguments, make_output_folder, plan_jobs
-from .options import add_batch_size_argument, add_model_arguments
+from .options import add_batch_size_argument, add_model_arguments, add_num_workers_argument
 from .printing import print_line
 
 
@@ -37,6 +37,7 @@ def add_parser(commands) -> None:
     )
     add_model_arguments(parser)
     add_batch_size_argument(parser)
+    add_num_workers_argument(parser)
     parser.set_defaults(run=run)
 
 
@@ -61,7 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
     def decode(files: list[TokenFile]) -> list:
         return decode_pictures(model, processor, files)
 
-    done, num_failed = run_jobs(jobs, read, decode, _save_picture, arguments.batch_size, "decoding")
+    done, num_failed = run_jobs(
+        jobs, read, decode, _save_picture, arguments.batch_size, arguments.num_workers, "decoding"
+    )
     if len(done) == 1:
         print_line(f"{shown(done[0][0].target)}: {done[0][1]}")
     elif done:

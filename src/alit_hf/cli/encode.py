@@ -10,7 +10,14 @@ from alit_hf.utils.shown_text import shown
 from .batches import run_jobs
 from .errors import FAILED
 from .jobs import add_job_arguments, make_output_folder, plan_jobs
-from .options import add_batch_size_argument, add_length_arguments, add_model_arguments, length_choice, make_encoder
+from .options import (
+    add_batch_size_argument,
+    add_length_arguments,
+    add_model_arguments,
+    add_num_workers_argument,
+    length_choice,
+    make_encoder,
+)
 from .printing import print_line
 
 
@@ -42,6 +49,7 @@ def add_parser(commands) -> None:
     add_length_arguments(parser)
     add_model_arguments(parser)
     add_batch_size_argument(parser)
+    add_num_workers_argument(parser)
     parser.set_defaults(run=run)
 
 
@@ -65,7 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
         code.tokens.save(path)
         return _Written(code.tokens.num_tokens, path.stat().st_size, code.score, code.satisfied)
 
-    done, num_failed = run_jobs(jobs, read, encoder.encode, write, arguments.batch_size, "encoding")
+    done, num_failed = run_jobs(
+        jobs, read, encoder.encode, write, arguments.batch_size, arguments.num_workers, "encoding"
+    )
     if done:
         print_line(_summary([(job.target, written) for job, written in done], arguments.output))
     return FAILED if num_failed else 0

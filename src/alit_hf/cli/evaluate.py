@@ -20,7 +20,7 @@ from alit_hf.utils.whole_file import write_json
 from .errors import FAILED, FileError, UsageError, file_problem, named
 from .explore import FIGURE_SUFFIXES
 from .jobs import check_no_input_is_overwritten, check_writable
-from .options import add_batch_size_argument, add_model_arguments
+from .options import add_batch_size_argument, add_model_arguments, add_num_workers_argument
 from .printing import print_error, print_line, print_note
 from .shared_work import run_shared
 
@@ -77,6 +77,7 @@ def add_parser(commands) -> None:
     parser.add_argument("--limit", metavar="N", type=positive_integer, help="only the first N images")
     add_model_arguments(parser)
     add_batch_size_argument(parser)
+    add_num_workers_argument(parser)
     parser.set_defaults(run=run)
 
 
@@ -121,7 +122,7 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
         for note in images.passed_over:
             print_note(note)
     _check_frechet(arguments.frechet, len(images) if arguments.limit is None else min(len(images), arguments.limit))
-    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype, processes)
     _check_lpips(arguments.lpips)
     settings = EvaluationSettings(
         thresholds=arguments.thresholds,
@@ -129,6 +130,7 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
         feature_network=_load_feature_network(arguments.frechet),
         limit=arguments.limit,
         batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
     )
     try:
         results = evaluate_model(model, processor, images, settings, processes)

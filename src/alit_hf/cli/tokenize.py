@@ -14,7 +14,14 @@ from alit_hf.utils.processes import Processes
 
 from .errors import FAILED, FileError, UsageError
 from .jobs import check_outside_data, check_writable
-from .options import add_batch_size_argument, add_length_arguments, add_model_arguments, length_choice, make_encoder
+from .options import (
+    add_batch_size_argument,
+    add_length_arguments,
+    add_model_arguments,
+    add_num_workers_argument,
+    length_choice,
+    make_encoder,
+)
 from .printing import print_error, print_line, print_note
 from .shared_work import run_shared
 
@@ -55,6 +62,7 @@ def add_parser(commands) -> None:
     )
     add_model_arguments(parser)
     add_batch_size_argument(parser)
+    add_num_workers_argument(parser)
     parser.set_defaults(run=run)
 
 
@@ -87,7 +95,7 @@ def _tokenize(arguments: argparse.Namespace, processes: Processes) -> int:
         raise UsageError(f"DATASET: {reason(error)}") from error
     for note in rows.passed_over if processes.rank == 0 else ():
         print_note(note)
-    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype, processes)
     encoder = make_encoder(model, choice)
     info = TokenDatasetInfo.describe(rows, encoder, processor, arguments.rows_per_shard)
     try:
