@@ -125,7 +125,7 @@ def test_other_values_are_those_of_their_components(url, events):
     (compare,) = [event for event, kinds in events.items() if kinds == ["checkbox"]]
     for value in (None, 0, "true", [True]):
         assert "it must be true or false" in post(url, compare, [value])["error"]
-    for path in (None, 3, "", "a.png", "/etc/passwd", "\0", "https://example.com/a.png"):
+    for path in (None, 3, "", "a.png", "/etc/passwd", "\0", "\ud800", "https://example.com/a.png"):
         value = {"path": path, "meta": {"_type": "gradio.FileData"}}
         assert "Only files can be dropped in" in post(url, 0, [value, 0.1])["error"]
     assert "Only files can be dropped in" in post(url, 0, [None, 0.1])["error"]

@@ -77,8 +77,11 @@ def _checked(block: gr.components.Component, value: Any) -> Any:
 def _uploaded(value: Any) -> dict:
     """Names an uploaded file and nothing else, as further fields might hold addresses."""
     path = value.get("path") if isinstance(value, dict) else None
-    folder = Path(get_upload_folder()).resolve()
-    if not isinstance(path, str) or "\0" in path or folder not in Path(path).resolve().parents:
+    try:
+        is_uploaded = Path(get_upload_folder()).resolve() in Path(path).resolve().parents
+    except (TypeError, ValueError, OSError):
+        is_uploaded = False
+    if not is_uploaded:
         raise _refusal("Only files can be dropped in, no addresses")
     return FileData(path=path).model_dump()
 

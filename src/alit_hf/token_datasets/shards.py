@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alit_hf.codes.token_file import whole_number
 from alit_hf.utils.whole_file import unfinished_files, whole_file
 
 
@@ -30,6 +32,9 @@ class ShardRecord:
             part.
         is_last (`bool`): whether the part ends here.
         undecodable (`list[dict]`): `{"part", "row", "file_name", "reason"}` of the pictures that could not be decoded.
+
+    Raises:
+        `ValueError`: if a field is not as above.
     """
 
     part: int
@@ -37,6 +42,14 @@ class ShardRecord:
     num_rows: int
     is_last: bool
     undecodable: list[dict]
+
+    def __post_init__(self):
+        for name in ("part", "block", "num_rows"):
+            whole_number(name, getattr(self, name), 0, 2**63 - 1)
+        if not isinstance(self.is_last, bool):
+            raise ValueError(f"`is_last` is {reprlib.repr(self.is_last)}, it must be true or false")
+        if not isinstance(self.undecodable, list) or not all(isinstance(image, dict) for image in self.undecodable):
+            raise ValueError(f"`undecodable` is {reprlib.repr(self.undecodable)}, it must be a list of objects")
 
 
 class Shards:
@@ -93,7 +106,7 @@ class Shards:
         for path in self.paths():
             try:
                 record = ShardRecord(**json.loads(pq.read_schema(path).metadata[_METADATA_KEY]))
-            except (pa.ArrowException, TypeError, KeyError, ValueError) as error:
+            except (pa.ArrowException, TypeError, KeyError, ValueError, RecursionError) as error:
                 raise ValueError(f"{path} is no shard that `alit tokenize` has written: {error}") from error
             if self.path(record.part, record.block) != path:
                 raise ValueError(f"{path} holds the rows of {self.path(record.part, record.block).name}")
