@@ -15,8 +15,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 from tqdm import trange
 
-from alit_hf.data.image_rows import ImageColumnError, ImageRows, fetch, open_rows, read_picture
+from alit_hf.data.image_rows import ImageColumnError, ImageRows, open_rows
 from alit_hf.data.images import Images, open_images
+from alit_hf.data.picture_cells import fetch, read_picture
 from alit_hf.data.sources import is_on_hub
 from alit_hf.utils.error_reason import reason
 
@@ -51,11 +52,16 @@ def open_source(config: DataConfig, part: Literal["train", "validation"], open_a
         # Without a network this takes half a minute of retries to fail.
         logger.info("%s: there is no file or folder %r here, asking the Hub", name, source[0])
     try:
-        return open_as(source, split, config.image_column)
+        opened = open_as(source, split, config.image_column)
     except ImageColumnError as error:
         raise ValueError(f"`data.image_column` is {config.image_column!r}, but {error}.") from error
     except ValueError as error:
         raise ValueError(f"`{name}` is {source}: {error}") from error
+    if isinstance(opened, Images):
+        # A stream comes to it later.
+        for file in opened.damage:
+            logger.warning("%s: %s", name, file)
+    return opened
 
 
 def center_crop(picture: Image.Image, size: int) -> np.ndarray:

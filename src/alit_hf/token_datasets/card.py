@@ -29,6 +29,7 @@ def card(info: TokenDatasetInfo, shards: Shards, summary: TokenDatasetSummary) -
         else f"each in the fewest that bring `{info.criterion}` below {info.threshold:g}, or in all"
     )
     data = ", ".join(f"`{source}`" for source in info.sources) + (f", split `{info.split}`" if info.split else "")
+    damage = "".join(f" {file}." for file in summary.damage)
     counts = "\n".join(f"| {length} | {count} |" for length, count in summary.lengths.items())
     return f"""---
 {yaml.safe_dump(metadata, sort_keys=False).strip()}
@@ -37,7 +38,7 @@ def card(info: TokenDatasetInfo, shards: Shards, summary: TokenDatasetSummary) -
 The pictures of {data} in tokens of the [ALIT](https://arxiv.org/abs/2411.02393) model `{info.model}`, {lengths}.
 
 {image_count(summary.num_images)} with {summary.num_tokens} tokens. {summary.num_undecodable} could not be
-decoded and have no row, see `{UNDECODABLE_FILE}`.
+decoded and have no row, see `{UNDECODABLE_FILE}`.{damage}
 
 | tokens | images |
 |---|---|

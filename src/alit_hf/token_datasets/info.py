@@ -201,6 +201,7 @@ class TokenDatasetSummary:
         lengths (`dict[int, int]`): number of rows for each number of tokens, shortest first.
         num_unsatisfied (`int`): rows whose score is not below the threshold at full length.
         was_complete (`bool`): whether all rows were there already, so that nothing was tokenized.
+        damage (`list[str]`): of each damaged file of the data, which of its rows are missing and why.
     """
 
     num_images: int
@@ -208,6 +209,7 @@ class TokenDatasetSummary:
     lengths: dict[int, int]
     num_unsatisfied: int
     was_complete: bool
+    damage: list[str]
 
     @property
     def num_tokens(self) -> int:

@@ -32,6 +32,8 @@ class ShardRecord:
             part.
         is_last (`bool`): whether the part ends here.
         undecodable (`list[dict]`): `{"part", "row", "file_name", "reason"}` of the pictures that could not be decoded.
+        damage (`list[dict]`): the same of the part's file, where the shard ends because it is damaged.
+        part_fingerprint (`str`, *optional*): of the part, see [`~image_rows.ImageRows`]; older shards have none.
 
     Raises:
         `ValueError`: if a field is not as above.
@@ -42,14 +44,18 @@ class ShardRecord:
     num_rows: int
     is_last: bool
     undecodable: list[dict]
+    damage: list[dict] = dataclasses.field(default_factory=list)
+    part_fingerprint: str | None = None
 
     def __post_init__(self):
         for name in ("part", "block", "num_rows"):
             whole_number(name, getattr(self, name), 0, 2**63 - 1)
         if not isinstance(self.is_last, bool):
             raise ValueError(f"`is_last` is {reprlib.repr(self.is_last)}, it must be true or false")
-        if not isinstance(self.undecodable, list) or not all(isinstance(image, dict) for image in self.undecodable):
-            raise ValueError(f"`undecodable` is {reprlib.repr(self.undecodable)}, it must be a list of objects")
+        for name in ("undecodable", "damage"):
+            value = getattr(self, name)
+            if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+                raise ValueError(f"`{name}` is {reprlib.repr(value)}, it must be a list of objects")
 
 
 class Shards:
@@ -83,6 +89,12 @@ class Shards:
             # `load_dataset` accepts a file without row groups, but not one with an empty row group.
             if table.num_rows:
                 writer.write_table(table)
+
+    def delete(self, part: int) -> None:
+        """Deletes the shards of a part, the last one last: it says whether the part was damaged."""
+        for path in self.paths():
+            if path.name.startswith(f"{self.split}-{part:05d}-"):
+                path.unlink()
 
     def prepare(self) -> None:
         """Creates the folder, and removes what a process killed while writing left behind."""
