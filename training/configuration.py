@@ -34,10 +34,11 @@ class DataConfig:
         num_workers (`int`): decoding processes per rank.
         validation_images (`int`): number of images to use, the first ones of `validation`.
         max_undecodable (`float` in [0, 1]): share of images that may be undecodable; the run stops at more.
-        cached_crops (`int`): fixed crops per image, one used in each epoch, with base latents that are computed once,
-            at the start, and kept on disk (`distill` and `fixed`). 0: new crops all the time.
-        cache_dir (`str`): folder for these latents, which runs with the same base, images and crops can share. Empty:
-            `base-latents` in `output_dir`.
+        cached_crops (`int`): fixed crops per image, one used in each epoch, for which the frozen part of the model
+            is computed once, at the start, and kept on disk (`distill`, `fixed` and `lengths`). 0: new crops all the
+            time.
+        cache_dir (`str`): folder for these outputs, which runs with the same frozen weights, images and crops can
+            share. Empty: `frozen-outputs` in `output_dir`.
     """
 
     train: list[str] = field(default_factory=list)

@@ -18,6 +18,7 @@ from pathlib import Path
 # When run as a file, Python puts this folder on the path, not the one that contains the package `training`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from alit_hf.utils.shown_text import one_line
 from training.configuration import DataConfig, LoggingConfig, OptimizationConfig, TrainingConfig, describe_fields
 from training.stages.loss_config import LOSS_CONFIGS
 
@@ -98,7 +99,7 @@ def _all_fields() -> str:
 
 def _print_error(error: Exception) -> None:
     """Prints one line to stderr."""
-    print("train.py: error:", " ".join(str(error).split()), file=sys.stderr)
+    print("train.py: error:", one_line(str(error)), file=sys.stderr)
 
 
 if __name__ == "__main__":

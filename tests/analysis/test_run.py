@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -83,7 +84,7 @@ def test_one_run(photos, tmp_path):
     assert results["results"]["names"] == [images.name(index) for index in range(12)]
     assert (results["analysis"], results["finding"]) == ("brightness", "12 means")
     data = results["data"]["data"]
-    assert (data["sources"], data["available"], data["num_images"]) == (photos, 12, 12)
+    assert (data["sources"], data["available"], data["num_images"]) == ([Path(photos[0]).name], 12, 12)
     assert {"seed": 0, "limit": 100, "scale": 1.0}.items() <= results["settings"].items()
     assert results["settings"]["versions"]["alit_hf"]
     assert len(results["model"]["fingerprint"]) == 16
@@ -220,6 +221,9 @@ def test_undecodable_images_are_told(photos, tmp_path):
     results, _ = run_analysis(Brightness(), context_of(photos), tmp_path / "out")
     undecodable = results["data"]["data"]["undecodable"]
     assert [image["index"] for image in undecodable] == [2, 7]
+    assert undecodable[0]["reason"] == "02.png is not a picture in a format that can be read"
+    assert str(tmp_path) not in json.dumps(results)
+    assert str(tmp_path).encode() not in (tmp_path / "out" / "images.parquet").read_bytes()
     assert results["data"]["data"]["num_images"] == len(results["results"]["means"]) == 10
 
 

@@ -33,7 +33,7 @@ def test_results_table_and_figure(evaluate, photos, tmp_path, tiny_model):
     assert (result.code, result.errors) == (0, [])
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["model"]["name"] == Path(tiny_model).name
-    assert results["data"]["sources"] == [str(photos)]
+    assert results["data"]["sources"] == ["photos"]
     assert results["data"]["num_images"] == 5
     assert list(results["lengths"]) == list(results["thumbnail"]) == ["4", "8", "12"]
     assert [numbers["threshold"] for numbers in results["adaptive"]] == [0.2, 0.5]
@@ -94,12 +94,30 @@ def test_defaults_and_limit(evaluate, lpips_without_weights, tmp_path):
     assert "lpips_vgg" not in results["base"]
 
 
+@pytest.mark.parametrize(
+    ("figure", "message"),
+    [
+        ("photos/a.png", "the input {folder}/photos/a.png would be overwritten by an output"),
+        ("hard.png", "the input {folder}/photos/a.png would be overwritten by an output"),
+        ("soft.png", "the input {folder}/photos/a.png would be overwritten by an output"),
+        ("worst.png", "--figure and --worst-figure are both {folder}/worst.png, they must differ"),
+    ],
+)
+def test_no_output_is_an_input_or_another_output(evaluate, photos, tmp_path, figure, message):
+    (tmp_path / "hard.png").hardlink_to(photos / "a.png")
+    (tmp_path / "soft.png").symlink_to(photos / "a.png")
+    before = (photos / "a.png").read_bytes()
+    result = evaluate("--figure", tmp_path / figure, "--worst-figure", tmp_path / "worst.png")
+    assert (result.code, result.errors) == (2, [f"alit: error: {message.format(folder=tmp_path)}"])
+    assert (photos / "a.png").read_bytes() == before
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_undecodable_picture_is_counted_and_told(evaluate, photos, tmp_path):
     (photos / "b.webp").write_bytes(b"no picture")
     result = evaluate()
     assert result.code == 1
-    assert len(result.errors) == 1
-    assert f"{photos / 'b.webp'}" in result.errors[0]
+    assert result.errors == ["alit: error: b.webp is not a picture in a format that can be read"]
     assert "4 images, 1 undecodable" in result.out.splitlines()[-1]
     assert json.loads((tmp_path / "out" / "results.json").read_text())["data"]["num_images"] == 4
 

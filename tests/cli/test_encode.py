@@ -141,7 +141,7 @@ def test_criterion_is_used(alit, photos, tmp_path, tiny_model, loaded):
     score = encode_alone(loaded, photos / "a.png", threshold=0, criterion="psnr").score.item()
     assert score < 0
     arguments = ["encode", photos / "a.png", "-o", tmp_path, "--criterion", "psnr", "--model", tiny_model]
-    assert alit(*arguments, "--threshold", f"{score + 1:.3f}").out.startswith(f"{tmp_path / 'a.alit'}: 4 tokens")
+    assert alit(*arguments, "--threshold", f"{score + 1:.3f}").out.startswith(f"{tmp_path / 'a.png.alit'}: 4 tokens")
     assert "12 tokens" in alit(*arguments, "--threshold", f"{score - 9:.3f}").out
 
 

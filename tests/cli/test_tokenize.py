@@ -93,16 +93,20 @@ def test_one_image_is_no_images(tokenize, tmp_path, photos):
 
 def test_undecodable_pictures_are_counted_and_listed_without_folders_of_this_machine(tokenize, tmp_path, photos):
     (photos / "sub" / "c.JPG").write_bytes(b"no picture")
-    (photos / "scan.heic").write_bytes(b"no picture either")
+    (photos / "scan.bmp").write_bytes(b"no picture either")
+    (photos / "notes.txt").touch()
     result = tokenize("--num-tokens", 4)
     assert result.code == 1
+    assert f"alit: note: {photos}: 1 file was passed over, " in result.err
     assert result.errors == [
         f"alit: error: 2 images could not be decoded, {tmp_path / 'out'} lists them in undecodable.jsonl"
     ]
     listed = [json.loads(line) for line in (tmp_path / "out" / "undecodable.jsonl").read_text().splitlines()]
-    assert [image["file_name"] for image in listed] == ["scan.heic", "sub/c.JPG"]
+    assert [image["file_name"] for image in listed] == ["scan.bmp", "sub/c.JPG"]
     assert result.out.startswith(f"{tmp_path / 'out'}: 4 images")
-    assert not any(str(photos).encode() in content for content in contents(tmp_path / "out").values())
+    assert tokenize("--num-tokens", 4, data=[f"{photos}/[as]*"], output=tmp_path / "pattern").code == 1
+    for output in ("out", "pattern"):
+        assert not any(str(tmp_path).encode() in content for content in contents(tmp_path / output).values())
 
 
 def test_only_undecodable_pictures_fail(tokenize, tmp_path):

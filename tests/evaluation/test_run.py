@@ -141,7 +141,7 @@ def test_yardsticks_are_made_of_what_the_model_sees(results, pixel_values):
 def test_data_is_named_and_known_again(results, images, photos, pixel_values):
     data = results["data"]
     assert (data["num_images"], data["undecodable"], data["split"]) == (7, [], None)
-    assert data["sources"] == [str(photos)]
+    assert data["sources"] == [photos.name]
     assert data["crop"] == "shortest edge to 32 pixels (bicubic), centre 32 x 32"
     assert len(data["pixels_sha256"]) == 64
 
@@ -208,8 +208,9 @@ def test_undecodable_images_are_counted_and_left_out(model, processor, images, p
     results = evaluate_model(model, processor, open_images([str(tmp_path)]), SETTINGS)
     assert results["data"]["num_images"] == 1
     (failure,) = results["data"]["undecodable"]
-    assert (failure["index"], failure["image"]) == (0, str(tmp_path / "a.png"))
-    assert "a.png" in failure["reason"]
+    reason = "a.png is not a picture in a format that can be read"
+    assert failure == {"index": 0, "image": "a.png", "reason": reason}
+    assert str(tmp_path) not in json.dumps(results)
 
 
 def test_nothing_decodable_is_an_error(model, processor, tmp_path):

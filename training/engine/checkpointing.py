@@ -122,6 +122,8 @@ class Checkpointer:
         self.progress = progress
         self.output_dir = output_dir
         self.keep = keep
+        self.newest: Path | None = None
+        """The checkpoint that was written or read last."""
         accelerator.register_for_checkpointing(average, progress)
         accelerator.register_save_state_pre_hook(_strip_wrapper_prefix)
         accelerator.register_load_state_pre_hook(self._load_into_unwrapped)
@@ -167,20 +169,21 @@ class Checkpointer:
             for old in checkpoints(self.output_dir)[: -self.keep]:
                 self._remove(old)
         self.accelerator.wait_for_everyone()
+        self.newest = target
         return target
 
     def load(self, path: Path) -> None:
         """Restores weights, averages, optimisers and progress."""
+        self.newest = path
         self.accelerator.load_state(str(path))
 
     def export(self) -> Path:
-        """Writes the averaged model to the run's folder, where `from_pretrained` loads it."""
+        """Copies the averaged model of the last checkpoint to the run's folder, where `from_pretrained` loads it."""
         folder = self.output_dir / MODEL_FOLDER
         unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}")
         if self.accelerator.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)
-        self._export(unfinished)
-        if self.accelerator.is_main_process:
+            shutil.copytree(self.newest / MODEL_FOLDER, unfinished)
             _sync(unfinished)
             self._remove(folder)
             unfinished.rename(folder)

@@ -24,14 +24,14 @@ from ..images.batches import (
     open_source,
     training_batches,
 )
-from ..images.latent_cache import cached_latents
+from ..images.frozen_cache import cached_outputs
 from ..stages.adversary import Adversary
 from ..stages.registry import STAGES
 from ..stages.sharding import prepare, whole
 from .averaging import WeightAverage
 from .checkpointing import MODEL_FOLDER, Checkpointer, Progress, checkpoints, find_checkpoint, steps_of
 from .interruption import Interruption
-from .monitoring import Display, ScalarWindow, mean_scores, picture_columns
+from .monitoring import Display, ScalarWindow, picture_columns, validation_scores
 from .optimization import learning_rate_share, optimizers, set_learning_rates
 
 
@@ -157,8 +157,8 @@ class Trainer:
             self.checkpointer.load(resume_from)
             logger.info("Resumed from %s", resume_from)
         if config.data.cached_crops:
-            # Now that the base has its final weights.
-            images.base_latents = cached_latents(
+            # Now that the frozen part has its final weights.
+            images.frozen = cached_outputs(
                 config, accelerator, self.wrapped, stage, images, self.split.micro_batch_size
             )
         pin_memory = accelerator.device.type == "cuda"
@@ -197,8 +197,10 @@ class Trainer:
                     self._show(self._scalars(), display)
                 if self.held_out is not None and (finished or _is_time(progress.steps, every.validate_every)):
                     with self.average.applied():
-                        means = mean_scores(self.wrapped, self.held_out, self.split.micro_batch_size, self.accelerator)
-                    scores = self.stage.validation(means, len(self.held_out))
+                        scores = validation_scores(
+                            self.wrapped, self.stage, self.held_out, self.split.micro_batch_size, self.accelerator
+                        )
+                    scores = self.stage.validation(scores, len(self.held_out))
                     self._show({f"validation/{name}": value for name, value in scores.items()}, display)
                     self._warn(self.stage.warnings(scores, len(self.held_out)))
                 if self.held_out is not None and (finished or _is_time(progress.steps, every.pictures_every)):
@@ -279,8 +281,8 @@ class Trainer:
 
     def _cached(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Cached arguments, which the training loss then need not compute."""
-        latents = batch.get("base_latents")
-        return {} if latents is None else {"base_latents": latents.to(self.accelerator.device, non_blocking=True)}
+        frozen = batch.get("frozen")
+        return {} if frozen is None else {"frozen": frozen.to(self.accelerator.device, non_blocking=True)}
 
     def _set_learning_rate(self) -> None:
         warmed_up = (self.progress.steps + 1) / max(1, self.warmup_steps)

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 import alit_hf
 from alit_hf.data.sources import is_on_hub
+from alit_hf.utils.shown_text import shown
 
 from ..configuration import TrainingConfig, config_to_dict
 
@@ -139,7 +140,7 @@ def _eval_result(config: TrainingConfig, name: str, value: float) -> EvalResult:
         task_name="Image reconstruction",
         # For local files, the Hub's convention is the type of loader.
         dataset_type=hub_id or "imagefolder",
-        dataset_name=hub_id or ", ".join(Path(source).name for source in config.data.validation),
+        dataset_name=hub_id or ", ".join(shown(Path(source).name) for source in config.data.validation),
         dataset_split=config.data.validation_split if hub_id else None,
         metric_type=metric,
         metric_name=f"{label} at {tokens} tokens" if tokens else label,
@@ -232,4 +233,6 @@ def _without_folders(value: Any) -> Any:
         return {name: _without_folders(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_without_folders(item) for item in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    if not isinstance(value, str):
+        return value
+    return shown(Path(value).name if Path(value).is_absolute() else value)

@@ -87,7 +87,8 @@ class BaseStage(Stage):
 
     def save_pretrained(self, folder: str, weights: dict[str, torch.Tensor]) -> None:
         # diffusers' `save_pretrained` does not take a state dict.
-        model = VQModel.from_config(self.model.config)
+        # Nor should the folder that a run started from, which diffusers remembers, be published.
+        model = VQModel.from_config({k: v for k, v in self.model.config.items() if k != "_name_or_path"})
         model.load_state_dict(weights)
         model.save_pretrained(folder)
 

@@ -165,10 +165,24 @@ class FinetuneLossConfig(ALITLossConfig, PixelLossConfig, AdversaryConfig):
         require(self.quantizer_weight >= 0, "loss.quantizer_weight", self.quantizer_weight, "at least 0")
 
 
+@dataclass(kw_only=True)
+class LengthsLossConfig:
+    """
+    Args:
+        criterion (`str`): token selection criterion to predict, a name that `ALITModel.encode` knows.
+    """
+
+    criterion: str = "l1"
+
+    def validate(self) -> None:
+        """The stage checks the name, which takes libraries."""
+
+
 LOSS_CONFIGS = {
     "base": BaseLossConfig,
     "distill": DistillLossConfig,
     "finetune": FinetuneLossConfig,
     "fixed": DistillLossConfig,
+    "lengths": LengthsLossConfig,
 }
 """The section's fields for each stage."""

@@ -5,6 +5,7 @@ import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from alit_hf import __version__
-from alit_hf.data.images import check_columns
+from alit_hf.data.images import Images, check_columns
 from alit_hf.evaluation.description import (
     check_crop,
     describe_crop,
@@ -24,6 +25,7 @@ from alit_hf.evaluation.description import (
 )
 from alit_hf.evaluation.settings import SettingsError
 from alit_hf.utils.processes import Processes
+from alit_hf.utils.public_names import public_name
 
 from .analysis import Analysis, Context, ImageBatch
 from .store import ImageStore
@@ -111,7 +113,7 @@ def run_analysis(
         "model": describe_model(context.model),
         "data": _describe_data(context, table, undecodable),
         "settings": {
-            **dataclasses.asdict(analysis),
+            **{name: _public(setting) for name, setting in dataclasses.asdict(analysis).items()},
             **dataclasses.asdict(context.settings),
             "processes": processes.count,
             "device": describe_device(context.model.device),
@@ -156,8 +158,7 @@ class _Pass:
                     try:
                         pictures[index] = self.context.data[name].read(index)
                     except (OSError, ValueError) as error:
-                        image = self.context.data[name].name(index)
-                        undecodable.append({"data": name, "index": index, "image": image, "reason": str(error)})
+                        undecodable.append({"data": name, **self.context.data[name].describe_failure(index, error)})
                 if pictures:
                     self._measure_batch(name, pictures)
                 progress.update(len(indices))
@@ -208,9 +209,20 @@ def _identity(analysis: Analysis, context: Context) -> dict:
         "halting_threshold": context.model.config.halting_threshold,
         "dtype": str(context.model.dtype).removeprefix("torch."),
         "crop": describe_crop(context.model, context.processor),
-        **{name: {"sources": images.sources, "split": images.split} for name, images in context.data.items()},
+        **{name: {"sources": _sources(images), "split": images.split} for name, images in context.data.items()},
         "settings": analysis.measure_settings(context),
     }
+
+
+def _sources(images: Images) -> list[str]:
+    return [public_name(source) for source in images.sources]
+
+
+def _public(setting: Any) -> Any:
+    """A setting without this machine's folders."""
+    if isinstance(setting, tuple):
+        return [_public(item) for item in setting]
+    return public_name(setting) if isinstance(setting, str) else setting
 
 
 def _table(analysis: Analysis, context: Context, stored: pd.DataFrame, chosen: set[tuple[str, int]]) -> pd.DataFrame:
@@ -229,7 +241,7 @@ def _describe_data(context: Context, table: pd.DataFrame, undecodable: list[dict
     for name, images in context.data.items():
         rows = table[table["data"] == name]
         described[name] = {
-            "sources": images.sources,
+            "sources": _sources(images),
             "split": images.split,
             "available": len(images),
             "num_images": len(rows),

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from alit_hf import __version__
 
 from . import analyze, convert, decode, demo, encode, evaluate, explore, info, tokenize
-from .errors import FAILED, INTERRUPTED, NO_READER, WRONG_USE, FileError, UsageError, print_error
+from .errors import FAILED, INTERRUPTED, NO_READER, WRONG_USE, FileError, UsageError
 from .options import OneLineParser
+from .printing import print_error
 from .shared_work import is_first_process
 
 

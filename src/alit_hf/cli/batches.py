@@ -7,8 +7,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .errors import file_problem, print_error
+from .errors import file_problem
 from .jobs import Job
+from .printing import print_error
 
 
 def run_jobs(

@@ -12,9 +12,10 @@ from alit_hf.utils.image_count import image_count
 from alit_hf.utils.option_types import positive_integer
 from alit_hf.utils.processes import Processes
 
-from .errors import FAILED, FileError, UsageError, print_error
-from .jobs import check_writable
+from .errors import FAILED, FileError, UsageError
+from .jobs import check_outside_data, check_writable
 from .options import add_batch_size_argument, add_length_arguments, add_model_arguments, length_choice, make_encoder
+from .printing import print_error, print_line, print_note
 from .shared_work import run_shared
 
 
@@ -66,9 +67,7 @@ def _tokenize(arguments: argparse.Namespace, processes: Processes) -> int:
     choice = length_choice(arguments)
     repo_id = arguments.output if _is_on_the_hub(arguments.output) else None
     folder = Path(arguments.output) if repo_id is None else _folder_before_push(repo_id)
-    for source in arguments.dataset:
-        if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
-            raise UsageError(f"the output {folder} lies in the data {source}, it must be elsewhere")
+    check_outside_data(folder, arguments.dataset)
     check_writable(folder)
 
     import datasets
@@ -86,6 +85,8 @@ def _tokenize(arguments: argparse.Namespace, processes: Processes) -> int:
         rows = open_rows(arguments.dataset, arguments.split)
     except ValueError as error:
         raise UsageError(f"DATASET: {reason(error)}") from error
+    for note in rows.passed_over if processes.rank == 0 else ():
+        print_note(note)
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
     encoder = make_encoder(model, choice)
     info = TokenDatasetInfo.describe(rows, encoder, processor, arguments.rows_per_shard)
@@ -111,13 +112,13 @@ def _tokenize(arguments: argparse.Namespace, processes: Processes) -> int:
         if summary.damage:
             raise FileError(f"{repo_id} was not pushed, as rows are missing; the others are in {folder}")
         try:
-            print(push(folder, repo_id))
+            print_line(push(folder, repo_id))
         except Exception as error:
             raise FileError(f"{repo_id} was not pushed: {reason(error)} (the same command pushes {folder})") from error
     if summary.num_undecodable:
         undecodable = image_count(summary.num_undecodable)
         print_error(f"{undecodable} could not be decoded, {folder} lists them in undecodable.jsonl")
-    print(_summary(folder, summary))
+    print_line(_summary(folder, summary))
     return FAILED if summary.num_undecodable or summary.damage else 0
 
 

@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from alit_hf.model.image_io import open_file
 from alit_hf.model.modeling_alit import ALITModel
 from alit_hf.utils.whole_file import whole_file
 
@@ -171,10 +172,10 @@ class TokenFile:
         Reads a file, but never more bytes than the longest `.alit` file has (128 KiB).
 
         Raises:
-            `ValueError`: naming the file, if it is not a whole and unaltered `.alit` file.
+            `ValueError`: naming the file, if it is not a whole and unaltered `.alit` file, or no file at all.
             `OSError`: if it cannot be read (`FileNotFoundError` if there is none).
         """
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             # One extra byte shows whether a file continues past its end.
             data = file.read(_MAX_FILE_SIZE + 1)
         try:
@@ -237,6 +238,9 @@ def model_fingerprint(model: ALITModel) -> bytes:
     signs, values = hashlib.sha256(description), hashlib.sha256(description)
     values_known = True
     for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith("length_predictor."):
+            # Says nothing about what ids mean.
+            continue
         label = f"{name} {tuple(tensor.shape)}".encode()
         # The bits of a bfloat16 number, the topmost being the sign.
         bits = tensor.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().astype("<i2", copy=False)

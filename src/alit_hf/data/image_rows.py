@@ -15,31 +15,26 @@ import tarfile
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets.data_files import DataFilesList
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
+from alit_hf.model.image_io import open_file
 from alit_hf.utils.error_reason import reason
+from alit_hf.utils.image_count import image_count
+from alit_hf.utils.shown_text import shown
 
-from .parts import (
-    SPLIT,
-    BuilderPart,
-    ParquetPart,
-    PartsBuilder,
-    TarPart,
-    parquet_footer,
-    pictures_of,
-    tar_columns,
-)
-from .picture_cells import CELL, Home, file_name, holds_pictures, holds_pixels
-from .sources import DATA_SUFFIXES, choose_split, find_files, find_paths, is_on_hub
+from .parts import SPLIT, BuilderPart, ParquetPart, PartsBuilder, TarPart, parquet_footer, pictures_of, tar_columns
+from .picture_cells import CELL, Home, as_text, file_name, holds_pictures, holds_pixels, is_utf8
+from .sources import DATA, choose_split, describe_passed_over, find_files, find_paths, is_on_hub
 
 
 FILE_NAME = "file_name"
@@ -81,6 +76,8 @@ class ImageRows:
             where it is not there yet. Raises a `ValueError` where they cannot be read.
         file_names (`Mapping[str, str]`): names for the paths of picture files, where the rows are these.
         root (`Path`, *optional*): the folder that names of other picture files are relative to.
+        files (`Sequence[str]`): paths and addresses of the files that the rows come from.
+        passed_over (`Sequence[str]`): lines for people, on the files of folders that are not among them.
     """
 
     sources: list[str]
@@ -93,6 +90,8 @@ class ImageRows:
     load: Callable[[], datasets.Dataset]
     file_names: Mapping[str, str] = field(default_factory=dict)
     root: Path | None = None
+    files: Sequence[str] = ()
+    passed_over: Sequence[str] = ()
 
     @property
     def num_parts(self) -> int:
@@ -157,43 +156,55 @@ def open_rows(sources: Sequence[str], split: str | None = None, image_column: st
         return _open_dataset(sources, split, image_column, problem, sources[0])
     problem = f"{described}: no images can be read"
     paths = [path for source in sources for path in find_paths(source)]
-    alone = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
+    alone = paths[0] if len(paths) == 1 and os.path.isdir(paths[0]) else None
     if split is not None:
         if alone is None:
             raise ValueError(f"the split {split!r} is given, but {described} has no splits, data sets have them")
-        return _open_dataset(sources, split, image_column, problem, str(alone))
+        if glob.has_magic(os.path.realpath(alone)):
+            # `datasets` would take it for a pattern, and read another folder.
+            raise ValueError(
+                f"the split {split!r} cannot be found in {described}, whose path has one of *?[ in it: rename it, or "
+                "name the split's files"
+            )
+        root = Path(os.path.realpath(alone))
+        return _open_dataset(sources, split, image_column, problem, str(alone), root)
 
-    files, folders = [], {}
-    for path in paths:
-        found = find_files(path, DATA_SUFFIXES, len(paths) > 1)
-        if not found:
-            raise ValueError(f"the folder {path} holds no pictures and no parquet files or tars")
-        files += found
-        folder = (path if path.is_dir() else path.parent).absolute()
-        folders |= {os.path.abspath(file): (folder, name) for file, name in found}
-    kinds = {suffix if (suffix := file.suffix.lower()) in _BUILDERS else "" for file, _ in files}
+    files, folders, passed_over = [], {}, []
     has_metadata = alone is not None and any((alone / name).is_file() for name in _METADATA_FILES)
+    for path in paths:
+        found = find_files(path, DATA, len(paths) > 1)
+        note = describe_passed_over(found.passed_over, DATA)
+        if not found.files:
+            more = f"; {note}" if note else ""
+            raise ValueError(f"the folder {shown(path)} holds no pictures and no parquet files or tars{more}")
+        files += found.files
+        folder = (path if os.path.isdir(path) else path.parent).absolute()
+        folders |= {os.path.abspath(file): (folder, name) for file, name in found.files}
+        passed_over += [f"{shown(path)}: {note}"] if note else []
+    kinds = {suffix if (suffix := file.suffix.lower()) in _BUILDERS else "" for file, _ in files}
     if has_metadata and "" in kinds and image_column is None:
-        return _open_dataset(sources, None, None, problem, "imagefolder", data_dir=str(alone))
+        return _open_imagefolder(sources, problem, alone, [str(name) for _, name in files])
     if len(kinds) > 1:
         names = " and ".join(sorted(_KINDS[kind] for kind in kinds))
         raise ValueError(f"{described} holds both {names}, it must be one of them")
     (kind,) = kinds
     if not kind:
-        return _open_pictures(
-            sources, {str(file): str(name) for file, name in files}, [str(file) for file, _ in files]
-        )
+        return _open_pictures(sources, files, passed_over)
+    for file, _ in files:
+        with _named(f"{shown(file)} cannot be read"):
+            open_file(file).close()
     patterns = [glob.escape(str(file)) for file, _ in files]
-    return _open_dataset(sources, None, image_column, problem, _BUILDERS[kind], folders, data_files=patterns)
+    rows = _open_dataset(sources, None, image_column, problem, _BUILDERS[kind], None, folders, data_files=patterns)
+    return replace(rows, passed_over=passed_over)
 
 
-def _open_pictures(sources: list[str], file_names: dict[str, str], files: list[str]) -> ImageRows:
+def _open_pictures(sources: list[str], files: list[tuple[Path, Path]], passed_over: list[str]) -> ImageRows:
     # Not as `imagefolder`, which leaves out what Pillow cannot read, where it should be reported.
     features = datasets.Features({_IMAGE: CELL})
-    # A link that leads nowhere is a picture that cannot be decoded.
-    states = [os.stat(file) if os.path.exists(file) else os.lstat(file) for file in files]
+    states = [_state(file) for file, _ in files]
+    paths = [as_text(file) for file, _ in files]
     fingerprint = _fingerprint(
-        [[file_names[file], s.st_size, s.st_mtime_ns] for file, s in zip(files, states, strict=True)]
+        [[str(name), s.st_size, s.st_mtime_ns] for (_, name), s in zip(files, states, strict=True)]
     )
     return ImageRows(
         sources=sources,
@@ -202,15 +213,45 @@ def _open_pictures(sources: list[str], file_names: dict[str, str], files: list[s
         part_fingerprints=[fingerprint],
         num_rows=len(files),
         image_column=_IMAGE,
-        stream=datasets.IterableDataset.from_generator(_cells, features, gen_kwargs={"files": files}),
-        load=lambda: datasets.Dataset.from_list(list(_cells(files)), features),
-        file_names=file_names,
+        stream=datasets.IterableDataset.from_generator(_cells, features, gen_kwargs={"files": paths}),
+        load=lambda: datasets.Dataset.from_list(list(_cells(paths)), features),
+        file_names={path: shown(name) for path, (_, name) in zip(paths, files, strict=True)},
+        files=[str(file) for file, _ in files],
+        passed_over=passed_over,
     )
+
+
+def _state(file: Path) -> os.stat_result:
+    try:
+        # A link that leads nowhere is a picture that cannot be decoded.
+        return os.stat(file) if os.path.exists(file) else os.lstat(file)
+    except OSError as error:
+        raise ValueError(f"the folder {shown(file.parent)} cannot be read: {reason(error)}") from error
 
 
 def _cells(files: list[str]) -> Iterator[dict]:
     for file in files:
         yield {_IMAGE: {**dict.fromkeys(CELL), "path": file}}
+
+
+def _open_imagefolder(sources: list[str], problem: str, folder: Path, pictures: list[str]) -> ImageRows:
+    """A folder with a metadata file; `pictures` are the relative names of those in it."""
+    root = Path(os.path.realpath(folder))
+    if not is_utf8(root):
+        raise ValueError(f"the name {shown(root)} is not UTF-8, as it must be with a metadata file: rename it")
+    pattern = os.path.join(glob.escape(str(root)), "**")
+    rows = _open_dataset(sources, None, None, problem, "imagefolder", root, data_files=[pattern])
+    others = [name for name, feature in rows.stream.features.items() if isinstance(feature, datasets.Image)]
+    unlisted = set(map(shown, pictures))
+    with _named(problem):
+        for table in rows.stream.with_format("arrow").iter(1000):
+            for column in (rows.image_column, *others):
+                paths = pc.struct_field(table[column], "path").to_pylist()
+                unlisted.difference_update(file_name({"path": path}, root) for path in paths)
+    if not unlisted:
+        return rows
+    note = f"{shown(folder)}: {image_count(len(unlisted))} passed over, which the metadata file does not list"
+    return replace(rows, passed_over=[note])
 
 
 class _Place(NamedTuple):
@@ -227,13 +268,15 @@ def _open_dataset(
     image_column: str | None,
     problem: str,
     name: str,
+    root: Path | None = None,
     folders: Mapping[str, tuple[Path, Path]] | None = None,
     **arguments,
 ) -> ImageRows:
     """
     Args:
+        root (`Path`, *optional*): the folder that is the data set.
         folders (`Mapping[str, tuple[Path, Path]]`, *optional*): for each file its folder and its name in there, where
-            the data set is not one folder or on the Hub.
+            the data set is files.
     """
     with _named(problem):
         builder = datasets.load_dataset_builder(name, **arguments)
@@ -241,8 +284,7 @@ def _open_dataset(
     split = choose_split(described, [str(known) for known in builder.config.data_files], split)
     found = builder.config.data_files[split]
     files = [str(file) for file in found]
-    folder = None if folders or is_on_hub(sources) else Path(arguments.get("data_dir", name)).absolute()
-    places = [_Place(file, *(folders or {}).get(file, (folder, _name_in_data_set(file, folder)))) for file in files]
+    places = [_Place(file, *(folders or {}).get(file, (root, _name_in_data_set(file, root)))) for file in files]
     is_tar, num_rows, stream = isinstance(builder, WebDataset), None, None
     with _named(problem):
         if is_tar:
@@ -258,11 +300,11 @@ def _open_dataset(
     column = _image_column(described, columns, image_column, is_tar)
     names = [column] if image_column is not None else [name for name in columns if name != _TAR_PATH]
     if is_tar:
-        parts = [TarPart(place.file, str(place.name), column) for place in places]
+        parts = [TarPart(place.file, shown(place.name), column) for place in places]
     elif stream is None:
-        parts = [ParquetPart(place.file, str(place.name), Home(place.folder)) for place in places]
+        parts = [ParquetPart(place.file, shown(place.name), Home(place.folder)) for place in places]
     else:
-        home = Home(folder, frozenset(files))
+        home = Home(root, frozenset(files))
         # Decoding would open whatever files and addresses the rows name, in any column.
         stream = stream.decode(False)
         parts = [BuilderPart(stream, number, stream.num_shards, home) for number in range(stream.num_shards)]
@@ -295,6 +337,7 @@ def _open_dataset(
         stream=rows(embed=False).as_streaming_dataset(SPLIT),
         load=load,
         root=homes.pop() if len(homes) == 1 else None,
+        files=files,
     )
 
 
@@ -306,9 +349,9 @@ def _part_fingerprints(files: DataFilesList, num_parts: int) -> list[str]:
     return [_fingerprint([list(map(str, files)), states])] * num_parts
 
 
-def _name_in_data_set(file: str, folder: Path | None) -> str:
-    if folder is not None:
-        return os.path.relpath(file, folder)
+def _name_in_data_set(file: str, root: Path | None) -> str:
+    if root is not None:
+        return os.path.relpath(file, root)
     # On the Hub: hf://datasets/ORGANIZATION/NAME@REVISION/…
     return file.partition("@")[2].partition("/")[2] or os.path.basename(file)
 
@@ -384,13 +427,13 @@ def _image_column(described: str, columns: datasets.Features, wanted: str | None
     if has_name and holds_pixels(columns[name]) and (wanted is not None or not candidates):
         return name
     types = datasets.Features(columns).arrow_schema
-    shown = [
+    listed = [
         f"`{column}` ({'pictures' if column in candidates else textwrap.shorten(str(types.field(column).type), 60)})"
         for column in islice(columns, _COLUMNS_SHOWN)
     ]
     problem = f"no pictures in its column `{name}`" if has_name else f"no column `{name}`"
     raise ImageColumnError(
-        f"{described} has {problem}, and {len(candidates)} columns of pictures among {', '.join(shown)}"
+        f"{described} has {problem}, and {len(candidates)} columns of pictures among {', '.join(listed)}"
         + (f" and {len(columns) - _COLUMNS_SHOWN} more" if len(columns) > _COLUMNS_SHOWN else "")
     )
 

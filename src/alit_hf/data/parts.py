@@ -21,10 +21,11 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from datasets.table import cast_table_to_features
 from datasets.utils.file_utils import xopen
 
+from alit_hf.model.image_io import open_file, picture_suffixes
 from alit_hf.utils.error_reason import reason
+from alit_hf.utils.shown_text import shown
 
 from .picture_cells import CELL, Home, fetch, file_name, to_cell
-from .sources import PICTURE_SUFFIXES
 
 
 SPLIT = "rows"
@@ -250,18 +251,18 @@ def tar_columns(file: str) -> datasets.Features | str:
     for name in columns:
         suffix = name.rsplit(".", 1)[-1].lower()
         for feature, suffixes in _MEDIA.items():
-            if suffix in suffixes or (feature is datasets.Image and f".{suffix}" in PICTURE_SUFFIXES):
+            if suffix in suffixes or (feature is datasets.Image and f".{suffix}" in picture_suffixes()):
                 columns[name] = feature()
     return columns
 
 
 def pictures_of(columns: Iterable[str]) -> list[str]:
     """The columns of a tar whose suffix is that of a picture and nothing more, as `png` and unlike `mask.png`."""
-    return [name for name in columns if f".{name.lower()}" in PICTURE_SUFFIXES]
+    return [name for name in columns if f".{name.lower()}" in picture_suffixes()]
 
 
 def _without_folders(media: pa.ChunkedArray, home: Home) -> pa.ChunkedArray:
-    """Pictures and the like without this machine's folders, as data sets are shared."""
+    """Pictures and the like with names as `file_name` gives them."""
     if not any(path and os.path.isabs(path) for path in pc.struct_field(media, "path").to_pylist()):
         return media
     cells = [cell and {**cell, "path": file_name(cell, home.folder)} for cell in media.to_pylist()]
@@ -271,7 +272,7 @@ def _without_folders(media: pa.ChunkedArray, home: Home) -> pa.ChunkedArray:
 def _samples(file: str, problems: list[str]) -> Iterator[dict]:
     """The samples of a tar, up to where it is damaged; what is wrong with it is appended to `problems`."""
     try:
-        yield from WebDataset._get_pipeline_from_tar(file, _members(file, problems))
+        yield from WebDataset._get_pipeline_from_tar(shown(file), _members(file, problems))
     except ValueError as error:
         problems.append(reason(error))
 
@@ -302,7 +303,7 @@ class _Member(tarfile.TarInfo):
 
 
 def _open(file: str, **kwargs) -> IO[bytes]:
-    return xopen(file, "rb", **kwargs) if "://" in file else open(file, "rb")
+    return xopen(file, "rb", **kwargs) if "://" in file else open_file(file)
 
 
 def _damage(error: Exception) -> str:

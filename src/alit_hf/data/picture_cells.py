@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import datasets
 import fsspec
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from alit_hf.model.image_io import open_image
+from alit_hf.utils.shown_text import shown
 
 
 CELL = datasets.Features(
@@ -22,6 +24,9 @@ A picture, whatever the data have it in: its `bytes`, or the `path` or address o
 of a picture with `bytes`, the path is no more than a name. Without both, `problem` may say why. A row with `damage`
 stands for the rows of a file that cannot be read.
 """
+
+# Arrow holds text only, so that a path that is not UTF-8 is in the rows as a URI.
+_FILE_URI = "file://"
 
 _INTEGER = re.compile(r"u?int\d+")
 _BYTES = (datasets.Value("binary"), datasets.Value("large_binary"))
@@ -53,7 +58,7 @@ class Home:
             is_inside = named.resolve().is_relative_to(self.folder.resolve())
         except (OSError, ValueError, RuntimeError):  # no name that a file could have
             return None
-        return str(named) if is_inside else None
+        return as_text(named) if is_inside else None
 
 
 def holds_pictures(feature: Any) -> bool:
@@ -103,6 +108,27 @@ def _cell(content: bytes | None = None, path: str | None = None, problem: str | 
     return {"bytes": content, "path": path, "problem": problem, "damage": None}
 
 
+def picture_path(cell: dict | None) -> str | None:
+    """The path of the picture of a `CELL`, if it has one, as the file system knows it."""
+    path = None if cell is None else cell["path"]
+    if path is None or not path.startswith(_FILE_URI):
+        return path
+    return os.fsdecode(unquote_to_bytes(path.removeprefix(_FILE_URI)))
+
+
+def as_text(path: Path) -> str:
+    """What `picture_path` makes the path of."""
+    return str(path) if is_utf8(path) else path.absolute().as_uri()
+
+
+def is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_picture(cell: dict | None) -> Image.Image:
     """
     The upright RGB picture of a `CELL`.
@@ -115,7 +141,7 @@ def read_picture(cell: dict | None) -> Image.Image:
         raise ValueError(why)
     if cell is None or (cell["bytes"] is None and cell["path"] is None):
         raise ValueError("the row has no picture")
-    return open_image(cell["path"] if cell["bytes"] is None else cell["bytes"])
+    return open_image(picture_path(cell) if cell["bytes"] is None else cell["bytes"])
 
 
 def fetch(cell: dict | None) -> dict | None:
@@ -125,22 +151,38 @@ def fetch(cell: dict | None) -> dict | None:
     Raises:
         Whatever the connection raises: it says nothing of the picture.
     """
-    if cell is None or cell["bytes"] is not None or cell["problem"] or "://" not in (cell["path"] or ""):
+    if cell is None or cell["bytes"] is not None or cell["problem"] or "://" not in (picture_path(cell) or ""):
         return cell
     with fsspec.open(cell["path"], "rb") as file:
         return {**cell, "bytes": file.read()}
 
 
 def file_name(cell: dict | None, root: Path | None) -> str | None:
-    """What to call the picture of a `CELL`: relative to a folder, or the last part of an address or other path."""
+    """
+    What to call the picture of a `CELL`: relative to a folder, or the last part of an address or other path. Data sets
+    are shared, and others need not see this machine's folders.
+    """
     path = cell and cell["path"]
     if not path:
         return None
     if "://" in path:
-        return os.path.basename(path.split("::")[0])
-    if not os.path.isabs(path):
-        return path
-    return os.path.relpath(path, root) if root is not None and Path(path).is_relative_to(root) else Path(path).name
+        return shown(os.path.basename(path.split("::")[0]))
+    if os.path.isabs(path):
+        inside = root is not None and Path(path).is_relative_to(root)
+        path = os.path.relpath(path, root) if inside else os.path.basename(path)
+    return shown(path)
 
 
-__all__ = ["CELL", "Home", "fetch", "file_name", "holds_pictures", "holds_pixels", "read_picture", "to_cell"]
+__all__ = [
+    "CELL",
+    "Home",
+    "as_text",
+    "fetch",
+    "file_name",
+    "holds_pictures",
+    "holds_pixels",
+    "is_utf8",
+    "picture_path",
+    "read_picture",
+    "to_cell",
+]

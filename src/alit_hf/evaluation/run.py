@@ -77,7 +77,7 @@ def evaluate_model(
                 try:
                     pictures[index] = images.read(index)
                 except (OSError, ValueError) as error:
-                    undecodable.append({"index": index, "image": images.name(index), "reason": str(error)})
+                    undecodable.append(images.describe_failure(index, error))
             if pictures:
                 pixel_values = processor(list(pictures.values()), return_tensors="pt").pixel_values
                 pass_.add(list(pictures), pixel_values)

@@ -36,6 +36,8 @@ class ALITEncoderOutput(_GridOutput):
             The base tokenizer's latents of the images. `grid_size` gives (rows, columns), which `decode` rebuilds.
         score (`torch.FloatTensor` of shape `(B,)`, only with a `threshold`):
             The criterion's value at the chosen length, lower is better.
+        score_is_bound (`torch.BoolTensor` of shape `(B,)`, only with a `threshold`):
+            Whether the score is not the value itself, but what it is at most with the `confidence` asked for.
         satisfied (`torch.BoolTensor` of shape `(B,)`, only with a `threshold`):
             Whether the score is below the threshold; where not, the image has the full length.
         reconstruction (`torch.FloatTensor` of shape `(B, 3, H, W)`, only with `return_reconstruction`):
@@ -47,6 +49,7 @@ class ALITEncoderOutput(_GridOutput):
     latents: torch.FloatTensor | None = None
     base_latents: torch.FloatTensor | None = None
     score: torch.FloatTensor | None = None
+    score_is_bound: torch.BoolTensor | None = None
     satisfied: torch.BoolTensor | None = None
     reconstruction: torch.FloatTensor | None = None
 

@@ -71,6 +71,11 @@ def resolve_criterion(criterion: str | Criterion) -> Criterion:
     return _FACTORIES[criterion]()
 
 
+def is_higher_better(criterion: str) -> bool:
+    """Whether a higher score of the criterion of that name is a better one."""
+    return False
+
+
 def score_images(criterion: Criterion, reconstruction: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
     """
     Scores each image of a batch, float32 `(B,)`.
@@ -85,4 +90,13 @@ def score_images(criterion: Criterion, reconstruction: torch.Tensor, original: t
     return scores.to(original.device, torch.float32)
 
 
-__all__ = ["criterion_names", "l1", "l2", "negative_psnr", "register_criterion", "resolve_criterion", "score_images"]
+__all__ = [
+    "criterion_names",
+    "is_higher_better",
+    "l1",
+    "l2",
+    "negative_psnr",
+    "register_criterion",
+    "resolve_criterion",
+    "score_images",
+]

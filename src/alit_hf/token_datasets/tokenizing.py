@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from alit_hf.codes.picture_codes import PictureCode, PictureEncoder, to_picture
 from alit_hf.data.image_rows import FILE_NAME, ImageRows
-from alit_hf.data.picture_cells import fetch, read_picture
+from alit_hf.data.picture_cells import fetch, picture_path, read_picture
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.processes import Processes
+from alit_hf.utils.shown_text import shown
 from alit_hf.utils.whole_file import unfinished_files, write_text
 
 from .card import CARD_FILE, UNDECODABLE_FILE, card
@@ -276,10 +277,9 @@ class _Draft:
 
     def add_undecodable(self, number: int, cell: dict | None, file_name: str | None, error: Exception) -> None:
         """Records an undecodable picture among the rows that are added next."""
-        why = reason(error)
-        if cell is not None and cell["path"]:
-            # Data sets are shared, and others need not see this machine's folders.
-            why = why.replace(cell["path"], file_name or os.path.basename(cell["path"]))
+        path = picture_path(cell)
+        # Data sets are shared, and others need not see this machine's folders.
+        why = reason(error, path, file_name or shown(os.path.basename(path or "")))
         self.undecodable.append(self._entry(number, file_name, why))
 
     def add_damage(self, number: int, cell: dict) -> None:
