@@ -170,6 +170,18 @@ def test_other_columns_of_pictures_are_not_decoded(places, listener):
     assert listener.asked == []
 
 
+def test_other_columns_of_pictures_keep_no_folder_of_this_machine(places, tmp_path):
+    Path("data/masks").mkdir()
+    Path("data/masks/own.png").write_bytes(OWN)
+    Path("data/metadata.jsonl").write_text('{"file_name": "own.png", "mask_file_name": "masks/own.png"}\n')
+    rows = open_rows(["data"])
+    (table,) = rows.tables(0, 0, 2)
+    assert rows.pictures_and_columns(table)[1].to_pylist() == [
+        {"file_name": "own.png", "mask": {"bytes": None, "path": "masks/own.png"}}
+    ]
+    assert str(tmp_path) not in str(open_images(["data"]).column("mask"))
+
+
 def test_rows_of_the_hub_name_nothing(places, listener, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     with logged_in_hub(monkeypatch) as server:
