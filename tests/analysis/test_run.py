@@ -159,6 +159,22 @@ def test_batches_of_another_run_are_not_replaced(photos, tmp_path, monkeypatch):
     assert not files[0] & files[1]
 
 
+def test_a_second_run_in_the_same_folder_is_refused(photos, tmp_path):
+    context = context_of(photos)
+    refused = []
+
+    class Twice(Brightness):
+        def measure(self, context, batch):
+            with pytest.raises(SettingsError, match=f"another run is writing to {tmp_path / 'out'}"):
+                run_analysis(Brightness(), context, tmp_path / "out")
+            refused.append(batch)
+            return super().measure(context, batch)
+
+    outcome = run_analysis(Twice(), context, tmp_path / "out")
+    assert refused
+    assert outcome[0]["results"] == run_analysis(Brightness(), context, tmp_path / "one")[0]["results"]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_goes_wrong_on_any_process_is_told_by_the_first(photos, tmp_path, rank):
     context = context_of(photos)

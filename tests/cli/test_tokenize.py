@@ -6,7 +6,7 @@ import json
 import datasets
 import pytest
 import torch
-from hub_server import LFS_UPLOAD, logged_in_hub
+from hub_server import LFS_UPLOAD, READ_TOKEN, logged_in_hub
 from huggingface_hub import HfApi
 from PIL import Image
 from tar_data import cut, member_ends, samples, write_tar
@@ -319,6 +319,12 @@ class TestHub:
         assert "the data set somebody/codes on the Hub cannot be used: " in result.err
         assert result.err.endswith("(for a folder write ./somebody/codes)\n")
         assert hub.repos == {}
+
+    def test_a_token_that_may_only_read_is_refused_before_any_work(self, tokenize, hub, monkeypatch):
+        hub.add(f"datasets/{self.REPO}", private=True)
+        monkeypatch.setattr("alit_hf.codes.picture_codes.PictureEncoder.encode", None)
+        monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+        self.refused(tokenize, hub, "this login may not write to tester/codes: use a token with write access to it")
 
     def test_without_a_login(self, tokenize, hub, monkeypatch):
         monkeypatch.delenv("HF_TOKEN")

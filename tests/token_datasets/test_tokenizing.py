@@ -23,6 +23,7 @@ from alit_hf.token_datasets import tokenizing
 from alit_hf.token_datasets.tokenizing import TOKEN_FEATURES, OutputError
 from alit_hf.utils import whole_file
 from alit_hf.utils.processes import Processes
+from alit_hf.utils.sole_use import LOCK_FILE
 
 
 NUMBERS = [number for number in range(sum(NUM_ROWS)) if number != BROKEN]
@@ -200,6 +201,37 @@ def test_another_number_of_processes_goes_on(tokenize, tmp_path):
         (tmp_path / "out" / "data" / f"train-{name}.parquet").unlink()
     in_processes(3, lambda processes: tokenize(tmp_path / "out", processes=processes))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_disturbs_nothing(tokenize, tmp_path, monkeypatch):
+    tokenize(tmp_path / "whole")
+    out = tmp_path / "out"
+    refused = []
+    original = tokenizing._Run.work
+
+    def work(run, done):
+        unfinished = out / "data" / ".alit-1-shard.parquet"
+        unfinished.touch()
+        for processes in (None, Processes(0, 2)):
+            with pytest.raises(OutputError, match=f"another run is writing to {out}") as error:
+                tokenize(out, processes=processes)
+            refused.append(error)
+        assert unfinished.exists()
+        unfinished.unlink()
+        original(run, done)
+
+    monkeypatch.setattr(tokenizing._Run, "work", work)
+    tokenize(out)
+    assert len(refused) == 2
+    assert contents(out) == contents(tmp_path / "whole")
+    monkeypatch.setattr(tokenizing._Run, "work", original)
+    assert tokenize(out).was_complete
+
+
+def test_a_folder_where_a_run_was_killed_at_its_very_start_can_be_used(tokenize, tmp_path):
+    (tmp_path / LOCK_FILE).touch()
+    assert not tokenize(tmp_path).was_complete
+    assert not (tmp_path / LOCK_FILE).exists()
 
 
 def test_all_processes_hear_of_an_output_that_cannot_be_used(tokenize, tmp_path):

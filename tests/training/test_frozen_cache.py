@@ -174,6 +174,28 @@ def test_a_resumed_run_takes_the_base_of_its_checkpoint(config, tmp_path, vq_bas
     assert losses == expected
 
 
+def test_two_runs_that_would_compute_the_same_do_not_do_it_at_once(config, tmp_path, monkeypatch):
+    shared = {**FIELDS, "data__cache_dir": str(tmp_path / "shared")}
+    refused = []
+    original = frozen_cache._compute
+
+    def compute(*arguments):
+        if not refused:
+            with pytest.raises(ValueError, match=r"`data\.cache_dir` is .*shared.* another run is writing to"):
+                train(config("distill", **shared, output_dir=str(tmp_path / "second")))
+            refused.append(True)
+        # Other latents are none of its business.
+        if len(refused) == 1:
+            refused.append(True)
+            train(config("distill", **shared, seed=1, output_dir=str(tmp_path / "third")))
+        original(*arguments)
+
+    monkeypatch.setattr(frozen_cache, "_compute", compute)
+    train(config("distill", **shared, output_dir=str(tmp_path / "first")))
+    assert len(refused) == 2
+    assert len(list((tmp_path / "shared").iterdir())) == 2
+
+
 def test_an_unfinished_cache_is_made_anew(config, tmp_path, monkeypatch, losses, without_cache):
     def interrupt(_):
         raise KeyboardInterrupt

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 from tqdm import tqdm
 
+from ..configuration import PICTURES_FOLDER
 from ..stages.stage import Stage
 
 
@@ -114,7 +115,7 @@ class Display:
         if not self.accelerator.is_main_process:
             return
         grid = picture_grid(columns)
-        folder = self.output_dir / "pictures"
+        folder = self.output_dir / PICTURES_FOLDER
         folder.mkdir(exist_ok=True)
         grid.save(folder / f"{step:08d}.png")
         # Accelerate's trackers that take pictures, with the arguments they need for arrays.

@@ -27,8 +27,8 @@ TEMPLATE = Path(__file__).parents[2] / "model_cards" / "TEMPLATE.md"
 _VALIDATION = "validation/"
 _LABELS = {"l1": "L1", "psnr": "PSNR", "lpips": "LPIPS", "r2": "R²", "spread": "spread", "ids": "different ids"}
 _LPIPS_NETWORKS = {"vgg": "VGG16", "alex": "AlexNet"}
-# They say where a run happened, not what it was.
-_PRIVATE_FIELDS = ("output_dir", "resume", "push_to_hub", "hub_model_id", "hub_private", "push_every")
+# They say what a run was; others say where it happened.
+_PUBLIC_FIELDS = ("stage", "init_from", "seed", "model", "loss", "data", "optimization", "logging")
 _PASSING_VALUES = ("undecodable", "learning_rate")
 
 
@@ -71,7 +71,7 @@ class RunRecord:
 
 def public_config(config: TrainingConfig) -> str:
     """The configuration as YAML, without what is private to a machine; absolute paths are cut to their last part."""
-    values = {name: value for name, value in config_to_dict(config).items() if name not in _PRIVATE_FIELDS}
+    values = {name: value for name, value in config_to_dict(config).items() if name in _PUBLIC_FIELDS}
     return yaml.safe_dump(_without_folders(values), sort_keys=False, allow_unicode=True).strip()
 
 

@@ -6,15 +6,19 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+
+from alit_hf.utils.error_reason import reason
+from alit_hf.utils.sole_use import sole_use
 
 from ..configuration import DataConfig, TrainingConfig
 from ..stages.sharding import let_go, whole
@@ -86,13 +90,31 @@ def cached_outputs(
         batch_size: crops that a rank computes at once.
 
     Raises:
-        `ValueError`: if the disk has no room for them, or is not shared by all ranks.
+        `ValueError`: if the disk has no room for them, or is not shared by all ranks, and if another run is computing
+            the same ones.
         `UndecodableImagesError`: for more undecodable images than `data.max_undecodable` allows.
     """
     folder = Path(config.data.cache_dir or Path(config.output_dir) / FOLDER) / _fingerprint(config, stage, images)
-    if not folder.is_dir():
-        _compute(folder, config, accelerator, wrapped, stage, images, batch_size)
+    if not _is_there(folder):
+        with ExitStack() as stack:
+            if accelerator.is_main_process:
+                _enter(stack, folder)
+            # Unless another run has just computed them.
+            if not _is_there(folder):
+                _compute(folder, config, accelerator, wrapped, stage, images, batch_size)
     return FrozenCache(folder)
+
+
+def _is_there(folder: Path) -> bool:
+    """What the first process sees, as all must see the same."""
+    return broadcast_object_list([folder.is_dir()])[0]
+
+
+def _enter(stack: ExitStack, folder: Path) -> None:
+    try:
+        stack.enter_context(sole_use(folder.parent, lock_file=f".{folder.name}.lock"))
+    except OSError as error:
+        raise ValueError(f"`data.cache_dir` is {str(folder.parent)!r}, it cannot be used: {reason(error)}.") from error
 
 
 def _fingerprint(config: TrainingConfig, stage: Stage, images: TrainingImages) -> str:

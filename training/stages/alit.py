@@ -68,6 +68,14 @@ class ALITStage(Stage):
     def end_step(self) -> list[Replaced]:
         return [] if self.codebook_care is None else self.codebook_care.end_step(self.step)
 
+    def gather_counts(self) -> None:
+        if self.codebook_care is not None:
+            self.codebook_care.gather_counts()
+
+    def leave_counts_to_first_rank(self) -> None:
+        if self.codebook_care is not None:
+            self.codebook_care.leave_counts_to_first_rank()
+
     def summary(self) -> dict[str, torch.Tensor]:
         return {} if self.codebook_care is None else self.codebook_care.summary()
 

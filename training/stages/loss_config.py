@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..configuration import require
+from ..configuration import changeable, require
 
 
 @dataclass(kw_only=True)
@@ -42,9 +42,9 @@ class AdversaryConfig:
     adversarial_start: int = 0
     discriminator_size: int = 64
     discriminator_layers: int = 3
-    discriminator_learning_rate: float = 1.0
+    discriminator_learning_rate: float = changeable(default=1.0)
     regularizer: Literal["none", "r1", "lecam"] = "lecam"
-    regularizer_weight: float = 0.001
+    regularizer_weight: float = changeable(default=0.001)
 
     def validate(self) -> None:
         for name in ("adversarial_weight", "adversarial_start", "regularizer_weight"):

@@ -117,6 +117,15 @@ class Stage(nn.Module):
         """Called after each optimiser step, without gradients."""
         return []
 
+    def gather_counts(self) -> None:
+        """
+        Called on all ranks before a checkpoint, which has the buffers of the first one: moves there what each rank has
+        counted for itself.
+        """
+
+    def leave_counts_to_first_rank(self) -> None:
+        """Called on all ranks after loading a checkpoint: drops copies of what `gather_counts` has gathered."""
+
     def summary(self) -> dict[str, torch.Tensor]:
         """Further scalars to log, computed only when logging."""
         return {}

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from alit_hf.evaluation.description import (
     describe_versions,
 )
 from alit_hf.evaluation.settings import SettingsError
+from alit_hf.utils.error_reason import reason
 from alit_hf.utils.processes import Processes
 from alit_hf.utils.public_names import public_name
+from alit_hf.utils.sole_use import sole_use
 
 from .analysis import Analysis, Context, ImageBatch
 from .store import ImageStore
@@ -68,9 +71,9 @@ def run_analysis(
 
     Raises:
         `SettingsError`: before any work, if model, image processor, data and options do not fit together, or if
-            `folder` holds results of other ones.
+            `folder` holds results of other ones, or another run is writing to it.
         `ValueError`: if a data set has no image that can be decoded; for a model whose pictures have NaN; and if
-            `folder` lacks measured images at the end, because another run writes there or processes do not share it.
+            `folder` lacks measured images at the end, because processes do not share it.
     """
     processes = processes or Processes()
     check_crop(context.model, context.processor)
@@ -80,6 +83,15 @@ def run_analysis(
         except ValueError as error:
             raise SettingsError(str(error)) from error
     analysis.check(context)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(sole_use(folder, processes))
+        except OSError as error:
+            raise SettingsError(f"the output cannot be used: {reason(error)}") from error
+        return _run(analysis, context, folder, processes)
+
+
+def _run(analysis: Analysis, context: Context, folder: Path, processes: Processes) -> tuple[dict, Figure] | None:
     chosen = {name: analysis.choose(images, context.settings) for name, images in context.data.items()}
     pass_ = _Pass(analysis, context, ImageStore(folder, _identity(analysis, context)))
     all_images = [(name, index) for name, indices in chosen.items() for index in indices]
@@ -99,8 +111,7 @@ def run_analysis(
     num_measured = len(all_images) - len(undecodable)
     if len(table) != num_measured:
         raise ValueError(
-            f"{num_measured} images were measured, but {folder} has {len(table)} of them: all processes must share "
-            "it, and no other run may write there"
+            f"{num_measured} images were measured, but {folder} has {len(table)} of them: all processes must share it"
         )
     for name, images in context.data.items():
         if not (table["data"] == name).any():

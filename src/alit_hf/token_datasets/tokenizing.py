@@ -6,6 +6,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.processes import Processes
 from alit_hf.utils.shown_text import shown
+from alit_hf.utils.sole_use import LOCK_FILE, sole_use
 from alit_hf.utils.whole_file import unfinished_files, write_text
 
 from .card import CARD_FILE, UNDECODABLE_FILE, card
@@ -78,7 +80,8 @@ def tokenize_rows(
 
     Raises:
         [`OutputError`]: on all processes and before any work, if the folder holds something else, or tokens of other
-            data or of another model or length; and if the data have columns that the tokens' columns would replace.
+            data or of another model or length; if another run is writing to it; and if the data have columns that the
+            tokens' columns would replace.
         `ValueError`: if an existing shard has been altered.
         whatever reading the data raises, except for single pictures.
     """
@@ -87,29 +90,33 @@ def tokenize_rows(
     if taken:
         raise OutputError(f"the data have the columns {', '.join(taken)}, which the tokens need: rename them")
     shards = Shards(folder, info.output_split)
-    problem = None
-    if processes.rank == 0:
+    with ExitStack() as stack:
         try:
-            _prepare(folder, info, rows, shards)
-            shards.prepare()
-        except (OutputError, OSError) as error:
-            problem = str(error)
-    # The others wait here for the first.
-    if problem := processes.gather([problem])[0]:
-        raise OutputError(problem)
-    done = _records_by_part(shards)
-    was_complete = _missing_shard(rows, done) is None
-    _Run(rows, encoder, processor, shards, info.rows_per_shard, batch_size, processes).work(done)
-    processes.gather([])
-    return _finish(folder, rows, info, shards, was_complete) if processes.rank == 0 else None
+            stack.enter_context(sole_use(folder, processes))
+        except OSError as error:
+            raise OutputError(f"the output cannot be used: {reason(error)}") from error
+        problem = None
+        if processes.rank == 0:
+            try:
+                _prepare(folder, info, rows, shards)
+                shards.prepare()
+            except (OutputError, OSError) as error:
+                problem = str(error)
+        # The others wait here for the first.
+        if problem := processes.gather([problem])[0]:
+            raise OutputError(problem)
+        done = _records_by_part(shards)
+        was_complete = _missing_shard(rows, done) is None
+        _Run(rows, encoder, processor, shards, info.rows_per_shard, batch_size, processes).work(done)
+        processes.gather([])
+        return _finish(folder, rows, info, shards, was_complete) if processes.rank == 0 else None
 
 
 def _prepare(folder: Path, info: TokenDatasetInfo, rows: ImageRows, shards: Shards) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / INFO_FILE
     left = unfinished_files(folder)
     if not path.is_file():
-        others = sorted(other.name for other in folder.iterdir() if other not in left)
+        others = sorted(other.name for other in folder.iterdir() if other not in left and other.name != LOCK_FILE)
         if others:
             raise OutputError(f"the output {folder} is not empty and holds no {INFO_FILE}, but {others[0]}")
         write_text(path, info.to_json())
