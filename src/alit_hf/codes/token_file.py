@@ -254,6 +254,14 @@ def model_fingerprint(model: ALITModel) -> bytes:
     )
 
 
+def length_predictor_fingerprint(model: ALITModel) -> bytes:
+    """Eight bytes that identify a model's length predictor and its calibration, which decide lengths but not codes."""
+    hashed = hashlib.sha256(json.dumps([model.config.length_criterion, model.config.length_shortfalls]).encode())
+    for name, tensor in sorted(model.length_predictor.state_dict().items()):
+        hashed.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+    return hashed.digest()[:FINGERPRINT_SIZE]
+
+
 def check_fingerprints(of_tokens: bytes, of_model: bytes) -> None:
     """Raises `ValueError` if the [`model_fingerprint`] stored with tokens is not this model's."""
     same_signs = of_tokens[:_HALF_FINGERPRINT] == of_model[:_HALF_FINGERPRINT]

@@ -17,6 +17,7 @@ from alit_hf.codes.token_file import (
     TokenFile,
     checked_codebook_size,
     checked_grid_size,
+    length_predictor_fingerprint,
     whole_number,
 )
 from alit_hf.data.image_rows import ImageRows
@@ -46,7 +47,10 @@ class TokenDatasetInfo:
         image_processor (`dict`): fields of the image processor.
         grid_size (`list[int]`): rows and columns of the base tokenizer's grid.
         codebook_size (`int`): entries of the latent codebook.
-        threshold (`float`, *optional*), num_tokens (`int`, *optional*), criterion (`str`): the [`LengthChoice`].
+        threshold (`float`, *optional*), num_tokens (`int`, *optional*), criterion (`str`), confidence (`float`,
+            *optional*): the [`LengthChoice`].
+        length_predictor (`str`, *optional*): with a confidence, 16 hexadecimal digits that identify the model's length
+            predictor and its calibration.
         sources (`list[str]`): Hub ids, or last parts of paths, of the data.
         split (`str`, *optional*): of the data.
         data_fingerprint (`str`): see [`~image_rows.ImageRows`].
@@ -67,6 +71,8 @@ class TokenDatasetInfo:
     threshold: float | None
     num_tokens: int | None
     criterion: str
+    confidence: float | None = None
+    length_predictor: str | None = None
     sources: list[str]
     split: str | None
     data_fingerprint: str
@@ -93,6 +99,13 @@ class TokenDatasetInfo:
             is_number = isinstance(self.threshold, int | float) and not isinstance(self.threshold, bool)
             self._check("threshold", is_number and self.threshold == self.threshold, "a number")
             self._check("num_tokens", self.num_tokens is None, "null beside a threshold")
+        # `tokenization.json` of earlier versions has neither.
+        predicted = self.confidence is not None
+        if predicted:
+            is_number = isinstance(self.confidence, int | float) and 0 < self.confidence < 1
+            self._check("confidence", is_number and self.threshold is not None, "null, or in (0, 1) with a threshold")
+        is_text = isinstance(self.length_predictor, str)
+        self._check("length_predictor", is_text == predicted, "text beside a confidence, and null without")
 
     def _check(self, name: str, holds: object, allowed: str) -> None:
         if not holds:
@@ -112,6 +125,7 @@ class TokenDatasetInfo:
             grid_size=list(model.config.grid_size),
             codebook_size=model.config.codebook_size,
             **dataclasses.asdict(encoder.choice),
+            length_predictor=None if encoder.choice.confidence is None else length_predictor_fingerprint(model).hex(),
             sources=[public_name(source) for source in rows.sources],
             split=rows.split,
             data_fingerprint=rows.fingerprint,
