@@ -7,6 +7,7 @@ import pytest
 from labelled_images import save_images
 from PIL import Image
 from small_run import tiny_photo, tiny_photos
+from tar_data import cut, member_ends, samples, write_tar
 from tiny_model import save_tiny_model
 
 from alit_hf.analysis.registry import ANALYSES
@@ -75,6 +76,19 @@ def test_an_undecodable_picture_is_told(analyze, photos, tmp_path):
     assert result.errors == ["alit: error: b.webp is not a picture in a format that can be read"]
     assert result.out.startswith("unfamiliar: ")
     assert json.loads((tmp_path / "out" / "deeper" / "results.json").read_text())["results"]["num_images"] == 4
+
+
+def test_a_damaged_file_is_named_whichever_images_are_drawn(analyze, tmp_path):
+    (tmp_path / "tars").mkdir()
+    for number in range(2):
+        write_tar(tmp_path / "tars" / f"{number}.tar", samples(range(10 * number, 10 * number + 3)))
+    cut(tmp_path / "tars" / "0.tar", member_ends(tmp_path / "tars" / "0.tar")[4] + 600)
+    result = analyze("unfamiliar", "--limit", 2, data=(tmp_path / "tars",))
+    assert result.code == 1
+    (error,) = result.errors
+    assert error.startswith("alit: error: 0.tar is damaged, what is behind its first 2 rows cannot be read")
+    described = json.loads((tmp_path / "out" / "deeper" / "results.json").read_text())["data"]["data"]
+    assert (described["available"], described["num_images"], len(described["damage"])) == (5, 2, 1)
 
 
 @pytest.mark.parametrize("output", [".", "sub", "new/results"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from random_lpips import random_lpips
+from tar_data import cut, member_ends, samples, write_tar
 from tiny_model import save_tiny_model
 
 from alit_hf.cli.explore import FIGURE_SUFFIXES
@@ -119,6 +120,20 @@ def test_an_undecodable_picture_is_counted_and_told(evaluate, photos, tmp_path):
     assert result.errors == ["alit: error: b.webp is not a picture in a format that can be read"]
     assert "4 images, 1 undecodable" in result.out.splitlines()[-1]
     assert json.loads((tmp_path / "out" / "results.json").read_text())["data"]["num_images"] == 4
+
+
+def test_a_damaged_file_is_named(evaluate, tmp_path):
+    (tmp_path / "tars").mkdir()
+    for number in range(2):
+        write_tar(tmp_path / "tars" / f"{number}.tar", samples(range(10 * number, 10 * number + 3)))
+    cut(tmp_path / "tars" / "0.tar", member_ends(tmp_path / "tars" / "0.tar")[4] + 600)
+    result = evaluate(data=[tmp_path / "tars"])
+    assert result.code == 1
+    (error,) = result.errors
+    damage = json.loads((tmp_path / "out" / "results.json").read_text())["data"]["damage"]
+    assert [error] == [f"alit: error: {file}" for file in damage]
+    assert error.startswith("alit: error: 0.tar is damaged, what is behind its first 2 rows cannot be read")
+    assert result.out.endswith("results.json: 5 images\n")
 
 
 def test_only_undecodable_pictures_fail(evaluate, tmp_path):

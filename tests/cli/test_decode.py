@@ -111,6 +111,15 @@ def test_another_models_file_is_refused(alit, tmp_path, other_model, tokens):
     assert not (tmp_path / "x.png").exists()
 
 
+def test_sizes_that_are_not_the_models_are_refused(alit, tmp_path, tiny_model, tokens):
+    for name, values in (("grid", ((256, 256), 64)), ("codebook", ((8, 8), 4096))):
+        TokenFile(tokens.token_ids, (300, 200), *values, tokens.fingerprint).save(tmp_path / f"{name}.alit")
+    result = alit("decode", tmp_path / "grid.alit", tmp_path / "codebook.alit", "-o", tmp_path, "--model", tiny_model)
+    assert (result.code, result.out) == (1, "")
+    assert "the tokens have a grid of 256 × 256 positions, this model decodes at most 1024" in result.errors[0]
+    assert "the tokens have a codebook of 4096 entries, this model's has 64" in result.errors[1]
+
+
 def test_originals_are_never_overwritten(alit, photos, tmp_path, tiny_model):
     """Neither beside their codes nor by codes from elsewhere, while earlier decoded pictures are replaced."""
     before = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from token_data import FEATURES, NUM_ROWS, png, write_parquet
 
-from alit_hf.data.image_rows import ImageRows, fetch, open_rows, read_picture
+from alit_hf.data.image_rows import ImageRows, open_rows
+from alit_hf.data.picture_cells import CELL, fetch, read_picture
 
 
 def save(folder, *names):
@@ -170,16 +171,17 @@ def test_fingerprints_follow_the_data(tmp_path, parquet):
 def test_remote_pictures_are_fetched(tmp_path):
     with fsspec.open("memory://pictures/a.png", "wb") as file:
         file.write(png(1))
-    cell = {"bytes": None, "path": "memory://pictures/a.png"}
+    nothing = dict.fromkeys(CELL)
+    cell = {**nothing, "path": "memory://pictures/a.png"}
     assert fetch(cell) == {**cell, "bytes": png(1)}
     with pytest.raises(FileNotFoundError):
-        fetch({"bytes": None, "path": "memory://pictures/b.png"})
-    local = {"bytes": None, "path": str(tmp_path / "missing.png")}
+        fetch({**nothing, "path": "memory://pictures/b.png"})
+    local = {**nothing, "path": str(tmp_path / "missing.png")}
     assert fetch(local) == local
     assert fetch(None) is None
 
 
-@pytest.mark.parametrize("cell", [None, {"bytes": None, "path": None}])
+@pytest.mark.parametrize("cell", [None, dict.fromkeys(CELL)])
 def test_a_row_without_picture(cell):
     with pytest.raises(ValueError, match="the row has no picture"):
         read_picture(cell)

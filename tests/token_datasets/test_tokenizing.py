@@ -8,8 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 from lively_model import lively_model
+from tar_data import cut, member_ends, samples, write_tar
 from thread_processes import in_processes
 from token_data import BROKEN, FEATURES, NUM_ROWS, contents, png, row, undecoded, write_parquet
 
@@ -244,6 +246,104 @@ def test_all_processes_hear_of_an_output_that_cannot_be_used(tokenize, tmp_path)
     in_processes(2, work)
     assert sorted(heard) == [0, 1]
     assert set(contents(tmp_path)) == {"notes.txt"}
+
+
+class TestDamagedFiles:
+    @pytest.fixture
+    def data(self, tmp_path):
+        """Three tars, of which the second breaks off in its sixth sample."""
+        (tmp_path / "data").mkdir()
+        for number in range(3):
+            write_tar(tmp_path / "data" / f"{number}.tar", samples(range(10 * number, 10 * number + 8)))
+        self.whole = (tmp_path / "data" / "1.tar").read_bytes()
+        cut(tmp_path / "data" / "1.tar", member_ends(tmp_path / "data" / "1.tar")[10] + 600)
+        return tmp_path / "data"
+
+    def names(self, out) -> list[str]:
+        return datasets.Dataset.from_parquet([str(path) for path in sorted(out.glob("data/*"))])["file_name"][:]
+
+    def test_whole_rows_are_kept_and_the_file_is_listed(self, tokenize, tmp_path, data):
+        summary = tokenize(tmp_path / "out", rows=open_rows([str(data)]))
+        expected = [*range(8), *range(10, 15), *range(20, 28)]
+        assert self.names(tmp_path / "out") == [f"{number:02d}.png" for number in expected]
+        assert (summary.num_images, summary.num_undecodable) == (21, 0)
+        (damage,) = summary.damage
+        assert damage.startswith("1.tar is damaged, what is behind its first 5 rows cannot be read: unexpected end")
+        lines = (tmp_path / "out" / "undecodable.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == [{"part": 1, "row": 5, "file_name": "1.tar", "reason": damage}]
+        assert damage in (tmp_path / "out" / "README.md").read_text()
+
+    def test_the_same_call_again_changes_nothing(self, tokenize, tmp_path, data):
+        first = tokenize(tmp_path / "out", rows=open_rows([str(data)]))
+        before = contents(tmp_path / "out")
+        again = tokenize(tmp_path / "out", rows=open_rows([str(data)]))
+        assert (again.was_complete, again.damage) == (True, first.damage)
+        assert contents(tmp_path / "out") == before
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_a_repaired_file_alone_is_tokenized_again(self, tokenize, tmp_path, data, count):
+        in_processes(
+            count, lambda processes: tokenize(tmp_path / "out", rows=open_rows([str(data)]), processes=processes)
+        )
+        others = {path: path.stat().st_ino for path in tmp_path.glob("out/data/train-0000[02]-*")}
+        (data / "1.tar").write_bytes(self.whole)
+        repaired = open_rows([str(data)])
+        in_processes(count, lambda processes: tokenize(tmp_path / "out", rows=repaired, processes=processes))
+        assert len(others) == 6
+        assert {path: path.stat().st_ino for path in others} == others
+        tokenize(tmp_path / "whole", rows=repaired)
+        assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+    @pytest.mark.parametrize("number", [1, 3, 4, 7, 9])
+    def test_killed_after_the_repair_nothing_is_lost_or_doubled(self, tokenize, tmp_path, data, monkeypatch, number):
+        tokenize(tmp_path / "out", rows=open_rows([str(data)]))
+        (data / "1.tar").write_bytes(self.whole)
+        rows = open_rows([str(data)])
+        changes = 0
+
+        def counted(change):
+            def killing(*args, **kwargs):
+                nonlocal changes
+                changes += 1
+                if changes == number:
+                    raise Killed
+                return change(*args, **kwargs)
+
+            return killing
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", counted(Path.unlink))
+            patched.setattr(whole_file, "os", SimpleNamespace(**{**vars(os), "replace": counted(os.replace)}))
+            with pytest.raises(Killed):
+                tokenize(tmp_path / "out", rows=rows)
+        assert number <= 3 or not (tmp_path / "out" / "README.md").exists()
+        tokenize(tmp_path / "out", rows=rows)
+        tokenize(tmp_path / "whole", rows=rows)
+        assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+    def test_a_file_that_was_whole_must_stay_as_it_is(self, tokenize, tmp_path, data):
+        tokenize(tmp_path / "out", rows=open_rows([str(data)]))
+        (data / "1.tar").write_bytes(self.whole)
+        write_tar(data / "2.tar", samples(range(30, 33)))
+        before = contents(tmp_path / "out")
+        with pytest.raises(OutputError, match="data_fingerprint was"):
+            tokenize(tmp_path / "out", rows=open_rows([str(data)]))
+        assert contents(tmp_path / "out") == before
+
+    def test_parquet_files(self, tokenize, tmp_path, parquet):
+        shutil.copytree(parquet, tmp_path / "data")
+        cut(tmp_path / "data" / "0.parquet", 500)
+        summary = tokenize(tmp_path / "out", rows=open_rows([str(tmp_path / "data")]))
+        assert load(tmp_path / "out")["file_name"][:] == [f"{number}.png" for number in range(7, 11)]
+        assert summary.damage[0].startswith("0.parquet is damaged, no row of it can be read")
+        shutil.copy(parquet / "0.parquet", tmp_path / "data")
+        tokenize(tmp_path / "out", rows=open_rows([str(tmp_path / "data")]))
+        tokenize(tmp_path / "whole")
+        for name, content in contents(tmp_path / "whole").items():
+            if name.endswith("parquet"):
+                table, expected = (pq.read_table(tmp_path / out / name) for out in ("out", "whole"))
+                assert table.equals(expected)
+            assert content
 
 
 class TestRefusals:

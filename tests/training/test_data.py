@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tar_data import cut, member_ends
 
 from training.configuration import DataConfig
 from training.images.batches import (
@@ -234,6 +235,18 @@ def test_streams_go_on_where_they_left(tars, workers):
         epochs = shades_of(full)
         assert set(epochs[:24]) == set(epochs)
         assert epochs[:12] != epochs[24:36]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_damaged_file_is_logged_and_its_whole_rows_are_used(tars, caplog, streaming):
+    cut(tars / "1.tar", member_ends(tars / "1.tar")[2] - 10)
+    config = data_config(tars, streaming=streaming, shuffle_buffer=1)
+    images = None if streaming else TrainingImages(config, seed=0)
+    batches = training_batches(config, images, 0, one_rank(10), 0, False)
+    seen = shades_of(itertools.islice(batches, 2))
+    lost = {10 * number for number in (9, 10, 11)}
+    assert set(seen) <= {10 * number for number in range(24)} - lost
+    assert "1.tar is damaged, what is behind its first 3 rows cannot be read" in caplog.text
 
 
 def test_too_many_workers_for_a_stream_are_refused(tars):

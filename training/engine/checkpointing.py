@@ -203,7 +203,7 @@ class Checkpointer:
         """Last of all files, with the checksums of those that a resumed run reads."""
         names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
         progress = {name: getattr(self.progress, name) for name in ("steps", "seconds", "undecodable")}
-        files = {name.as_posix(): _checksum(folder / name) for name in names if name.parts[0] != MODEL_FOLDER}
+        files = {name.as_posix(): _checksum(folder / name) for name in names}
         (folder / _PROGRESS_FILE).write_text(json.dumps({**progress, "files": files}) + "\n", encoding="utf-8")
 
     def export(self) -> Path:

@@ -15,8 +15,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 from tqdm import trange
 
-from alit_hf.data.image_rows import ImageColumnError, ImageRows, fetch, open_rows, read_picture
+from alit_hf.data.image_rows import ImageColumnError, ImageRows, open_rows
 from alit_hf.data.images import Images, open_images
+from alit_hf.data.picture_cells import fetch, read_picture
 from alit_hf.data.sources import is_on_hub
 from alit_hf.utils.error_reason import reason
 
@@ -58,6 +59,9 @@ def open_source(config: DataConfig, part: Literal["train", "validation"], open_a
         raise ValueError(f"`{name}` is {source}: {error}") from error
     for note in opened.passed_over:
         logger.info("%s: %s", name, note)
+    # A stream comes to it later.
+    for file in opened.damage if isinstance(opened, Images) else ():
+        logger.warning("%s: %s", name, file)
     return opened
 
 

@@ -261,6 +261,7 @@ def _describe_data(context: Context, table: pd.DataFrame, undecodable: list[dict
                 for image in undecodable
                 if image["data"] == name
             ],
+            "damage": images.damage,
             "crop": describe_crop(context.model, context.processor),
             "sha256": hashlib.sha256("".join(rows["digest"]).encode()).hexdigest(),
         }

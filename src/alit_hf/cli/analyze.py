@@ -145,9 +145,12 @@ def _analyze(analysis_class: "type[Analysis]", options: argparse.Namespace, proc
     undecodable = [image for described in results["data"].values() for image in described["undecodable"]]
     for image in undecodable:
         print_error(named(image["image"], image["reason"]))
+    damage = [file for images in data.values() for file in images.damage]
+    for file in damage:
+        print_error(file)
     print_line(f"{analysis.name}: {results['finding']}")
     print_line(f"{results_path}; {figure_path}")
-    return FAILED if undecodable else 0
+    return FAILED if undecodable or damage else 0
 
 
 def _flag(option: str) -> str:

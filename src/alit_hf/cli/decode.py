@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     def read(path: Path) -> TokenFile:
         tokens = TokenFile.load(path)
         tokens.check_model(fingerprint)
-        tokens.check_grid(model)
+        tokens.check_sizes(model)
         return tokens
 
     def decode(files: list[TokenFile]) -> list:

@@ -157,9 +157,11 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
     undecodable = results["data"]["undecodable"]
     for image in undecodable:
         print_error(named(image["image"], image["reason"]))
+    for file in images.damage:
+        print_error(file)
     counted = f"{results['data']['num_images']} images" + (f", {len(undecodable)} undecodable" if undecodable else "")
     print_line("; ".join([f"{output}: {counted}", *map(str, figures)]))
-    return FAILED if undecodable else 0
+    return FAILED if undecodable or images.damage else 0
 
 
 def _lpips_networks(text: str) -> tuple[str, ...]:

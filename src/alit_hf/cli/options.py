@@ -70,6 +70,13 @@ def add_length_arguments(parser: argparse.ArgumentParser) -> None:
         help="l1 (mean absolute error of pixels in [0, 1]), l2 (mean squared error), psnr (minus dB: --threshold -25 "
         "for more than 25 dB) or lpips (default: l1)",
     )
+    parser.add_argument(
+        "--confidence",
+        metavar="P",
+        type=finite_number,
+        help="choose lengths by the model's length predictor, without decoding: P of the pictures, such as 0.9, meet "
+        "the threshold or get all tokens",
+    )
 
 
 def length_choice(arguments: argparse.Namespace) -> LengthChoice:
@@ -80,20 +87,21 @@ def length_choice(arguments: argparse.Namespace) -> LengthChoice:
         `UsageError`: for a criterion without a threshold, and for positive dB.
     """
     if arguments.num_tokens is not None:
-        if arguments.criterion is not None:
-            raise UsageError("--criterion chooses lengths together with --threshold, not with --num-tokens")
+        for name in ("criterion", "confidence"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--{name} chooses lengths together with --threshold, not with --num-tokens")
         return LengthChoice(num_tokens=arguments.num_tokens)
     criterion = arguments.criterion or "l1"
     if arguments.threshold is None:
         if criterion != "l1":
             raise UsageError(f"--criterion {criterion} needs a --threshold in its own units")
-        return LengthChoice(threshold=DEFAULT_THRESHOLD)
+        return LengthChoice(threshold=DEFAULT_THRESHOLD, confidence=arguments.confidence)
     if criterion == "psnr" and arguments.threshold > 0:
         raise UsageError(
             f"--threshold is {arguments.threshold:g}, for --criterion psnr it must be minus the dB: "
             f"{-arguments.threshold:g} for more than {arguments.threshold:g} dB"
         )
-    return LengthChoice(threshold=arguments.threshold, criterion=criterion)
+    return LengthChoice(threshold=arguments.threshold, criterion=criterion, confidence=arguments.confidence)
 
 
 def make_encoder(model: "ALITModel", choice: LengthChoice) -> "PictureEncoder":

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alit_hf.data.sources import is_hub_id
+from alit_hf.data.sources import is_hub_id, is_on_hub
 from alit_hf.utils.cache import cache_folder
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.image_count import image_count
@@ -110,9 +110,15 @@ def _tokenize(arguments: argparse.Namespace, processes: Processes) -> int:
         ) from error
     if summary is None:
         return 0
+    for file in summary.damage:
+        print_error(file)
+    if summary.damage and not is_on_hub(arguments.dataset):
+        print_error("once these files are whole, the same command goes on with them")
     if summary.num_images == 0:
         raise FileError(f"none of {image_count(summary.num_undecodable)} can be decoded, see {folder}")
     if repo_id is not None:
+        if summary.damage:
+            raise FileError(f"{repo_id} was not pushed, as rows are missing; the others are in {folder}")
         try:
             print_line(push(folder, repo_id))
         except Exception as error:
@@ -121,7 +127,7 @@ def _tokenize(arguments: argparse.Namespace, processes: Processes) -> int:
         undecodable = image_count(summary.num_undecodable)
         print_error(f"{undecodable} could not be decoded, {folder} lists them in undecodable.jsonl")
     print_line(_summary(folder, summary))
-    return FAILED if summary.num_undecodable else 0
+    return FAILED if summary.num_undecodable or summary.damage else 0
 
 
 def _is_on_the_hub(output: str) -> bool:
@@ -134,7 +140,10 @@ def _folder_before_push(repo_id: str) -> Path:
 
 def _summary(folder: Path, summary: "TokenDatasetSummary") -> str:
     shortest, longest = min(summary.lengths), max(summary.lengths)
-    complete = " was complete, nothing was tokenized" if summary.was_complete else ""
+    complete = ""
+    if summary.was_complete:
+        complete = " has what can be read" if summary.damage else " was complete"
+        complete += ", nothing was tokenized"
     text = (
         f"{folder}{complete}: {image_count(summary.num_images)}, {shortest} to {longest} tokens, "
         f"{summary.num_tokens / summary.num_images:.1f} on average"

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
-from alit_hf.model.checks import check_num_tokens
+from alit_hf.model.checks import check_confidence, check_num_tokens
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.model.modeling_alit import ALITModel
 from alit_hf.model.selection import resolve_criterion
@@ -29,7 +29,9 @@ def to_picture(image: Image.Image, processor: ALITImageProcessor) -> Picture:
 
 
 class PictureCode(NamedTuple):
-    """A picture's code, with the criterion's value if a threshold chose its length."""
+    """
+    A picture's code. If a threshold chose its length: the criterion's value, or the bound on it for a confidence.
+    """
 
     tokens: TokenFile
     score: float | None
@@ -46,7 +48,7 @@ class PictureEncoder:
 
     Raises:
         `ValueError`: for a model with continuous latent tokens, which has no ids, a length that the model does not
-            have, or an unknown criterion.
+            have, an unknown criterion, or a confidence that its length predictor cannot promise.
         `OSError`: if the criterion's network is missing.
     """
 
@@ -57,7 +59,9 @@ class PictureEncoder:
         check_num_tokens(config, choice.num_tokens)
         self.model = model
         self.choice = choice
-        self.criterion = resolve_criterion(choice.criterion)
+        check_confidence(config, choice.confidence, choice.threshold, choice.criterion)
+        # Predicted lengths need no network of a criterion.
+        self.criterion = choice.criterion if choice.confidence is not None else resolve_criterion(choice.criterion)
         self.fingerprint = model_fingerprint(model)
 
     @torch.inference_mode()
@@ -72,6 +76,7 @@ class PictureEncoder:
             num_tokens=choice.num_tokens,
             threshold=choice.threshold,
             criterion=self.criterion,
+            confidence=choice.confidence,
             generator=generator,
         )
         codes = []

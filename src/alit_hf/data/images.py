@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
@@ -12,7 +13,8 @@ from PIL import Image
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.shown_text import shown
 
-from .image_rows import ImageRows, open_rows, picture_path, read_picture
+from .image_rows import ImageRows, open_rows
+from .picture_cells import picture_path, read_picture
 
 
 class Images:
@@ -25,6 +27,7 @@ class Images:
     Attributes:
         sources (`list[str]`), split (`str` or `None`), fingerprint (`str`), files, passed_over: as of the rows.
         column_names (`list[str]`): those of what the data set says of each image, none for picture files.
+        damage (`list[str]`): of each damaged file, which of its images are missing here and why.
 
     Raises:
         `ValueError`: if the rows cannot be read, or there are none.
@@ -34,8 +37,12 @@ class Images:
         self.sources, self.split, self.fingerprint = rows.sources, rows.split, rows.fingerprint
         self.files, self.passed_over = rows.files, rows.passed_over
         table = rows.load()
+        damage = pc.struct_field(table.data[rows.image_column], "damage")
+        self.damage: list[str] = damage.drop_null().to_pylist()
+        if self.damage:
+            table = table.select(np.flatnonzero(damage.is_null()))
         if len(table) == 0:
-            raise ValueError(f"{', '.join(rows.sources)} has no rows")
+            raise ValueError(f"{', '.join(rows.sources)} has no rows" + "".join(f"; {file}" for file in self.damage))
         self._column = rows.image_column
         self._cells = table.select_columns([rows.image_column])
         self._others = table.remove_columns([rows.image_column])
@@ -80,7 +87,8 @@ class Images:
         """
         if name not in self.column_names:
             raise KeyError(name)
-        values = self._others[name]
+        # Decoding a column of pictures would open whatever files and addresses the data set names in it.
+        values = self._others.with_format("arrow")[name][:].to_pylist()
         feature = self._others.features[name]
         if not isinstance(feature, datasets.ClassLabel):
             return values

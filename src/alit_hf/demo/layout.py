@@ -5,10 +5,10 @@ from functools import cache
 from typing import Any
 
 import gradio as gr
-from gradio_client.utils import is_http_url_like
 
 from alit_hf.codes.length_choice import DEFAULT_THRESHOLD
 
+from .checked_requests import CheckedBlocks, chosen
 from .codes import EncodedPicture, Kept
 from .example_photos import EXAMPLE_NAMES, example_photo
 from .rendering import chosen_html, examples_html, message_html, strip_html, tokens_html
@@ -50,7 +50,7 @@ def build_demo(tokenizer: DemoTokenizer) -> gr.Blocks:
     """
     encode_example = cache(lambda name: tokenizer.encode(name, example_photo(name)))
     first_example = encode_example(EXAMPLE_NAMES[0])
-    with gr.Blocks(title="ALIT", analytics_enabled=False) as demo:
+    with CheckedBlocks(title="ALIT", analytics_enabled=False) as demo:
         gr.Markdown(_ABOUT)
         with gr.Row(equal_height=True):
             with gr.Column(scale=3, min_width=_PART_WIDTH):
@@ -90,7 +90,6 @@ class _View:
         with gr.Row():
             with gr.Column(min_width=_PART_WIDTH):
                 self.file = gr.File(label="Drop in a picture or an .alit file", height=140, elem_id=f"{name}-file")
-                _refuse_addresses(self.file)
             with gr.Column(min_width=_PART_WIDTH):
                 self.examples = _html(
                     f"{name}-examples",
@@ -109,24 +108,14 @@ def _html(elem_id: str, value: str = "", **kwargs: Any) -> gr.HTML:
     return gr.HTML(value, elem_id=elem_id, elem_classes="alit", apply_default_css=False, **kwargs)
 
 
-def _refuse_addresses(file: gr.File) -> None:
-    """Refuses URLs instead of uploads, which Gradio would fetch whatever their size and time."""
-    move = file.async_move_resource_to_block_cache
-
-    async def move_upload(path: str) -> str | None:
-        if is_http_url_like(path):
-            raise gr.Error("Only files can be dropped in, no addresses.", print_exception=False)
-        return await move(path)
-
-    file.async_move_resource_to_block_cache = move_upload
-
-
 def _connect(
     view: _View,
     threshold: gr.Slider,
     tokenizer: DemoTokenizer,
     encode_example: Callable[[str], EncodedPicture],
 ) -> None:
+    all_tokens = [str(token) for token in range(tokenizer.model.config.max_tokens)]
+
     def drop(path: str, level: float) -> list:
         try:
             return _shown(process_upload(tokenizer, path), level)
@@ -135,12 +124,12 @@ def _connect(
             return [message, None, *[gr.skip()] * 5]  # the previous picture stays
 
     def pick_example(level: float, event: gr.EventData) -> list:
-        return _shown(encode_example(event.example), level)
+        return _shown(encode_example(chosen(event, "example", EXAMPLE_NAMES)), level)
 
     def press_token(kept: Kept | None, level: float, event: gr.EventData) -> list:
         if kept is None:
             raise _forgotten()
-        return _choice(kept, level, int(event.token))
+        return _choice(kept, level, int(chosen(event, "token", all_tokens)))
 
     def move(kept: Kept | None, level: float, token: int | None) -> list:
         if kept is None:

@@ -73,7 +73,7 @@ class DemoTokenizer:
         if not self.model.config.quantize:
             raise ValueError("this model's latent tokens are continuous, it reads no .alit files")
         token_file.check_model(self._fingerprint)
-        token_file.check_grid(self.model)
+        token_file.check_sizes(self.model)
         most = _LARGEST_GRID * math.prod(self.model.config.grid_size)
         if math.prod(token_file.grid_size) > most:
             rows, columns = token_file.grid_size

@@ -125,6 +125,7 @@ def build_results(
             "split": images.split,
             "num_images": len(records),
             "undecodable": undecodable,
+            "damage": images.damage,
             "crop": describe_crop(model, processor),
             # Of the crops themselves, so that the same reference images are recognised in any kind of file.
             "pixels_sha256": hashlib.sha256(b"".join(record.digest for record in records)).hexdigest(),

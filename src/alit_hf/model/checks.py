@@ -103,11 +103,7 @@ def check_threshold(threshold: float | torch.Tensor | None, pixel_values: torch.
 
 
 def check_confidence(
-    config: ALITConfig,
-    confidence: float | None,
-    threshold: torch.Tensor | None,
-    criterion: object,
-    pixel_values: torch.Tensor,
+    config: ALITConfig, confidence: float | None, threshold: float | torch.Tensor | None, criterion: object
 ) -> None:
     """Whether the model's length predictor can promise `confidence`."""
     if confidence is None:
@@ -128,16 +124,19 @@ def check_confidence(
             f"{config.length_criterion!r}: leave out `confidence`, or train another by the stage `lengths` of "
             "training/train.py."
         )
-    if tuple(pixel_values.shape[2:]) != config.image_height_width:
-        raise ValueError(
-            f"`pixel_values` has shape {tuple(pixel_values.shape)}, but the length predictor was calibrated on "
-            f"pictures of height and width {config.image_height_width}: leave out `confidence`."
-        )
     calibrated, needed = len(config.length_shortfalls), least_calibration_size(confidence)
     if calibrated < needed:
         raise ValueError(
             f"{given}, but the length predictor was calibrated on {calibrated} pictures, which allow at most "
             f"{calibrated / (calibrated + 1):.4g}: {confidence} takes {needed}."
+        )
+
+
+def check_calibrated_size(config: ALITConfig, pixel_values: torch.Tensor) -> None:
+    if tuple(pixel_values.shape[2:]) != config.image_height_width:
+        raise ValueError(
+            f"`pixel_values` has shape {tuple(pixel_values.shape)}, but the length predictor was calibrated on "
+            f"pictures of height and width {config.image_height_width}: leave out `confidence`."
         )
 
 
@@ -296,6 +295,7 @@ __all__ = [
     "check_attention_mask",
     "check_attention_weights",
     "check_base_latents",
+    "check_calibrated_size",
     "check_codes",
     "check_confidence",
     "check_grid_size",

@@ -16,6 +16,7 @@ from .checks import (
     check_attention_mask,
     check_attention_weights,
     check_base_latents,
+    check_calibrated_size,
     check_codes,
     check_confidence,
     check_grid_size,
@@ -363,9 +364,11 @@ class ALITModel(ALITPreTrainedModel):
         num_rollouts = check_num_tokens(self.config, num_tokens, threshold)
         check_pixels(self.config, pixel_values, interpolate_pos_encoding)
         threshold = check_threshold(threshold, pixel_values)
-        check_confidence(self.config, confidence, threshold, criterion, pixel_values)
+        check_confidence(self.config, confidence, threshold, criterion)
         if confidence is None:
             criterion = resolve_criterion(criterion)
+        else:
+            check_calibrated_size(self.config, pixel_values)
         check_range(pixel_values)
 
         recurrence = self._start(pixel_values, self.config.halting_threshold, generator)

@@ -1,5 +1,6 @@
 """Turns the pictures of a data set into tokens, shard by shard, and continues where an earlier run stopped."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -16,7 +17,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from alit_hf.codes.picture_codes import PictureCode, PictureEncoder, to_picture
-from alit_hf.data.image_rows import FILE_NAME, ImageRows, fetch, picture_path, read_picture
+from alit_hf.data.image_rows import FILE_NAME, ImageRows
+from alit_hf.data.picture_cells import fetch, picture_path, read_picture
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.processes import Processes
@@ -59,9 +61,10 @@ def tokenize_rows(
 
     The folder gets `data/*.parquet`, whose rows are those of the data in their order, without the picture and with
     `TOKEN_FEATURES`; `tokenization.json`, see [`TokenDatasetInfo`]; and at the end `undecodable.jsonl`, the pictures
-    without a row, and `README.md`. Which rows a shard holds depends only on the data and `info.rows_per_shard`, and a
-    shard exists whole or not at all. So the same call continues a run that was interrupted at any moment, even with
-    another number of processes.
+    without a row and the files that are damaged, and `README.md`. Which rows a shard holds depends only on the data
+    and `info.rows_per_shard`, and a shard exists whole or not at all. So the same call continues a run that was
+    interrupted at any moment, even with another number of processes. A damaged file that has changed is tokenized
+    again.
 
     Args:
         rows ([`ImageRows`]): from `open_rows`.
@@ -95,7 +98,7 @@ def tokenize_rows(
         problem = None
         if processes.rank == 0:
             try:
-                _prepare(folder, info)
+                _prepare(folder, info, rows, shards)
                 shards.prepare()
             except (OutputError, OSError) as error:
                 problem = str(error)
@@ -109,7 +112,7 @@ def tokenize_rows(
         return _finish(folder, rows, info, shards, was_complete) if processes.rank == 0 else None
 
 
-def _prepare(folder: Path, info: TokenDatasetInfo) -> None:
+def _prepare(folder: Path, info: TokenDatasetInfo, rows: ImageRows, shards: Shards) -> None:
     path = folder / INFO_FILE
     left = unfinished_files(folder)
     if not path.is_file():
@@ -118,16 +121,36 @@ def _prepare(folder: Path, info: TokenDatasetInfo) -> None:
             raise OutputError(f"the output {folder} is not empty and holds no {INFO_FILE}, but {others[0]}")
         write_text(path, info.to_json())
     try:
-        differences = info.differences(TokenDatasetInfo.load(folder))
+        before = TokenDatasetInfo.load(folder)
+        repaired = _repaired_parts(rows, _records_by_part(shards))
     except ValueError as error:
         raise OutputError(f"the output {folder}: {error}") from error
-    if differences:
+    if repaired:
+        before = dataclasses.replace(before, data_fingerprint=info.data_fingerprint)
+    if differences := info.differences(before):
         raise OutputError(
             f"the output {folder} holds tokens of another run, {'; '.join(differences)}: choose another output, or "
             "delete it"
         )
+    if repaired:
+        write_text(path, info.to_json())
+        (folder / CARD_FILE).unlink(missing_ok=True)
+        for part in repaired:
+            shards.delete(part)
     for file in left:
         file.unlink()
+
+
+def _repaired_parts(rows: ImageRows, records: dict[int, dict[int, ShardRecord]]) -> list[int]:
+    """The parts whose files are others than their shards were made from, if all of these files were damaged."""
+    fingerprints = dict(enumerate(rows.part_fingerprints))
+    changed = [
+        part
+        for part, blocks in records.items()
+        if any(record.part_fingerprint != fingerprints.get(part) for record in blocks.values())
+    ]
+    were_damaged = all(any(record.damage for record in records[part].values()) for part in changed)
+    return changed if were_damaged else []
 
 
 class _Piece(NamedTuple):
@@ -211,7 +234,7 @@ class _Run:
         tables = self.rows.tables(part, row, self.batch_size)
         for piece in _pieces(tables, self.rows_per_shard, self.batch_size):
             if self._is_mine(block) and block not in done:
-                draft = draft or _Draft(part, block, row)
+                draft = draft or _Draft(part, block, row, self.rows.part_fingerprints[part])
                 if piece.table is not None:
                     self._tokenize(piece.table, draft)
                     progress.update(piece.table.num_rows)
@@ -226,6 +249,9 @@ class _Run:
         cells, columns = self.rows.pictures_and_columns(table)
         pictures, kept = [], []
         for number, cell in enumerate(cells):
+            if cell is not None and cell["damage"]:
+                draft.add_damage(number, cell)
+                continue
             cell = fetch(cell)
             try:
                 pictures.append(to_picture(read_picture(cell), self.processor))
@@ -241,13 +267,15 @@ class _Run:
 class _Draft:
     """A shard that is not complete yet."""
 
-    def __init__(self, part: int, block: int, first_row: int):
+    def __init__(self, part: int, block: int, first_row: int, part_fingerprint: str):
         self.part = part
         self.block = block
         self.first_row = first_row
+        self.part_fingerprint = part_fingerprint
         self.num_rows = 0
         self.tables: list[pa.Table] = []
         self.undecodable: list[dict] = []
+        self.damage: list[dict] = []
 
     def add(self, num_rows: int, table: pa.Table) -> None:
         """Adds the tokens of `num_rows` rows."""
@@ -256,13 +284,23 @@ class _Draft:
 
     def add_undecodable(self, number: int, cell: dict | None, file_name: str | None, error: Exception) -> None:
         """Records an undecodable picture among the rows that are added next."""
-        row, path = self.first_row + self.num_rows + number, picture_path(cell)
+        path = picture_path(cell)
         # Data sets are shared, and others need not see this machine's folders.
         why = reason(error, path, file_name or shown(os.path.basename(path or "")))
-        self.undecodable.append({"part": self.part, "row": row, "file_name": file_name, "reason": why})
+        self.undecodable.append(self._entry(number, file_name, why))
+
+    def add_damage(self, number: int, cell: dict) -> None:
+        """Records that the part's file is damaged, in place of a row among those that are added next."""
+        self.damage.append(self._entry(number, cell["path"], cell["damage"]))
+
+    def _entry(self, number: int, file_name: str | None, why: str) -> dict:
+        row = self.first_row + self.num_rows + number
+        return {"part": self.part, "row": row, "file_name": file_name, "reason": why}
 
     def record(self, is_last: bool) -> ShardRecord:
-        return ShardRecord(self.part, self.block, self.num_rows, is_last, self.undecodable)
+        return ShardRecord(
+            self.part, self.block, self.num_rows, is_last, self.undecodable, self.damage, self.part_fingerprint
+        )
 
 
 def _columns(codes: list[PictureCode]) -> list[pa.Array]:
@@ -296,15 +334,17 @@ def _finish(
 ) -> TokenDatasetSummary:
     if missing := _missing_shard(rows, _records_by_part(shards)):
         raise ValueError(f"{shards.path(*missing)} is not there, though all processes are done")
-    undecodable = [image for record in shards.records() for image in record.undecodable]
-    write_text(folder / UNDECODABLE_FILE, "".join(json.dumps(image) + "\n" for image in undecodable))
-    summary = _summarize(shards, info, len(undecodable), was_complete)
+    records = list(shards.records())
+    undecodable = [image for record in records for image in record.undecodable]
+    damage = [file for record in records for file in record.damage]
+    write_text(folder / UNDECODABLE_FILE, "".join(json.dumps(line) + "\n" for line in [*undecodable, *damage]))
+    summary = _summarize(shards, info, len(undecodable), was_complete, [file["reason"] for file in damage])
     write_text(folder / CARD_FILE, card(info, shards, summary))
     return summary
 
 
 def _summarize(
-    shards: Shards, info: TokenDatasetInfo, num_undecodable: int, was_complete: bool
+    shards: Shards, info: TokenDatasetInfo, num_undecodable: int, was_complete: bool, damage: list[str]
 ) -> TokenDatasetSummary:
     lengths: dict[int, int] = defaultdict(int)
     num_unsatisfied = 0
@@ -315,7 +355,7 @@ def _summarize(
         if info.threshold is not None:
             num_unsatisfied += sum(not score < info.threshold for score in columns["score"])
     return TokenDatasetSummary(
-        sum(lengths.values()), num_undecodable, dict(sorted(lengths.items())), num_unsatisfied, was_complete
+        sum(lengths.values()), num_undecodable, dict(sorted(lengths.items())), num_unsatisfied, was_complete, damage
     )
 
 
