@@ -10,7 +10,7 @@ def test_whatever_is_wrong_with_one_file_stops_nothing(tmp_path, capsys):
             raise SyntaxError("not a TIFF file")
         return path.name
 
-    done, num_failed = run_jobs(jobs, read, lambda items: items, lambda item, path: item.upper(), 2, "working")
+    done, num_failed = run_jobs(jobs, read, lambda items: items, lambda item, path: item.upper(), 2, 0, "working")
     assert [written for _, written in done] == ["A", "C"]
     assert num_failed == 1
     assert "bad: not a TIFF file" in capsys.readouterr().err

@@ -101,7 +101,9 @@ def _tokenize(arguments: argparse.Namespace, processes: Processes) -> int:
     try:
         if repo_id is not None:
             check_repository(repo_id, info)
-        summary = tokenize_rows(rows, encoder, processor, info, folder, arguments.batch_size, processes)
+        summary = tokenize_rows(
+            rows, encoder, processor, info, folder, arguments.batch_size, processes, arguments.num_workers
+        )
     except OutputError as error:
         raise UsageError(reason(error)) from error
     except Exception as error:  # the libraries that read the data raise their own

@@ -6,7 +6,8 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from alit_hf.codes.picture_codes import PictureCode, PictureEncoder, to_picture
+from alit_hf.codes.picture_codes import Picture, PictureCode, PictureEncoder, to_picture
 from alit_hf.data.image_rows import FILE_NAME, ImageRows
 from alit_hf.data.picture_cells import fetch, picture_path, read_picture
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.utils.error_reason import reason
+from alit_hf.utils.prefetch import map_batches, read_ahead
 from alit_hf.utils.processes import Processes
 from alit_hf.utils.shown_text import shown
 from alit_hf.utils.sole_use import LOCK_FILE, sole_use
@@ -55,6 +57,7 @@ def tokenize_rows(
     folder: Path,
     batch_size: int,
     processes: Processes | None = None,
+    num_workers: int = 0,
 ) -> TokenDatasetSummary | None:
     """
     Writes a data set of tokens.
@@ -74,6 +77,8 @@ def tokenize_rows(
         folder (`Path`): new, empty, or from an earlier call with the same arguments; shared by all processes.
         batch_size (`int`): pictures at a time.
         processes ([`Processes`], *optional*): the processes that share the rows. Defaults to this one alone.
+        num_workers (`int`, *optional*, defaults to 0): threads of each process that decode the next pictures while the
+            model computes, after one more that reads the rows; 0 for none. The rows are the same.
 
     Returns:
         what the data set holds, on the first process; `None` on the others.
@@ -107,7 +112,7 @@ def tokenize_rows(
             raise OutputError(problem)
         done = _records_by_part(shards)
         was_complete = _missing_shard(rows, done) is None
-        _Run(rows, encoder, processor, shards, info.rows_per_shard, batch_size, processes).work(done)
+        _Run(rows, encoder, processor, shards, info.rows_per_shard, batch_size, processes, num_workers).work(done)
         processes.gather([])
         return _finish(folder, rows, info, shards, was_complete) if processes.rank == 0 else None
 
@@ -181,6 +186,22 @@ def _pieces(tables: Iterable[pa.Table], rows_per_shard: int, batch_size: int) ->
     yield _Piece(None if waiting is None else waiting.table, True, True)
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Rows of one shard that this process tokenizes: the pictures' cells, and the other columns."""
+
+    part: int
+    block: int
+    row: int
+    cells: list[dict | None]
+    columns: pa.Table
+    ends_shard: bool
+    ends_part: bool
+
+    def __iter__(self) -> Iterator[dict | None]:
+        return iter(self.cells)
+
+
 class _Run:
     """The work of one process."""
 
@@ -193,6 +214,7 @@ class _Run:
         rows_per_shard: int,
         batch_size: int,
         processes: Processes,
+        num_workers: int,
     ):
         self.rows = rows
         self.encoder = encoder
@@ -201,23 +223,35 @@ class _Run:
         self.rows_per_shard = rows_per_shard
         self.batch_size = batch_size
         self.processes = processes
+        self.num_workers = num_workers
         self.schema = datasets.Features({**rows.features, **TOKEN_FEATURES}).arrow_schema
 
     def work(self, done: dict[int, dict[int, ShardRecord]]) -> None:
         """Makes this process's missing shards."""
         count = self.processes.count
         alone = count == 1
-        with tqdm(
-            total=self.rows.num_rows if alone else None,
-            initial=sum(record.num_rows for part in done.values() for record in part.values()) if alone else 0,
-            desc="tokenizing" if alone else f"tokenizing, process 0 of {count}",
-            unit="image",
-            file=sys.stderr,
-            disable=self.processes.rank > 0,
-        ) as progress:
-            for part in range(self.rows.num_parts):
-                if self._shares_part(part) and (block := first_missing_block(done[part])) is not None:
-                    self._tokenize_part(part, block, done[part], progress)
+        batches = read_ahead(self._batches(done), self.num_workers)
+        draft = None
+        with (
+            closing(map_batches(self._read, batches, self.batch_size, self.num_workers)) as read_batches,
+            tqdm(
+                total=self.rows.num_rows if alone else None,
+                initial=sum(record.num_rows for part in done.values() for record in part.values()) if alone else 0,
+                desc="tokenizing" if alone else f"tokenizing, process 0 of {count}",
+                unit="image",
+                file=sys.stderr,
+                disable=self.processes.rank > 0,
+            ) as progress,
+        ):
+            for batch, pictures in read_batches:
+                fingerprint = self.rows.part_fingerprints[batch.part]
+                draft = draft or _Draft(batch.part, batch.block, batch.row, fingerprint)
+                self._tokenize(batch, pictures, draft)
+                progress.update(len(batch.cells))
+                if batch.ends_shard:
+                    table = pa.concat_tables([self.schema.empty_table(), *draft.tables])
+                    self.shards.write(table, draft.record(batch.ends_part))
+                    draft = None
 
     def _shares_part(self, part: int) -> bool:
         """Each part is read by one process if there are enough parts, and by all processes otherwise."""
@@ -228,40 +262,46 @@ class _Run:
         rank, count = self.processes.rank, self.processes.count
         return self.rows.num_parts >= count or block % count == rank
 
-    def _tokenize_part(self, part: int, block: int, done: dict[int, ShardRecord], progress: tqdm) -> None:
-        row = block * self.rows_per_shard
-        draft = None
-        tables = self.rows.tables(part, row, self.batch_size)
-        for piece in _pieces(tables, self.rows_per_shard, self.batch_size):
-            if self._is_mine(block) and block not in done:
-                draft = draft or _Draft(part, block, row, self.rows.part_fingerprints[part])
-                if piece.table is not None:
-                    self._tokenize(piece.table, draft)
-                    progress.update(piece.table.num_rows)
-                if piece.ends_shard:
-                    table = pa.concat_tables([self.schema.empty_table(), *draft.tables])
-                    self.shards.write(table, draft.record(piece.ends_part))
-                    draft = None
-            row += 0 if piece.table is None else piece.table.num_rows
-            block += piece.ends_shard
-
-    def _tokenize(self, table: pa.Table, draft: "_Draft") -> None:
-        cells, columns = self.rows.pictures_and_columns(table)
-        pictures, kept = [], []
-        for number, cell in enumerate(cells):
-            if cell is not None and cell["damage"]:
-                draft.add_damage(number, cell)
+    def _batches(self, done: dict[int, dict[int, ShardRecord]]) -> Iterator[_Batch]:
+        """The rows of this process's missing shards, shard after shard."""
+        for part in range(self.rows.num_parts):
+            block = first_missing_block(done[part])
+            if block is None or not self._shares_part(part):
                 continue
-            cell = fetch(cell)
-            try:
-                pictures.append(to_picture(read_picture(cell), self.processor))
+            row = block * self.rows_per_shard
+            tables = self.rows.tables(part, row, self.batch_size)
+            for table, ends_shard, ends_part in _pieces(tables, self.rows_per_shard, self.batch_size):
+                if self._is_mine(block) and block not in done[part]:
+                    cells, columns = [], self.rows.features.arrow_schema.empty_table()
+                    if table is not None:
+                        cells, columns = self.rows.pictures_and_columns(table)
+                    yield _Batch(part, block, row, cells, columns, ends_shard, ends_part)
+                row += 0 if table is None else table.num_rows
+                block += ends_shard
+
+    def _read(self, cell: dict | None) -> Picture | Exception | None:
+        """The picture, or what is wrong with it; nothing if the whole file is damaged."""
+        if cell is not None and cell["damage"]:
+            return None
+        cell = fetch(cell)
+        try:
+            return to_picture(read_picture(cell), self.processor)
+        except Exception as error:
+            # Whatever is wrong with one picture must not stop the others.
+            return error
+
+    def _tokenize(self, batch: _Batch, pictures: list[Picture | Exception | None], draft: "_Draft") -> None:
+        kept = []
+        for number, (cell, picture) in enumerate(zip(batch.cells, pictures, strict=True)):
+            if picture is None:
+                draft.add_damage(number, cell)
+            elif isinstance(picture, Exception):
+                draft.add_undecodable(number, cell, batch.columns[FILE_NAME][number].as_py(), picture)
+            else:
                 kept.append(number)
-            except Exception as error:
-                # Whatever is wrong with one picture must not stop the others.
-                draft.add_undecodable(number, cell, columns[FILE_NAME][number].as_py(), error)
-        codes = self.encoder.encode(pictures) if pictures else []
-        kept_columns = columns.take(pa.array(kept, pa.int64())).columns
-        draft.add(table.num_rows, pa.Table.from_arrays([*kept_columns, *_columns(codes)], schema=self.schema))
+        codes = self.encoder.encode([pictures[number] for number in kept]) if kept else []
+        columns = batch.columns.take(pa.array(kept, pa.int64())).columns
+        draft.add(len(pictures), pa.Table.from_arrays([*columns, *_columns(codes)], schema=self.schema))
 
 
 class _Draft:
