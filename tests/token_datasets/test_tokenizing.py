@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -415,3 +416,71 @@ def test_a_connection_that_fails_ends_the_run_and_is_no_undecodable_picture(toke
             tokenize(tmp_path / "out")
     summary = tokenize(tmp_path / "out")
     assert (summary.num_images, summary.num_undecodable) == (len(NUMBERS), 1)
+
+
+def test_threads_change_nothing(tokenize, tmp_path):
+    tokenize(tmp_path / "none", num_workers=0)
+    for num_workers in (1, 5):
+        tokenize(tmp_path / str(num_workers), num_workers=num_workers)
+        assert contents(tmp_path / str(num_workers)) == contents(tmp_path / "none")
+
+
+def test_pictures_are_decoded_while_the_model_computes_and_only_so_many(tokenize, tmp_path, monkeypatch):
+    """The model waits for the next batch, of another file, and the pictures of 300 rows are never all there."""
+    data = tmp_path / "data"
+    data.mkdir()
+    write_parquet(data / "0.parquet", [0, 1, 2])
+    write_parquet(data / "1.parquet", [number % 5 for number in range(297)])
+    batch_size, num_workers, num_alive, most_alive, num_decoded = 3, 2, 0, 0, 0
+    lock, ahead = threading.Lock(), threading.Event()
+
+    def free():
+        nonlocal num_alive
+        with lock:
+            num_alive -= 1
+
+    def to_picture(image, processor):
+        nonlocal num_alive, most_alive, num_decoded
+        picture = original(image, processor)
+        weakref.finalize(picture.pixel_values, free)
+        with lock:
+            num_alive, num_decoded = num_alive + 1, num_decoded + 1
+            most_alive = max(most_alive, num_alive)
+            if num_decoded == 2 * batch_size:
+                ahead.set()
+        return picture
+
+    def encode(encoder, pictures):
+        assert ahead.wait(timeout=30)
+        return original_encode(encoder, pictures)
+
+    original, original_encode = tokenizing.to_picture, PictureEncoder.encode
+    monkeypatch.setattr(tokenizing, "to_picture", to_picture)
+    monkeypatch.setattr(PictureEncoder, "encode", encode)
+    summary = tokenize(
+        tmp_path / "out",
+        rows=open_rows([str(data)]),
+        choice=LengthChoice(num_tokens=4),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        rows_per_shard=100,
+    )
+    assert summary.num_images == num_decoded == 300
+    # The last batch, the one that is put together, and what waits for it.
+    assert 2 * batch_size <= most_alive <= 3 * batch_size + num_workers + 1
+    assert num_alive == 0
+
+
+def test_rows_that_cannot_be_read_end_the_run_after_the_shards_before_them(tokenize, tmp_path, monkeypatch):
+    tables = open_rows([str(tokenize.data)]).tables
+
+    def failing(part, row, batch_size):
+        yield from (table for table, _ in zip(tables(part, row, batch_size), range(2), strict=False))
+        raise ConnectionError("no route to host")
+
+    rows = open_rows([str(tokenize.data)])
+    monkeypatch.setattr(type(rows), "tables", lambda self, *arguments: failing(*arguments))
+    with pytest.raises(ConnectionError):
+        tokenize(tmp_path / "out", rows=rows, rows_per_shard=2, batch_size=2)
+    # Of two batches, the second may be the part's last one.
+    assert [path.name for path in (tmp_path / "out" / "data").iterdir()] == ["train-00000-00000.parquet"]

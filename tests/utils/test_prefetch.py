@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from alit_hf.utils.prefetch import map_in_threads, read_ahead
+from alit_hf.utils import prefetch
+from alit_hf.utils.prefetch import map_batches, map_in_threads, read_ahead
 
 
 AHEAD = 3
@@ -85,3 +86,50 @@ def test_a_caller_that_leaves_ends_the_reader():
     before = threading.active_count()
     results.close()
     assert threading.active_count() == before - 1
+
+
+@pytest.mark.parametrize("num_threads", [0, 3])
+def test_batches_keep_their_items_and_the_empty_ones(num_threads):
+    batches = [range(2), [], range(5, 8), []]
+    results = list(map_batches(lambda number: number**2, batches, 3, num_threads))
+    assert results == [(range(2), [0, 1]), ([], []), (range(5, 8), [25, 36, 49]), ([], [])]
+
+
+@pytest.mark.parametrize("num_threads", [0, 3])
+def test_an_error_in_a_batch_comes_after_the_batches_before_it(num_threads):
+    results = map_batches(lambda number: 1 / (3 - number), [[1, 2], [3], [4]], 2, num_threads)
+    assert next(results) == ([1, 2], [0.5, 1.0])
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda hang: map_in_threads(hang, itertools.count(), 2, 2),
+        lambda hang: read_ahead(map(hang, itertools.count()), 2),
+    ],
+)
+def test_what_hangs_does_not_hold_up_a_caller_that_leaves(monkeypatch, start):
+    monkeypatch.setattr(prefetch, "_LONGEST_WAIT", 0.01)
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang(number: int) -> int:
+        if number:
+            hangs.set()
+            goes_on.wait()
+        return number
+
+    results = start(hang)
+    before = set(threading.enumerate())
+    assert next(results) == 0
+    assert hangs.wait(timeout=30)
+    results.close()
+    # Nor the end of the program.
+    left = set(threading.enumerate()) - before
+    assert left
+    assert all(thread.daemon for thread in left)
+    goes_on.set()
+    for thread in left:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
