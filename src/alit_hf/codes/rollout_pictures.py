@@ -9,7 +9,7 @@ from PIL import Image
 from alit_hf.model.configuration_alit import ALITConfig
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.model.modeling_alit import ALITModel
-from alit_hf.model.selection import l1, negative_psnr
+from alit_hf.model.selection import l1, psnr
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def rollout_pictures(
                 token_ids=rollout.token_ids[0].cpu() if quantized else None,
                 picture=processor.postprocess(rollout.reconstruction)[0],
                 l1=l1(rollout.reconstruction, pixel_values).item(),
-                psnr=-negative_psnr(rollout.reconstruction, pixel_values).item(),
+                psnr=psnr(rollout.reconstruction, pixel_values).item(),
                 payload_bytes=payload_bytes(model.config, rollout.num_tokens) if quantized else None,
             )
         )
