@@ -10,11 +10,12 @@ import torch
 from alit_hf import ALITImageProcessor, ALITModel
 from alit_hf.codes.token_file import TokenFile
 from alit_hf.model.image_io import open_image
+from alit_hf.model.length_prediction import bound_margin
 
 
 @pytest.fixture(scope="module")
 def predicting(tiny_model, tmp_path_factory) -> str:
-    """The model with a predictor at random whose bounds lie around a threshold of 0.5."""
+    """The model with a random predictor that tells pictures apart."""
     folder = tmp_path_factory.mktemp("models") / "predicting"
     shutil.copytree(tiny_model, folder)
     model = ALITModel.from_pretrained(tiny_model)
@@ -28,37 +29,45 @@ def predicting(tiny_model, tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def expected(predicting, photos) -> dict[str, int]:
-    """The length of each photo."""
+def expected(predicting, photos) -> tuple[float, dict[str, int]]:
+    """A threshold between the bounds of the photos at the shortest length, and the length that each photo gets."""
     model, processor = ALITModel.from_pretrained(predicting).eval(), ALITImageProcessor.from_pretrained(predicting)
-    lengths = {}
-    for path in sorted(photos.rglob("*.*")):
-        pixels = processor(open_image(path), return_tensors="pt").pixel_values
-        with torch.no_grad():
-            code = model.encode(pixels, threshold=0.5, confidence=0.9)
-        lengths[str(path.relative_to(photos))] = code.num_tokens.item()
+    pixels = {
+        str(path.relative_to(photos)): processor(open_image(path), return_tensors="pt").pixel_values
+        for path in sorted(photos.rglob("*.*"))
+    }
+    with torch.no_grad():
+        first = torch.stack([next(iter(model.rollouts(one))).last_hidden_state[0] for one in pixels.values()])
+        bounds = model.length_predictor.predict(first)[:, 0] + bound_margin(model.config.length_shortfalls, 0.9)
+        threshold = bounds.median().exp().item() * 1.001
+        lengths = {
+            name: model.encode(one, threshold=threshold, confidence=0.9).num_tokens.item()
+            for name, one in pixels.items()
+        }
     assert len(set(lengths.values())) > 1
-    return lengths
+    return threshold, lengths
 
 
 def test_encode(alit, photos, tmp_path, predicting, expected):
     out = tmp_path / "out"
-    arguments = ("--model", predicting, "--threshold", 0.5, "--confidence", 0.9)
+    threshold, lengths = expected
+    arguments = ("--model", predicting, "--threshold", threshold, "--confidence", 0.9)
     result = alit("encode", photos, "-o", out, *arguments)
     assert result.code == 0, result.err
     found = sorted(TokenFile.load(path).num_tokens for path in out.rglob("*.alit"))
-    assert found == sorted(expected.values())
+    assert found == sorted(lengths.values())
     result = alit("encode", photos / "b.webp", "-o", tmp_path / "b.alit", *arguments)
     assert "score at most " in result.out
 
 
 def test_tokenize(alit, photos, tmp_path, predicting, expected):
     out = tmp_path / "tokens"
-    arguments = ("tokenize", photos, "-o", out, "--model", predicting, "--threshold", 0.5)
+    threshold, lengths = expected
+    arguments = ("tokenize", photos, "-o", out, "--model", predicting, "--threshold", threshold)
     result = alit(*arguments, "--confidence", 0.9)
     assert result.code == 0, result.err
     rows = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
-    assert {row["file_name"]: row["num_tokens"] for row in rows} == expected
+    assert {row["file_name"]: row["num_tokens"] for row in rows} == lengths
     info = json.loads((out / "tokenization.json").read_text())
     assert info["confidence"] == 0.9
     assert len(info["length_predictor"]) == 16
