@@ -18,7 +18,7 @@ from transformers.models.vit.modeling_vit import ViTEmbeddings
 
 from alit_hf import ALITModel
 from alit_hf.model import modeling_alit
-from alit_hf.model.modeling_alit import ALITEncoderOutput
+from alit_hf.model.outputs import ALITEncoderOutput
 from alit_hf.model.selection import resolve_criterion
 
 
