@@ -1,7 +1,11 @@
 """Converted checkpoints compute what the published models compute."""
 
 import argparse
+import io
 import json
+import math
+import struct
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -409,3 +413,95 @@ class TestCheckpointFiles:
     def test_neither_path_nor_state_dict(self):
         with pytest.raises(ValueError, match="`path_or_state_dict` is a int"):
             load_original(3)
+
+
+# Of 82 GB in float32.
+MANY = 20_500_000_000
+
+
+class TestHostileFiles:
+    """Files that declare 82 GB in few bytes: refused at once, and without memory for it."""
+
+    @pytest.fixture
+    def weights(self):
+        return randomised(kl_reference(num_codes=None)).state_dict()
+
+    @staticmethod
+    def refusal(path: Path) -> str:
+        resource = pytest.importorskip("resource")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(ValueError, match=r"\w") as error:
+            load_original(path, num_attention_heads=2)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 500_000
+        return str(error.value)
+
+    @pytest.mark.parametrize("key", ["encoder_ln_pre.weight", "encoder_positional_embedding", "unknown", "gan.weight"])
+    @pytest.mark.parametrize("is_whole", [True, False], ids=["sparse on the disk", "short"])
+    def test_header_of_safetensors(self, weights, tmp_path, key, is_whole):
+        header, end = {}, 0
+        for name, shape in {**{n: w.shape for n, w in weights.items()}, key: (MANY // 64, 64)}.items():
+            start, end = end, end + 4 * math.prod(shape)
+            header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+        text = json.dumps(header).encode()
+        with open(tmp_path / "hostile.safetensors", "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + end if is_whole else 10**6)
+        message = self.refusal(tmp_path / "hostile.safetensors")
+        # A small machine may not even map so large a file.
+        reasons = ["cannot be read as weights", "do not fit together", "must be a square number", "unknown weights"]
+        assert any(reason in message for reason in reasons)
+
+    @pytest.mark.parametrize(
+        "tensor",
+        [
+            torch.zeros(1).expand(MANY),
+            torch.empty(MANY, device="meta"),
+            torch.zeros(1).expand(MANY // 64, 64),
+        ],
+        ids=["repeated", "without data", "repeated rows"],
+    )
+    def test_tensors_larger_than_their_data(self, weights, tmp_path, tensor):
+        torch.save({"model": {**weights, "encoder_ln_pre.weight": tensor}}, tmp_path / "hostile.pth")
+        assert "do not fit together" in self.refusal(tmp_path / "hostile.pth")
+
+    def test_sparse_tensors(self, weights, tmp_path):
+        indices, values = torch.zeros(1, 1, dtype=torch.long), torch.ones(1)
+        weights["encoder_ln_pre.weight"] = torch.sparse_coo_tensor(indices, values, (MANY,), check_invariants=True)
+        torch.save({"model": weights}, tmp_path / "hostile.pth")
+        message = self.refusal(tmp_path / "hostile.pth")
+        assert "`model` holds a sparse or quantised tensor under 'encoder_ln_pre.weight'" in message
+
+    @pytest.mark.parametrize("kind", ["zip", "compressed", "legacy"])
+    def test_storages_larger_than_their_data(self, weights, tmp_path, kind):
+        weights["encoder_ln_pre.weight"] = torch.zeros(12345)
+        file = io.BytesIO()
+        torch.save({"model": weights}, file, _use_new_zipfile_serialization=kind != "legacy")
+        # As pickle writes the two numbers.
+        declared = (b"M" + (12345).to_bytes(2, "little"), b"\x8a\x05" + MANY.to_bytes(5, "little"))
+        if kind == "legacy":
+            (tmp_path / "hostile.pth").write_bytes(file.getvalue().replace(*declared))
+        else:
+            method = zipfile.ZIP_DEFLATED if kind == "compressed" else zipfile.ZIP_STORED
+            with zipfile.ZipFile(file) as honest, zipfile.ZipFile(tmp_path / "hostile.pth", "w", method) as hostile:
+                for name in honest.namelist():
+                    content = honest.read(name)
+                    hostile.writestr(name, content.replace(*declared) if name.endswith("data.pkl") else content)
+        assert "cannot be read as weights" in self.refusal(tmp_path / "hostile.pth")
+
+    def test_weights_that_agree_with_each_other_on_absurd_sizes(self):
+        with torch.device("meta"):
+            weights = PublishedALIT(
+                AutoencoderKL(CHANNELS, 2, 4),
+                "vae",
+                base_dim=4,
+                out_dim=4,
+                num_codes=None,
+                **{**SIZES, "width": 64000},
+            ).state_dict()
+        with pytest.raises(ValueError, match="more than 4294967296 parameters, which is the limit"):
+            load_original(weights, num_attention_heads=2)
+
+    def test_files_of_older_versions_of_torch(self, weights, tmp_path):
+        torch.save({"model": weights}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+        model = load_original(tmp_path / "old.pth", num_attention_heads=2)
+        assert torch.equal(model.latent_tokens.tokens, weights["latent_tokens"])

@@ -5,6 +5,7 @@ import functools
 import math
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from .model.configuration_alit import _PAPER_SIZES, ALITConfig
 from .model.modeling_alit import ALITModel
+from .utils.error_reason import reason
 
 
 # Published checkpoints multiply the latents of a KL base by this, and do not divide by it before decoding.
@@ -57,6 +59,14 @@ def load_original(
         `FileNotFoundError`: if the file does not exist.
     """
     weights = _without_losses(_select_weights(_read(path_or_state_dict)))
+    # First on a device without memory, so that names and shapes that are not those of a model are refused before a
+    # byte is allocated for them, whatever sizes a file declares.
+    with torch.device("meta"):
+        _convert({name: weight.to("meta") for name, weight in weights.items()}, num_attention_heads)
+    return _convert(weights, num_attention_heads)
+
+
+def _convert(weights: dict[str, torch.Tensor], num_attention_heads: int | None) -> ALITModel:
     base_prefix = _base_prefix(weights)
     config = _infer_config(weights, base_prefix, num_attention_heads)
     rules = _model_rules(config, base_prefix)
@@ -91,14 +101,16 @@ def _read(path_or_state_dict: str | os.PathLike | Mapping) -> Mapping:
         if path.endswith(".safetensors"):
             checkpoint = load_file(path)
         else:
-            # Published files hold their training arguments beside the weights.
+            # Published files hold their training arguments beside the weights. Mapped, tensors cannot take more memory
+            # than the file has bytes.
             with torch.serialization.safe_globals([argparse.Namespace]):
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
         raise
     except Exception as error:  # what the readers raise on foreign or damaged files is not documented
         raise ValueError(
-            f"`path_or_state_dict` is {path!r}, which cannot be read as weights with plain training arguments."
+            f"`path_or_state_dict` is {path!r}, which cannot be read as weights with plain training arguments: "
+            f"{reason(error)}"
         ) from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(
@@ -120,6 +132,8 @@ def _select_weights(checkpoint: Mapping) -> dict[str, torch.Tensor]:
                 raise ValueError(f"`{name}` holds the key {key!r}, keys must be names of weights.")
             if not isinstance(value, torch.Tensor):
                 raise ValueError(f"`{name}` holds a {type(value).__name__} under {key!r}, it must be a tensor.")
+            if value.layout != torch.strided or value.is_quantized:
+                raise ValueError(f"`{name}` holds a sparse or quantised tensor under {key!r}, it must be a dense one.")
             weights[re.sub(r"^(module\.)+", "", key)] = value
     return weights
 

@@ -21,7 +21,7 @@ def test_the_token_data_set_names_what_was_taken(alit, photos, tmp_path, tiny_mo
     arguments = ["tokenize", photos, "--num-tokens", 4, "--model", tiny_model, "--device", "cpu"]
     result = alit(*arguments, "--output", tmp_path / "out", "--dtype", "auto")
     assert result.code == 0
-    assert f"alit: note: --dtype auto: {expected}, as cpu has " in result.err
+    assert f"alit: note: --dtype auto takes {expected}\n" in result.err
     assert TokenDatasetInfo.load(tmp_path / "out").dtype == expected
     other = {"bfloat16": "float32", "float32": "bfloat16"}[expected]
     assert alit(*arguments, "--output", tmp_path / "out", "--dtype", expected).code == 0
@@ -62,4 +62,4 @@ def test_all_processes_compute_in_the_same(monkeypatch, tiny_model, capsys):
     monkeypatch.setattr(loading, "_computes_bfloat16", lambda device: next(answers))
     made = in_processes(3, lambda processes: loading.load_model(tiny_model, "cpu", "auto", processes)[0].dtype)
     assert made == [torch.float32] * 3
-    assert capsys.readouterr().err.count("--dtype auto: float32") == 1
+    assert capsys.readouterr().err.count("--dtype auto takes float32") == 1

@@ -139,10 +139,16 @@ def test_without_options_the_default_threshold_decides(alit, photos, tmp_path, t
 
 def test_criterion_is_used(alit, photos, tmp_path, tiny_model, loaded):
     score = encode_alone(loaded, photos / "a.png", threshold=0, criterion="psnr").score.item()
-    assert score < 0
+    assert score > 1
     arguments = ["encode", photos / "a.png", "-o", tmp_path, "--criterion", "psnr", "--model", tiny_model]
-    assert alit(*arguments, "--threshold", f"{score + 1:.3f}").out.startswith(f"{tmp_path / 'a.png.alit'}: 4 tokens")
-    assert "12 tokens" in alit(*arguments, "--threshold", f"{score - 9:.3f}").out
+    result = alit(*arguments, "--threshold", f"{score - 1:.3f}")
+    assert result.out.startswith(f"{tmp_path / 'a.png.alit'}: 4 tokens")
+    assert result.out.rstrip().endswith(f", score {score:.4f} dB")
+    result = alit(*arguments, "--threshold", f"{score + 9:.3f}")
+    assert "12 tokens" in result.out
+    assert result.out.rstrip().endswith(" dB (not above the threshold)")
+    several = ["encode", photos, "-o", tmp_path / "out", "--criterion", "psnr", "--threshold", "60"]
+    assert "; 5 not above the threshold" in alit(*several, "--model", tiny_model).out
 
 
 def test_original_size_is_the_upright_pictures(alit, tmp_path, tiny_model):
@@ -176,7 +182,11 @@ def test_file_from_another_dtype_can_be_decoded(alit, photos, tmp_path, tiny_mod
         (["-o", "OUT", "--batch-size", "-1"], "--batch-size: it is '-1', it must be a whole number from 1"),
         (["-o", "OUT", "--criterion", "l1", "--num-tokens", "4"], "--criterion chooses lengths together with"),
         (["-o", "OUT", "--criterion", "psnr"], "--criterion psnr needs a --threshold"),
-        (["-o", "OUT", "--criterion", "psnr", "--threshold", "25"], "must be minus the dB: -25 for more than 25 dB"),
+        (
+            ["-o", "OUT", "--criterion", "psnr", "--threshold", "-25"],
+            "`threshold` is -25 dB, for this criterion it must",
+        ),
+        (["-o", "OUT", "--criterion", "psnr", "--threshold", "nan"], "it must be a finite number"),
         (["-o", "OUT", "--criterion", "beauty", "--threshold", "1"], "`criterion` is 'beauty', it must be one of"),
         (["-o", "OUT", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
         (["-o", "OUT", "--device", "abacus"], "--device abacus cannot be used here"),

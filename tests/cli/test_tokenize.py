@@ -61,9 +61,20 @@ def test_a_folder_of_photos(tokenize, tmp_path, photos, loaded):
 
 def test_a_fixed_length_and_another_criterion(tokenize, tmp_path):
     assert "8 to 8 tokens" in tokenize("--num-tokens", 8, output=tmp_path / "fixed").out
-    result = tokenize("--criterion", "psnr", "--threshold", -99, output=tmp_path / "psnr")
-    assert "12 to 12 tokens, 12.0 on average; 5 not below the threshold" in result.out
-    assert max(load(tmp_path / "psnr")["score"]) < 0
+    result = tokenize("--criterion", "psnr", "--threshold", 99, output=tmp_path / "psnr")
+    assert "12 to 12 tokens, 12.0 on average; 5 not above the threshold" in result.out
+    assert min(load(tmp_path / "psnr")["score"]) > 1
+    assert "bring `psnr` above 99 dB, or in all" in " ".join((tmp_path / "psnr" / "README.md").read_text().split())
+
+
+def test_data_sets_with_negative_decibels_decode_and_are_not_continued(tokenize, tmp_path, loaded):
+    tokenize("--criterion", "psnr", "--threshold", 5)
+    path = tmp_path / "out" / "tokenization.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"threshold": -5.0}))
+    assert len(TokenDecoder(tmp_path / "out", *loaded).decode(load(tmp_path / "out")[:])) == 5
+    result = tokenize("--criterion", "psnr", "--threshold", 5)
+    assert result.code == 2
+    assert "holds tokens of another run, threshold was -5.0 and is now 5.0" in result.errors[0]
 
 
 def test_the_same_command_again_changes_nothing(tokenize, tmp_path):

@@ -110,14 +110,14 @@ def test_no_route_fetches_an_address(url, listener):
     for route in ("run", "api", "call"):
         httpx.post(f"{url}gradio_api/{route}/first_choose", json={"data": [None, payload, None]}, timeout=60)
     httpx.post(f"{url}gradio_api/call/v2/first_choose", json={"param_1": payload}, timeout=60)
-    assert post(url, 1, [payload])["error"]  # the queue has done what was posted before
+    assert post(url, 1, [payload, False])["error"]  # the queue has done what was posted before
     assert listener.asked == []
 
 
 @pytest.mark.parametrize("value", [None, True, "0.1", "", float("nan"), float("inf"), -0.1, 0.31, [0.1], {}])
 def test_a_threshold_is_a_number_of_its_range(url, events, value):
-    assert events[1] == ["slider"]
-    assert "`Threshold` is " in (error := post(url, 1, [value], {"example": "cat"})["error"])
+    assert events[1] == ["slider", "checkbox"]
+    assert "`Threshold` is " in (error := post(url, 1, [value, False], {"example": "cat"})["error"])
     assert error.endswith(", it must be a number from 0 to 0.3.")
 
 
@@ -127,16 +127,16 @@ def test_other_values_are_those_of_their_components(url, events):
         assert "it must be true or false" in post(url, compare, [value])["error"]
     for path in (None, 3, "", "a.png", "/etc/passwd", "\0", "\ud800", "https://example.com/a.png"):
         value = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        assert "Only files can be dropped in" in post(url, 0, [value, 0.1])["error"]
-    assert "Only files can be dropped in" in post(url, 0, [None, 0.1])["error"]
+        assert "Only files can be dropped in" in post(url, 0, [value, 0.1, False])["error"]
+    assert "Only files can be dropped in" in post(url, 0, [None, 0.1, False])["error"]
 
 
 def test_only_what_is_on_the_page_is_clicked(url, events, tokenizer):
-    (press, _) = [event for event, kinds in events.items() if kinds == ["state", "slider"]]
+    (press, _) = [event for event, kinds in events.items() if kinds == ["state", "slider", "checkbox"]]
     for clicked in (None, [], "cat", {}, {"example": None}, {"example": ["cat"]}, {"example": "dog"}):
-        assert "`example` is " in post(url, 1, [0.1], clicked)["error"]
-    assert "data" in post(url, 0, [uploaded(url), 0.1])
+        assert "`example` is " in post(url, 1, [0.1, False], clicked)["error"]
+    assert "data" in post(url, 0, [uploaded(url), 0.1, False])
     longest = tokenizer.model.config.max_tokens
     for clicked in (None, {}, {"token": 1}, {"token": "-1"}, {"token": str(longest)}, {"token": "1" * 5000}):
-        assert "`token` is " in post(url, press, [None, 0.1], clicked)["error"]
-    assert post(url, press, [None, 0.0], {"token": str(longest - 1)})["data"][3]["props"]["pressed"] == longest
+        assert "`token` is " in post(url, press, [None, 0.1, False], clicked)["error"]
+    assert post(url, press, [None, 0.0, False], {"token": str(longest - 1)})["data"][3]["props"]["pressed"] == longest

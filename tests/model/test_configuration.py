@@ -7,6 +7,7 @@ import torch
 from tiny_config import BASE_TOKENIZERS, VARIANT_NAMES, VARIANTS, tiny_config, tiny_model
 
 from alit_hf import ALITConfig, ALITModel
+from alit_hf.model.configuration_alit import _num_weights
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,60 @@ def test_refused_fields_are_named_with_value_and_what_is_allowed(fields, allowed
     name, value = next(iter(fields.items()))
     assert name in str(error.value)
     assert str(value) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": 10**6}, "more than 4294967296 parameters.*`hidden_size` is 1000000"),
+        ({"hidden_size": 10**30}, "`hidden_size` is 10+, it must be at least 1 and at most 4294967296"),
+        ({"mlp_ratio": 1e300}, "more than 4294967296 parameters.*`mlp_ratio` is 1e.300"),
+        ({"codebook_dim": 10**9}, "more than 4294967296 parameters.*`codebook_dim` is 1000000000"),
+        ({"num_encoder_layers": 10**6}, "`num_encoder_layers` is 1000000, it must be at most 1000"),
+        ({"num_decoder_layers": 10**6}, "`num_decoder_layers` is 1000000, it must be at most 1000"),
+        ({"num_encoder_layers": 900, "hidden_size": 1024}, "more than 4294967296 parameters.*_layers` is 900"),
+        ({"image_size": 4 * 10**6}, "`image_size` is 4000000 with 1000000000000 positions, it must have at most"),
+        (
+            {"image_size": [4, 4 * 10**6]},
+            "`image_size` is .* with 1000000 positions, it must have at most 100000000 p",
+        ),
+        ({"max_rollouts": 10**6}, "`max_rollouts` times `tokens_per_rollout` is 3000000, it must be at most 65535"),
+        ({"tokens_per_rollout": 2**14}, "`max_rollouts` times `tokens_per_rollout` is 65536"),
+        ({"num_labels": 10**9}, "`num_labels` is 1000000000, it must be at most 1048576"),
+    ],
+    ids=str,
+)
+def test_absurd_sizes_are_refused_before_anything_is_built(fields, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**fields)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"block_out_channels": [8, 8, 16 * 10**5]},
+            "more than 4294967296 parameters.*`block_out_channels` .8, 8, 16",
+        ),
+        ({"layers_per_block": 10**6}, "`layers_per_block` is 1000000, it must be at most 1000"),
+        ({"num_vq_embeddings": 10**9}, "more than 4294967296 parameters"),
+        ({"num_vq_embeddings": 10**12}, "`num_vq_embeddings` 1000000000000, it must be .* at most 4294967296"),
+        ({"latent_channels": 10**8}, "more than 4294967296 parameters"),
+    ],
+    ids=str,
+)
+def test_absurd_base_tokenizers_are_refused_before_anything_is_built(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(base_tokenizer_config={**BASE_TOKENIZERS["vqgan"], **changes})
+
+
+@pytest.mark.parametrize("base", ["vqgan", "kl"])
+def test_parameters_are_counted_without_building_the_model(base):
+    for config in (ALITConfig.paper("tiny", base=base), ALITConfig.paper("semilarge", base=base, quantize=False)):
+        with torch.device("meta"):
+            num_parameters = sum(weight.numel() for weight in ALITModel(config).parameters())
+        # Of the base tokenizer only the larger part is counted, as a limit needs no more.
+        assert 0.75 * num_parameters < _num_weights(config) < num_parameters
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import collections
 import contextlib
+import io
 import itertools
+import pickle
 from collections.abc import Iterator
 
 import pytest
@@ -11,9 +13,13 @@ import torch.nn.functional as F
 from tiny_config import VARIANT_NAMES, VARIANTS, tiny_images, tiny_model
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import ViTConfig
+from transformers.activations import GELUActivation
 from transformers.models.vit.modeling_vit import ViTEmbeddings
 
 from alit_hf import ALITModel
+from alit_hf.model import modeling_alit
+from alit_hf.model.outputs import ALITEncoderOutput
+from alit_hf.model.selection import resolve_criterion
 
 
 all_variants = pytest.mark.parametrize(("base", "quantize"), VARIANTS, ids=VARIANT_NAMES)
@@ -352,20 +358,16 @@ def test_a_batch_equals_its_images_alone(base, quantize):
         length = int(alone.num_tokens)
         assert batch.num_tokens[row] == length
         assert batch.satisfied[row] == alone.satisfied[0]
-        torch.testing.assert_close(batch.score[row : row + 1], alone.score)
-        torch.testing.assert_close(batch.latents[row : row + 1, :length], alone.latents)
+        # To the bit, as the score of one may be another's threshold.
+        assert torch.equal(batch.score[row : row + 1], alone.score)
+        assert torch.equal(batch.latents[row : row + 1, :length], alone.latents)
         assert not batch.latents[row, length:].any()
-        assert_same_picture(batch.reconstruction[row : row + 1], alone.reconstruction)
+        assert torch.equal(batch.reconstruction[row : row + 1], alone.reconstruction)
         if quantize:
             assert torch.equal(batch.token_ids[row : row + 1, :length], alone.token_ids)
             assert (batch.token_ids[row, length:] == -1).all()
         else:
             assert batch.token_ids is alone.token_ids is None
-
-
-def assert_same_picture(picture: torch.Tensor, expected: torch.Tensor) -> None:
-    """To 1e-5 of the range of pixels, which goes beyond [0, 1] with random weights."""
-    torch.testing.assert_close(picture, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
 
 
 @all_variants
@@ -375,9 +377,44 @@ def test_fixed_lengths_do_not_depend_on_batch_mates(base, quantize):
     batch = model.encode(pixel_values, return_reconstruction=True)
     for row, image in enumerate(pixel_values.split(1)):
         alone = model.encode(image, return_reconstruction=True)
-        torch.testing.assert_close(batch.latents[row : row + 1], alone.latents)
-        assert_same_picture(batch.reconstruction[row : row + 1], alone.reconstruction)
+        assert torch.equal(batch.latents[row : row + 1], alone.latents)
+        assert torch.equal(batch.reconstruction[row : row + 1], alone.reconstruction)
         assert not quantize or torch.equal(batch.token_ids[row : row + 1], alone.token_ids)
+
+
+@all_variants
+@pytest.mark.parametrize("criterion", ["l1", "l2", "psnr"])
+def test_an_image_whose_threshold_is_its_own_score_gets_one_code_in_any_batch(base, quantize, criterion):
+    model = tiny_model(base, quantize)
+    pixel_values = tiny_images(7)
+    measure = resolve_criterion(criterion)
+    scores = torch.stack([measure(step.reconstruction, pixel_values) for step in model.rollouts(pixel_values)], dim=1)
+    # Random weights give less than 0 dB.
+    thresholds = scores[torch.arange(7), torch.arange(7) % 4].clamp(min=0)
+    codes = {
+        size: torch.cat(
+            [
+                F.pad(code.latents, (0, 0, 0, 12 - code.latents.shape[1]))
+                for batch, own in zip(pixel_values.split(size), thresholds.split(size), strict=True)
+                for code in [model.encode(batch, threshold=own, criterion=criterion)]
+            ]
+        )
+        for size in (1, 2, 7)
+    }
+    assert torch.equal(codes[1], codes[2])
+    assert torch.equal(codes[1], codes[7])
+
+
+@all_variants
+def test_what_rounds_by_the_size_of_a_batch_gets_each_image_alone_on_a_cpu(base, quantize):
+    model = tiny_model(base, quantize)
+    seen = collections.defaultdict(set)
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d, GELUActivation)):
+            module.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].add(len(inputs[0])))
+    model.decode(model.encode(tiny_images(3), threshold=0.0))
+    assert {"embeddings.patch_embeddings", "encoder.layers.1.mlp.activation_fn", "decoder.head.fc2"} < set(seen)
+    assert set.union(*seen.values()) == {1}
 
 
 def test_the_batch_is_as_wide_as_its_longest_code():
@@ -432,15 +469,49 @@ def test_a_criterion_sees_the_images_that_are_left():
 
 @pytest.mark.parametrize("criterion", ["l2", "psnr"])
 def test_named_criteria_choose_by_their_own_scores(criterion):
+    model, image = decent_model(), tiny_images(1)
+    errors = torch.stack([(step.reconstruction - image).pow(2).mean() for step in model.rollouts(image)])
+    scores = -10 * errors.log10() if criterion == "psnr" else errors
+    for threshold in (scores[1:] + scores[:-1]) / 2:
+        code = model.encode(image, threshold=threshold, criterion=criterion)
+        met = scores > threshold if criterion == "psnr" else scores < threshold
+        first = int(met.nonzero()[0])
+        assert code.num_tokens.item() == 3 * (first + 1)
+        assert code.satisfied.item()
+        torch.testing.assert_close(code.score[0], scores[first])
+
+
+def decent_model() -> ALITModel:
+    """A model whose pictures are of a few dB, as those of random weights are not."""
     model = tiny_model()
-    image = tiny_images(1)
-    errors = [(step.reconstruction - image).pow(2).mean() for step in model.rollouts(image)]
-    scores = torch.stack([10 * error.log10() if criterion == "psnr" else error for error in errors])
-    threshold = scores.median() + 1e-4
-    code = model.encode(image, threshold=threshold, criterion=criterion)
-    first = int((scores < threshold).nonzero()[0])
-    assert code.num_tokens.item() == 3 * (first + 1)
-    torch.testing.assert_close(code.score[0], scores[first])
+    model.base_tokenizer.model.decoder.conv_out.weight.mul_(0.1)
+    return model
+
+
+def test_decibels_that_no_length_reaches():
+    code = decent_model().encode(tiny_images(2), threshold=torch.tensor([60.0, 1.0]), criterion="psnr")
+    assert code.num_tokens.tolist() == [12, 3]
+    assert code.satisfied.tolist() == [False, True]
+    assert ((code.score > 1) & (code.score < 60)).all()
+
+
+def test_a_callable_says_whether_higher_is_better():
+    calls = []
+
+    def similarity(reconstruction, original):
+        calls.append(len(original))
+        return torch.full((len(original),), len(calls) / 10)
+
+    model, pixel_values = tiny_model(), tiny_images(1)
+    assert model.encode(pixel_values, threshold=0.25, criterion=similarity).num_tokens.tolist() == [3]
+    calls.clear()
+    similarity.higher_is_better = True
+    code = model.encode(pixel_values, threshold=0.25, criterion=similarity)
+    assert code.num_tokens.tolist() == [9]
+    assert code.score.tolist() == pytest.approx([0.3])
+    calls.clear()
+    # Strictly above.
+    assert model.encode(pixel_values, threshold=0.4, criterion=similarity).satisfied.tolist() == [False]
 
 
 # Decoding
@@ -568,6 +639,94 @@ def test_other_sizes_and_aspect_ratios(base, quantize, height, width):
         assert step.grid_size == code.grid_size
 
 
+# Ids alone do not tell their grid
+
+
+@all_variants
+def test_a_whole_output_is_decoded_with_its_own_grid_and_lengths(base, quantize):
+    model = tiny_model(base, quantize)
+    for height, width in ((32, 32), (24, 40)):
+        pixel_values = tiny_images(3, height, width)
+        options = {"return_reconstruction": True, "interpolate_pos_encoding": True}
+        fixed = model.encode(pixel_values, num_tokens=6, **options)
+        mixed = model.encode(pixel_values, threshold=torch.tensor([1e9, 0.0, 1e9]), **options)
+        assert mixed.num_tokens.tolist() == [3, 12, 3]
+        rollout = next(model.rollouts(pixel_values, interpolate_pos_encoding=True))
+        output = model(pixel_values, interpolate_pos_encoding=True)
+        for code in (fixed, mixed, rollout, output):
+            decoded = model.decode(code).pixel_values
+            assert type(decoded) is torch.Tensor
+            assert torch.equal(decoded, code.reconstruction)
+
+
+def test_ids_that_were_changed_in_an_output_are_decoded_as_they_are():
+    model = tiny_model()
+    code = model.encode(tiny_images(1), num_tokens=3)
+    code.token_ids = (code.token_ids + 1) % 64
+    assert torch.equal(model.decode(code).pixel_values, model.decode(code.token_ids).pixel_values)
+
+
+AS_PEOPLE_HANDLE_TENSORS = {
+    "as they are": lambda codes: codes,
+    "a row": lambda codes: codes[:1],
+    "a copy": lambda codes: codes.clone().cpu().contiguous(),
+    "rows put together": lambda codes: torch.stack([codes[1], codes[0]]),
+    "behind others": lambda codes: torch.cat([torch.ones_like(codes).as_subclass(torch.Tensor), codes]),
+    "another dtype": lambda codes: codes.to(torch.int32 if codes.dtype == torch.int64 else torch.float64),
+    "unpickled": lambda codes: pickle.loads(pickle.dumps(codes)),
+    "saved": lambda codes: saved_and_loaded(codes),
+}
+
+
+def saved_and_loaded(tensor: torch.Tensor) -> torch.Tensor:
+    file = io.BytesIO()
+    torch.save(tensor, file)
+    file.seek(0)
+    return torch.load(file)
+
+
+@pytest.mark.parametrize("handle", AS_PEOPLE_HANDLE_TENSORS.values(), ids=AS_PEOPLE_HANDLE_TENSORS)
+@pytest.mark.parametrize("name", ["token_ids", "latents"])
+@pytest.mark.parametrize("height_width", [(24, 40), (64, 64)])
+def test_codes_of_another_grid_are_not_decoded_without_it(height_width, name, handle):
+    model = tiny_model()
+    pixel_values = tiny_images(2, *height_width)
+    rollout = next(model.rollouts(pixel_values, interpolate_pos_encoding=True))
+    code = model.encode(pixel_values, num_tokens=3, interpolate_pos_encoding=True)
+    for output in (code, rollout, model.encode(pixel_values, threshold=1e9, interpolate_pos_encoding=True)):
+        codes = {name: handle(output[name])}
+        with no_module_runs(), pytest.raises(ValueError, match=r"`grid_size` is None.*\(8, 8\).*whole output"):
+            model.decode(**codes)
+        decoded = model.decode(**codes, grid_size=output.grid_size).pixel_values
+        assert type(decoded) is torch.Tensor
+        assert decoded.shape[2:] == height_width
+
+
+def test_a_model_of_wide_pictures_decodes_bare_ids_of_wide_pictures_only():
+    model = tiny_model(image_size=[32, 48])
+    wide = model.encode(tiny_images(1, 32, 48), num_tokens=3, return_reconstruction=True)
+    assert type(wide.token_ids) is type(wide.latents) is torch.Tensor
+    assert torch.equal(model.decode(wide.token_ids).pixel_values, wide.reconstruction)
+    tall = model.encode(tiny_images(1, 48, 32), num_tokens=3, interpolate_pos_encoding=True)
+    with pytest.raises(ValueError, match=r"`grid_size` is None.*\(8, 12\)"):
+        model.decode(tall.token_ids)
+
+
+@pytest.mark.parametrize("beside", [{"num_tokens": 6}, {"grid_size": (8, 8)}, {"latents": torch.rand(2, 6, 5)}])
+def test_nothing_is_given_beside_a_whole_output(beside):
+    model = tiny_model()
+    code = model.encode(tiny_images(2), num_tokens=6)
+    with no_module_runs(), pytest.raises(ValueError, match=f"`{next(iter(beside))}` is given beside a whole ALITEnc"):
+        model.decode(code, **beside)
+
+
+def test_an_output_without_base_latents_has_no_grid():
+    model = tiny_model()
+    code = model.encode(tiny_images(2), num_tokens=6)
+    with no_module_runs(), pytest.raises(ValueError, match="has no `base_latents`, whose shape tells the grid"):
+        model.decode(ALITEncoderOutput(token_ids=code.token_ids, num_tokens=code.num_tokens))
+
+
 def test_positions_are_interpolated_as_in_vit():
     model = tiny_model()
     vit = ViTEmbeddings(ViTConfig(hidden_size=32, image_size=32, patch_size=4))
@@ -612,6 +771,12 @@ WITH_INFINITY[0, 2, 0, 0] = float("inf")
         ({"num_tokens": 15}, "15.*multiple of 3 between 3 and 12"),
         ({"num_tokens": 6.0}, "6.0.*integer"),
         ({"num_tokens": True}, "True.*integer"),
+        ({"pixel_values": WITH_NAN}, "`pixel_values` has NaN"),
+        ({"pixel_values": WITH_INFINITY}, "`pixel_values` has NaN or infinite"),
+        ({"pixel_values": tiny_images(2) * 255}, r"`pixel_values` has values from .* to 2\d\d.*\[0, 1\].*Processor"),
+        ({"pixel_values": tiny_images(2) * 2 - 1, "num_tokens": 6}, r"`pixel_values` has values from -0\.9.* to 1,"),
+        ({"pixel_values": (tiny_images(2) - 0.45) / 0.22}, r"`pixel_values` has values from -2"),
+        ({"pixel_values": (tiny_images(2) * 255).bfloat16()}, r"`pixel_values` has values from"),
     ],
 )
 @pytest.mark.parametrize("method", ["encode", "rollouts", "forward"])
@@ -619,7 +784,7 @@ def test_wrong_pictures_and_lengths_are_refused_before_any_work(method, argument
     model = tiny_model()
     with no_module_runs(), pytest.raises(ValueError, match=message) as error:
         getattr(model, method)(**{"pixel_values": tiny_images(2), **arguments})
-    name = "num_tokens" if "num_tokens" in arguments else "pixel_values"
+    name = "pixel_values" if "pixel_values" in arguments else "num_tokens"
     assert f"`{name}`" in str(error.value)
 
 
@@ -635,13 +800,13 @@ def test_wrong_pictures_and_lengths_are_refused_before_any_work(method, argument
         ({"threshold": [0.1, None]}, "`threshold`"),
         ({"threshold": 0.1, "criterion": "fid"}, "`criterion` is 'fid'.*'l1'"),
         ({"threshold": 0.1, "criterion": 1}, "`criterion` is 1"),
+        (
+            {"threshold": -25, "criterion": "psnr"},
+            "`threshold` is -25 dB, for this criterion it must be at least 0 dB",
+        ),
+        ({"threshold": torch.tensor([25, -1e-3]), "criterion": "psnr"}, "`threshold` is -0.001 dB"),
+        ({"threshold": float("nan"), "criterion": "psnr"}, "`threshold`.*nan.*NaN"),
         ({"num_tokens": 6, "criterion": "fid"}, "`criterion` is 'fid'"),
-        ({"pixel_values": WITH_NAN}, "`pixel_values` has NaN"),
-        ({"pixel_values": WITH_INFINITY, "threshold": 0.1}, "`pixel_values` has NaN or infinite"),
-        ({"pixel_values": tiny_images(2) * 255}, r"`pixel_values` has values from .* to 2\d\d.*\[0, 1\].*Processor"),
-        ({"pixel_values": tiny_images(2) * 2 - 1, "num_tokens": 6}, r"`pixel_values` has values from -0\.9.* to 1,"),
-        ({"pixel_values": (tiny_images(2) - 0.45) / 0.22, "threshold": 0.1}, r"`pixel_values` has values from -2"),
-        ({"pixel_values": (tiny_images(2) * 255).bfloat16()}, r"`pixel_values` has values from"),
     ],
 )
 def test_wrong_arguments_of_encode_are_refused_before_any_work(arguments, message):
@@ -650,10 +815,41 @@ def test_wrong_arguments_of_encode_are_refused_before_any_work(arguments, messag
         model.encode(**{"pixel_values": tiny_images(2), **arguments})
 
 
-def test_pixels_a_little_outside_are_taken_as_resizing_gives_them():
-    model, images = tiny_model(), tiny_images(2)
-    images[0, 0, 0, :2] = torch.tensor([-0.09, 1.09])
-    assert model.encode(images, num_tokens=3).token_ids.shape == (2, 3)
+@pytest.mark.parametrize("method", ["encode", "rollouts", "forward"])
+def test_pixels_a_little_outside_are_taken_as_resizing_gives_them(method):
+    # The corners of a chequerboard are the hardest case.
+    board = ((torch.arange(16)[:, None] // 4 + torch.arange(16) // 4) % 2).float().expand(1, 3, 16, 16)
+    images = F.interpolate(board, size=(32, 32), mode="bicubic")
+    assert images.min() < -0.15
+    assert images.max() > 1.15
+    getattr(tiny_model(), method)(images, num_tokens=3)
+
+
+@pytest.mark.parametrize("method", ["rollouts", "forward"])
+def test_training_looks_at_its_first_batch_alone(method, monkeypatch):
+    # A step must not wait for its device, as every look at values does.
+    looks = []
+    monkeypatch.setattr(modeling_alit, "check_range", lambda pixels: looks.append(len(pixels)))
+    model = tiny_model()
+    run = getattr(model, method)
+    for _ in range(2):
+        run(tiny_images(1), num_tokens=3)
+    assert looks == [1, 1]
+    model.train()
+    for batch_size in (2, 3):
+        run(tiny_images(batch_size), num_tokens=3)
+    assert looks == [1, 1, 2]
+    run = getattr(model.eval(), method)
+    run(tiny_images(4), num_tokens=3)
+    assert looks == [1, 1, 2, 4]
+
+
+@pytest.mark.parametrize("method", ["rollouts", "forward"])
+def test_training_does_not_begin_with_wrong_pixels(method):
+    run = getattr(tiny_model().train(), method)
+    for _ in range(2):
+        with no_module_runs(), pytest.raises(ValueError, match=r"`pixel_values` has values from"):
+            run(tiny_images(2) * 255)
 
 
 def test_a_criterion_without_one_score_an_image_is_refused():

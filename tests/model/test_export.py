@@ -80,12 +80,15 @@ def test_a_given_length_takes_the_beginning_of_padded_codes():
 
 def test_values_are_checked_when_the_graph_runs():
     model = tiny_model()
-    encoder, decoder = (torch.compile(part(model), fullgraph=True, backend="eager") for part in (Encoder, Decoder))
+    encoder, decoder, features = (
+        torch.compile(part(model), fullgraph=True, backend="eager") for part in (Encoder, Decoder, Features)
+    )
     pixel_values = tiny_images(2)
     codes = encoder(pixel_values)
     for wrong in (pixel_values * float("nan"), pixel_values + 0.5):
-        with pytest.raises(RuntimeError, match=r"`pixel_values` must be finite and in \[0, 1\]"):
-            encoder(wrong)
+        for part in (encoder, features):
+            with pytest.raises(RuntimeError, match=r"`pixel_values` must be finite and in \[0, 1\]"):
+                part(wrong)
     for wrong in (codes + 64, torch.cat([codes[:, :3], torch.full((2, 3), -1)], dim=1)):
         with pytest.raises(RuntimeError, match=r"`token_ids` must be 6 ids in \[0, 64\)"):
             decoder(wrong)

@@ -343,6 +343,13 @@ def test_sizes_can_be_given_as_numbers():
 
 
 @pytest.mark.parametrize("name", ["size", "crop_size"])
+@pytest.mark.parametrize("value", [10**6, {"height": 10**5, "width": 10**4}])
+def test_absurd_sizes_are_refused(small, name, value):
+    with pytest.raises(ValueError, match=f"{name} must have at most 100000000 pixels"):
+        small(Image.new("RGB", (8, 8)), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["size", "crop_size"])
 @pytest.mark.parametrize("value", [0, -3, {"height": 0, "width": 8}, {"height": 2.5, "width": 8}])
 def test_sizes_must_be_positive(small, name, value):
     with pytest.raises(ValueError, match=f"{name} must hold positive"):

@@ -1,4 +1,4 @@
-"""Token selection criteria: scores are per image and lower is better."""
+"""Token selection criteria: scores are per image."""
 
 import math
 
@@ -21,7 +21,7 @@ RECONSTRUCTION[1, :, :4] -= 0.2
     [
         ("l1", [0.1, 0.1, 0.0]),
         ("l2", [0.01, 0.02, 0.0]),
-        ("psnr", [-20.0, 10 * math.log10(0.02), -math.inf]),
+        ("psnr", [20.0, -10 * math.log10(0.02), math.inf]),
     ],
 )
 def test_scores_are_those_of_each_image(name, expected):

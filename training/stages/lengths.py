@@ -75,7 +75,7 @@ class LengthsStage(ALITStage):
 
     @property
     def _higher_is_better(self) -> bool:
-        return is_higher_better(self.loss.criterion)
+        return is_higher_better(self._criterion[0])
 
     def _predicted_and_true(self, frozen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logs of the scores at every length, each `(B, K)`."""

@@ -22,7 +22,7 @@ from .printing import print_line
 
 
 if TYPE_CHECKING:
-    from alit_hf.codes.picture_codes import Picture, PictureCode
+    from alit_hf.codes.picture_codes import Picture, PictureCode, PictureEncoder
 
 
 class _Written(NamedTuple):
@@ -30,7 +30,7 @@ class _Written(NamedTuple):
 
     num_tokens: int
     num_bytes: int
-    score: float | None
+    score: str | None
     satisfied: bool | None
 
 
@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from alit_hf.codes.picture_codes import to_picture
     from alit_hf.model.image_io import open_image
+    from alit_hf.model.selection import is_higher_better, with_unit
 
     from .loading import load_model
 
@@ -71,13 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
 
     def write(code: "PictureCode", path: Path) -> _Written:
         code.tokens.save(path)
-        return _Written(code.tokens.num_tokens, path.stat().st_size, code.score, code.satisfied)
+        score = None if code.score is None else with_unit(encoder.criterion, f"{code.score:.4f}")
+        if choice.confidence is not None:
+            score = f"at {'least' if is_higher_better(encoder.criterion) else 'most'} {score}"
+        return _Written(code.tokens.num_tokens, path.stat().st_size, score, code.satisfied)
 
     done, num_failed = run_jobs(
         jobs, read, encoder.encode, write, arguments.batch_size, arguments.num_workers, "encoding"
     )
     if done:
-        print_line(_summary([(job.target, written) for job, written in done], arguments.output))
+        print_line(_summary([(job.target, written) for job, written in done], arguments.output, encoder))
     return FAILED if num_failed else 0
 
 
@@ -91,12 +95,12 @@ def _is_token_file(path: Path) -> bool:
         return False
 
 
-def _summary(written: list[tuple[Path, _Written]], output: str) -> str:
+def _summary(written: list[tuple[Path, _Written]], output: str, encoder: "PictureEncoder") -> str:
     if len(written) == 1:
         path, file = written[0]
         text = f"{shown(path)}: {file.num_tokens} tokens, {file.num_bytes} bytes"
         if file.score is not None:
-            text += f", score {file.score:.4f}" + ("" if file.satisfied else " (not below the threshold)")
+            text += f", score {file.score}" + ("" if file.satisfied else f" ({encoder.shortfall})")
         return text
     lengths = [file.num_tokens for _, file in written]
     text = (
@@ -104,7 +108,7 @@ def _summary(written: list[tuple[Path, _Written]], output: str) -> str:
         f"{sum(lengths) / len(lengths):.1f} on average, {sum(file.num_bytes for _, file in written)} bytes"
     )
     num_unsatisfied = sum(file.satisfied is False for _, file in written)
-    return text + (f"; {num_unsatisfied} not below the threshold" if num_unsatisfied else "")
+    return text + (f"; {num_unsatisfied} {encoder.shortfall}" if num_unsatisfied else "")
 
 
 __all__ = ["add_parser", "run"]

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Iterable
 
 import diffusers
 import torch
@@ -42,7 +43,8 @@ def load_model(
         the model in evaluation mode, and its image processor.
 
     Raises:
-        `UsageError`: if there is no such device or model, or its files cannot be used.
+        `UsageError`: if there is no such device or model, its files cannot be used, its weights are not those of its
+            configuration, or they are not finite.
     """
     quiet_libraries()
     checked_device = _check_device(device)
@@ -53,18 +55,22 @@ def load_model(
         kind = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
         if kind != "alit":
             raise UsageError(f"the model {name} holds no ALIT model" + (f" but one of type {kind}" if kind else ""))
-        model, report = ALITModel.from_pretrained(name, dtype=getattr(torch, dtype), output_loading_info=True)
+        # Without memory for weights, as a configuration may declare more than the files hold, which would be random.
+        _, report = ALITModel.from_pretrained(
+            name, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        if problem := _foreign_weights(report):
+            raise UsageError(f"the model {name} cannot be loaded: {problem}")
+        model = ALITModel.from_pretrained(name, dtype=getattr(torch, dtype))
         processor = ALITImageProcessor.from_pretrained(name)
     except UsageError:
         raise
     except Exception as error:  # the libraries raise their own and each other's, KeyError and SafetensorError included
         where = "" if os.path.isdir(name) else " is no folder, and from the Hub it"
         raise UsageError(f"the model {name}{where} cannot be loaded: {reason(error)}") from error
-    if report["missing_keys"]:
-        # They would be initialised at random.
-        raise UsageError(
-            f"the model {name} cannot be loaded: it lacks {', '.join(sorted(report['missing_keys'])[:5])}"
-        )
+    weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if broken := [weight for weight, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise UsageError(f"the model {name} has NaN or infinite values in {dtype}: in its {_first(broken)}")
     return model.eval().to(checked_device), processor
 
 
@@ -73,7 +79,7 @@ def _choose_dtype(device: torch.device, processes: Processes) -> str:
     is_native = all(processes.gather([_computes_bfloat16(device)]))
     dtype = "bfloat16" if is_native else "float32"
     if processes.rank == 0:
-        print_note(f"--dtype auto: {dtype}, as {device.type} has {'' if is_native else 'no '}native bfloat16")
+        print_note(f"--dtype auto takes {dtype}")
     return dtype
 
 
@@ -86,6 +92,20 @@ def _computes_bfloat16(device: torch.device) -> bool:
         # That of oneDNN is true for any AVX-512.
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _foreign_weights(report: dict) -> str | None:
+    """How the files' weights are not those of their configuration."""
+    if report["missing_keys"]:
+        return f"it lacks {_first(report['missing_keys'])}"
+    if report["mismatched_keys"]:
+        weight, found, expected = min(report["mismatched_keys"])
+        return f"its {weight} has shape {tuple(found)}, its configuration makes it {tuple(expected)}"
+    return None
+
+
+def _first(weights: Iterable[str]) -> str:
+    return ", ".join(sorted(weights)[:5])
 
 
 def _check_device(device: str | None) -> torch.device:

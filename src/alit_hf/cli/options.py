@@ -60,15 +60,15 @@ def add_length_arguments(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         metavar="T",
         type=finite_number,
-        help="use the fewest tokens whose criterion is below this, or all if none is "
+        help="use the fewest tokens whose criterion is below this (for psnr: above it), or all if none is "
         f"(default: {DEFAULT_THRESHOLD}, for the criterion l1)",
     )
     length.add_argument("--num-tokens", metavar="N", type=positive_integer, help="use N tokens for every picture")
     parser.add_argument(
         "--criterion",
         metavar="C",
-        help="l1 (mean absolute error of pixels in [0, 1]), l2 (mean squared error), psnr (minus dB: --threshold -25 "
-        "for more than 25 dB) or lpips (default: l1)",
+        help="l1 (mean absolute error of pixels in [0, 1]), l2 (mean squared error), psnr (dB: --threshold 25 for "
+        "more than 25 dB) or lpips (default: l1)",
     )
     parser.add_argument(
         "--confidence",
@@ -84,7 +84,7 @@ def length_choice(arguments: argparse.Namespace) -> LengthChoice:
     The choice that the options of `add_length_arguments` make.
 
     Raises:
-        `UsageError`: for a criterion without a threshold, and for positive dB.
+        `UsageError`: for a criterion without a threshold.
     """
     if arguments.num_tokens is not None:
         for name in ("criterion", "confidence"):
@@ -96,18 +96,14 @@ def length_choice(arguments: argparse.Namespace) -> LengthChoice:
         if criterion != "l1":
             raise UsageError(f"--criterion {criterion} needs a --threshold in its own units")
         return LengthChoice(threshold=DEFAULT_THRESHOLD, confidence=arguments.confidence)
-    if criterion == "psnr" and arguments.threshold > 0:
-        raise UsageError(
-            f"--threshold is {arguments.threshold:g}, for --criterion psnr it must be minus the dB: "
-            f"{-arguments.threshold:g} for more than {arguments.threshold:g} dB"
-        )
     return LengthChoice(threshold=arguments.threshold, criterion=criterion, confidence=arguments.confidence)
 
 
 def make_encoder(model: "ALITModel", choice: LengthChoice) -> "PictureEncoder":
     """
     Raises:
-        `UsageError`: if the model cannot give such codes, or the criterion is unknown.
+        `UsageError`: if the model cannot give such codes, the criterion is unknown or the threshold makes no sense for
+            it.
     """
     from alit_hf.codes.picture_codes import PictureEncoder
 

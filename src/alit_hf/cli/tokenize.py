@@ -27,6 +27,7 @@ from .shared_work import run_shared
 
 
 if TYPE_CHECKING:
+    from alit_hf.codes.picture_codes import PictureEncoder
     from alit_hf.token_datasets.info import TokenDatasetSummary
 
 
@@ -128,7 +129,7 @@ def _tokenize(arguments: argparse.Namespace, processes: Processes) -> int:
     if summary.num_undecodable:
         undecodable = image_count(summary.num_undecodable)
         print_error(f"{undecodable} could not be decoded, {folder} lists them in undecodable.jsonl")
-    print_line(_summary(folder, summary))
+    print_line(_summary(folder, summary, encoder))
     return FAILED if summary.num_undecodable or summary.damage else 0
 
 
@@ -140,7 +141,7 @@ def _folder_before_push(repo_id: str) -> Path:
     return cache_folder() / "tokenized" / repo_id.replace("/", "--")
 
 
-def _summary(folder: Path, summary: "TokenDatasetSummary") -> str:
+def _summary(folder: Path, summary: "TokenDatasetSummary", encoder: "PictureEncoder") -> str:
     shortest, longest = min(summary.lengths), max(summary.lengths)
     complete = ""
     if summary.was_complete:
@@ -150,7 +151,7 @@ def _summary(folder: Path, summary: "TokenDatasetSummary") -> str:
         f"{folder}{complete}: {image_count(summary.num_images)}, {shortest} to {longest} tokens, "
         f"{summary.num_tokens / summary.num_images:.1f} on average"
     )
-    return text + (f"; {summary.num_unsatisfied} not below the threshold" if summary.num_unsatisfied else "")
+    return text + (f"; {summary.num_unsatisfied} {encoder.shortfall}" if summary.num_unsatisfied else "")
 
 
 __all__ = ["add_parser", "run"]

@@ -16,7 +16,8 @@ class LengthChoice:
     A threshold for each picture's own length, or one length for all (paper section 3).
 
     Args:
-        threshold (`float`, *optional*): a picture gets the fewest tokens whose score is below it.
+        threshold (`float`, *optional*): a picture gets the fewest tokens whose score is below it (above it for
+            criteria where higher is better).
         num_tokens (`int`, *optional*): every picture gets this many. Exactly one of `threshold` and `num_tokens` must
             be given.
         criterion (`str`, *optional*, defaults to `"l1"`): the token selection criterion that the threshold is compared

@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
-from alit_hf.model.checks import check_confidence, check_num_tokens
+from alit_hf.model.checks import check_confidence, check_num_tokens, check_threshold
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.model.modeling_alit import ALITModel
-from alit_hf.model.selection import resolve_criterion
+from alit_hf.model.selection import good_side, resolve_criterion
 
 from .length_choice import LengthChoice
 from .token_file import TokenFile, model_fingerprint
@@ -48,7 +48,8 @@ class PictureEncoder:
 
     Raises:
         `ValueError`: for a model with continuous latent tokens, which has no ids, a length that the model does not
-            have, an unknown criterion, or a confidence that its length predictor cannot promise.
+            have, an unknown criterion, a threshold that makes no sense for it, or a confidence that the model's length
+            predictor cannot promise.
         `OSError`: if the criterion's network is missing.
     """
 
@@ -59,10 +60,15 @@ class PictureEncoder:
         check_num_tokens(config, choice.num_tokens)
         self.model = model
         self.choice = choice
+        self.criterion = resolve_criterion(choice.criterion)
+        check_threshold(choice.threshold, self.criterion)
         check_confidence(config, choice.confidence, choice.threshold, choice.criterion)
-        # Predicted lengths need no network of a criterion.
-        self.criterion = choice.criterion if choice.confidence is not None else resolve_criterion(choice.criterion)
         self.fingerprint = model_fingerprint(model)
+
+    @property
+    def shortfall(self) -> str:
+        """What is true of a score that does not meet the threshold, for messages."""
+        return f"not {good_side(self.criterion)} the threshold"
 
     @torch.inference_mode()
     def encode(self, pictures: Sequence[Picture]) -> list[PictureCode]:
@@ -75,7 +81,7 @@ class PictureEncoder:
             pixel_values,
             num_tokens=choice.num_tokens,
             threshold=choice.threshold,
-            criterion=self.criterion,
+            criterion=self.criterion if choice.confidence is None else choice.criterion,
             confidence=choice.confidence,
             generator=generator,
         )

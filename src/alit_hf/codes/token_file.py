@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from alit_hf.model.configuration_alit import MAX_POSITIONS, MAX_TOKENS
 from alit_hf.model.image_io import open_file
 from alit_hf.model.modeling_alit import ALITModel
 from alit_hf.utils.whole_file import whole_file
@@ -38,13 +39,10 @@ MAGIC = b"ALIT"
 VERSION = 1
 FINGERPRINT_SIZE = 8
 
-MAX_TOKENS = 2**16 - 1
 MAX_CODEBOOK_SIZE = 2**16
 # The sizes that a file declares determine how much memory decoding takes, so even with a valid checksum not every size
-# is acceptable. Pillow refuses larger originals as decompression bombs; 2^16 positions are 4096x4096 pixels at patch
-# 16.
+# is acceptable. Pillow refuses larger originals as decompression bombs.
 MAX_PIXELS = 2**28
-MAX_POSITIONS = 2**16
 MAX_GRID_GROWTH = 16
 
 _HEADER = struct.Struct(f"<{len(MAGIC)}sBIIHHHH{FINGERPRINT_SIZE}s")

@@ -44,7 +44,7 @@ def measure_speed(model: ALITModel, pixel_values: torch.Tensor, thresholds: Sequ
         # Only a model with dynamic halting draws random numbers.
         generator = torch.Generator(model.device).manual_seed(0)
         encoding, code = rate(lambda: model.encode(pixel_values, generator=generator, **length))
-        decoding, _ = rate(lambda: model.decode(latents=code.latents, num_tokens=code.num_tokens))
+        decoding, _ = rate(lambda: model.decode(code))
         return {"encode_images_per_second": encoding, "decode_images_per_second": decoding}
 
     rates(num_tokens=config.max_tokens)

@@ -1,15 +1,13 @@
 """One interface over the two kinds of base tokenizer: diffusers' `VQModel` (VQGAN) and `AutoencoderKL`."""
 
-from collections.abc import Callable
-
 import torch
 from diffusers import AutoencoderKL, VQModel
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import is_tracing
 
 from .configuration_alit import ALITConfig
+from .layers import image_by_image
 from .quantizer import embedding_table
 
 
@@ -72,8 +70,8 @@ class ALITBaseTokenizer(PreTrainedModel):
             posterior's mode times `scaling_factor` for a KL base.
         """
         if self.config.base_type == "vqgan":
-            return _image_by_image(lambda pixels: self.model.encode(pixels).latents, pixel_values)
-        modes = _image_by_image(lambda pixels: self.model.encode(pixels).latent_dist.mode(), pixel_values)
+            return image_by_image(lambda pixels: self.model.encode(pixels).latents, pixel_values)
+        modes = image_by_image(lambda pixels: self.model.encode(pixels).latent_dist.mode(), pixel_values)
         return modes * self.model.config.scaling_factor
 
     def codes(self, latents: torch.Tensor) -> torch.Tensor:
@@ -87,7 +85,7 @@ class ALITBaseTokenizer(PreTrainedModel):
         with torch.autocast(latents.device.type, enabled=False):
             vectors = latents.float().flatten(2).transpose(1, 2)
             codebook = embedding_table(self.model.quantize.embedding, latents.device).float()
-            return torch.cdist(vectors, codebook.expand(vectors.shape[0], -1, -1)).argmin(dim=-1)
+            return image_by_image(lambda image: torch.cdist(image, codebook[None]).argmin(dim=-1), vectors)
 
     def expected_latents(self, decoder_output: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
         """
@@ -104,7 +102,8 @@ class ALITBaseTokenizer(PreTrainedModel):
         latents = decoder_output
         if self.config.base_type == "vqgan":
             codebook = embedding_table(self.model.quantize.embedding, decoder_output.device)
-            latents = decoder_output.softmax(dim=-1, dtype=torch.float32).to(codebook.dtype) @ codebook
+            probabilities = decoder_output.softmax(dim=-1, dtype=torch.float32).to(codebook.dtype)
+            latents = image_by_image(lambda image: image @ codebook, probabilities)
         return latents.transpose(1, 2).unflatten(2, grid_size)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -119,23 +118,12 @@ class ALITBaseTokenizer(PreTrainedModel):
         if self.config.base_type == "kl":
             if self.config.unscale_base_latents:
                 latents = latents / self.model.config.scaling_factor
-            return _image_by_image(lambda codes: self.model.decode(codes).sample, latents)
+            return image_by_image(lambda codes: self.model.decode(codes).sample, latents)
         # Not `model.decode`, which takes soft codes for ids where the base's config has `lookup_from_codebook`.
         spatial = self.model.config.norm_type == "spatial"
-        return _image_by_image(
+        return image_by_image(
             lambda codes: self.model.decoder(self.model.post_quant_conv(codes), codes if spatial else None), latents
         )
-
-
-def _image_by_image(function: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
-    """
-    `function` of a batch. On a CPU each image goes alone: convolutions there choose their algorithm by the size of the
-    batch, its rounding can decide between two codes of nearly the same distance, and a code must not depend on batch
-    mates. At the sizes of real pictures it takes no longer. A traced batch stays whole, as its size is not known.
-    """
-    if batch.device.type != "cpu" or is_tracing():
-        return function(batch)
-    return torch.cat([function(image) for image in batch.split(1)])
 
 
 __all__ = ["ALITBaseTokenizer"]

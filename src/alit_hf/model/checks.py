@@ -14,13 +14,16 @@ from transformers.utils import is_tracing
 
 from .configuration_alit import ALITConfig
 from .length_prediction import least_calibration_size
+from .outputs import GridOutput, OffGridTokens
+from .selection import Criterion, with_unit
 
 
 PADDING_ID = -1
 """What stands behind an image's last token in a batch of ids."""
 
-# How far resizing may leave [0, 1].
-_OVERSHOOT = 0.1
+# How far bicubic resizing of floats leaves [0, 1] at corners of black and white. Pixels that are normalised by a mean
+# and standard deviation begin at -1 or below.
+_OVERSHOOT = 0.25
 
 
 def check_num_tokens(config: ALITConfig, num_tokens: int | None, threshold: float | torch.Tensor | None = None) -> int:
@@ -84,13 +87,17 @@ def check_base_latents(config: ALITConfig, base_latents: torch.Tensor | None, pi
         raise ValueError(f"`base_latents` is {got}, it must be a tensor of shape {expected}.")
 
 
-def check_threshold(threshold: float | torch.Tensor | None, pixel_values: torch.Tensor) -> torch.Tensor | None:
+def check_threshold(
+    threshold: float | torch.Tensor | None,
+    criterion: Criterion,
+    batch_size: int = 1,
+    device: torch.device | None = None,
+) -> torch.Tensor | None:
     """The threshold of each image, float32 `(B,)`."""
     if threshold is None:
         return None
-    batch_size = len(pixel_values)
     try:
-        threshold = torch.as_tensor(threshold, dtype=torch.float32, device=pixel_values.device)
+        threshold = torch.as_tensor(threshold, dtype=torch.float32, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"`threshold` is {threshold!r}, it must be one number or one an image.") from error
     if threshold.shape not in ((), (batch_size,)):
@@ -99,6 +106,12 @@ def check_threshold(threshold: float | torch.Tensor | None, pixel_values: torch.
         )
     if threshold.isnan().any():
         raise ValueError(f"`threshold` is {threshold.tolist()}, it must not be NaN.")
+    lowest = getattr(criterion, "min_threshold", -math.inf)
+    if (threshold < lowest).any():
+        raise ValueError(
+            f"`threshold` is {with_unit(criterion, f'{threshold.min():g}')}, for this criterion it must be at least "
+            f"{with_unit(criterion, f'{lowest:g}')}."
+        )
     return threshold.expand(batch_size)
 
 
@@ -160,8 +173,32 @@ def check_attention_weights(config: ALITConfig, **kwargs) -> None:
             )
 
 
-def check_grid_size(config: ALITConfig, grid_size: tuple[int, int] | None) -> tuple[int, int]:
+def unpack_code(
+    code: GridOutput, latents: None, num_tokens: None, grid_size: None
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.LongTensor | int | None, tuple[int, int]]:
+    """Ids, or else latents, with their lengths and grid, of what `encode` gives and of one rollout."""
+    for name, value in (("latents", latents), ("num_tokens", num_tokens), ("grid_size", grid_size)):
+        if value is not None:
+            raise ValueError(f"`{name}` is given beside a whole {type(code).__name__}, which has its own: give one.")
+    if code.base_latents is None:
+        raise ValueError(
+            f"The {type(code).__name__} has no `base_latents`, whose shape tells the grid: give `decode` its "
+            "`token_ids` and `grid_size`."
+        )
+    # In a graph all codes are as long as their tensor.
+    num_tokens = None if is_tracing() else code.num_tokens
+    return code.token_ids, code.latents if code.token_ids is None else None, num_tokens, code.grid_size
+
+
+def check_grid_size(config: ALITConfig, grid_size: tuple[int, int] | None, codes: torch.Tensor) -> tuple[int, int]:
+    """The grid of `codes`, which are ids or latents."""
     if grid_size is None:
+        if isinstance(codes, OffGridTokens):
+            rows, columns = config.grid_size
+            raise ValueError(
+                f"`grid_size` is None, but the grid of these codes is not the trained one, ({rows}, {columns}), and "
+                "they do not tell it: give `decode` the whole output of `encode`, or its `grid_size` with them."
+            )
         return config.grid_size
     sides = tuple(grid_size) if isinstance(grid_size, (list, tuple)) else ()
     if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
@@ -304,4 +341,5 @@ __all__ = [
     "check_pixels",
     "check_range",
     "check_threshold",
+    "unpack_code",
 ]

@@ -14,6 +14,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from .image_io import MAX_IMAGE_PIXELS
+
 
 # The paper's models by name: width, layers of the distillation encoder and of the decoder, attention heads.
 _PAPER_SIZES = {"tiny": (512, 8, 8), "small": (1024, 8, 8), "base": (768, 12, 12), "semilarge": (1024, 16, 16)}
@@ -54,6 +56,14 @@ _AUTO_MAP = {
 
 _BASE_TYPES = {"VQModel": "vqgan", "AutoencoderKL": "kl"}
 
+# A configuration may come from strangers, and what it declares is built before any weights are compared with it. The
+# limits are far above what the paper trains.
+MAX_PARAMETERS = 2**32
+MAX_POSITIONS = 2**16  # 4096x4096 pixels at patch 16
+MAX_TOKENS = 2**16 - 1  # what an `.alit` file counts
+_MAX_LAYERS = 1000
+_MAX_LABELS = 2**20
+
 
 def _with_value_errors(config_class):
     """`@strict` raises exception classes of its own; callers of a config expect a `ValueError`."""
@@ -79,7 +89,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_PARAMETERS
 
 
 @_with_value_errors
@@ -193,6 +203,10 @@ class ALITConfig(PreTrainedConfig):
         # diffusers adds the folder that a base was loaded from, which is no business of those who get the model.
         self.base_tokenizer_config = {name: _as_list(value) for name, value in base.items() if name != "_name_or_path"}
         self.image_size = _as_list(self.image_size)
+        num_labels = kwargs.get("num_labels")
+        # It becomes a table of that many names, before anything is validated.
+        if isinstance(num_labels, int) and num_labels > _MAX_LABELS:
+            raise ValueError(f"`num_labels` is {num_labels}, it must be at most {_MAX_LABELS}.")
         super().__post_init__(**kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any):
@@ -226,8 +240,10 @@ class ALITConfig(PreTrainedConfig):
             "max_rollouts",
             "codebook_dim",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, it must be at least 1.")
+            if not _is_count(getattr(self, name)):
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, it must be at least 1 and at most {MAX_PARAMETERS}."
+                )
         if not isinstance(self.image_size, int) and len(self.image_size) != 2:
             raise ValueError(f"`image_size` is {self.image_size}, it must be one number or (height, width).")
         if any(side < self.patch_size or side % self.patch_size for side in self.image_height_width):
@@ -266,6 +282,39 @@ class ALITConfig(PreTrainedConfig):
                     f"{self.length_criterion!r}, they must be finite numbers in ascending order and a criterion."
                 )
         self._validate_base_tokenizer()
+        self._validate_totals()
+
+    def _validate_totals(self):
+        """Before anything is allocated."""
+        height, width = self.image_height_width
+        layers_per_block = self.base_tokenizer_config.get("layers_per_block", 1)
+        for name, value, largest in (
+            ("num_encoder_layers", self.num_encoder_layers, _MAX_LAYERS),
+            ("num_decoder_layers", self.num_decoder_layers, _MAX_LAYERS),
+            ("layers_per_block", layers_per_block, _MAX_LAYERS),
+            ("max_rollouts` times `tokens_per_rollout", self.max_tokens, MAX_TOKENS),
+        ):
+            if value > largest:
+                raise ValueError(f"`{name}` is {value}, it must be at most {largest}.")
+        if self.num_positions > MAX_POSITIONS or height * width > MAX_IMAGE_PIXELS:
+            raise ValueError(
+                f"`image_size` is {self.image_size} with {self.num_positions} positions, it must have at most "
+                f"{MAX_IMAGE_PIXELS} pixels and {MAX_POSITIONS} positions."
+            )
+        if _num_weights(self) > MAX_PARAMETERS:
+            sizes = (
+                "hidden_size",
+                "mlp_ratio",
+                "num_encoder_layers",
+                "num_decoder_layers",
+                "codebook_dim",
+                "patch_size",
+            )
+            found = [f"`{name}` is {getattr(self, name)}" for name in sizes]
+            found.append(f"`block_out_channels` {self.base_tokenizer_config['block_out_channels']}")
+            raise ValueError(
+                f"The model would have more than {MAX_PARAMETERS} parameters, which is the limit: {', '.join(found)}."
+            )
 
     def _validate_base_tokenizer(self):
         base = self.base_tokenizer_config
@@ -278,9 +327,9 @@ class ALITConfig(PreTrainedConfig):
             refuse("_class_name", f"one of {class_names}")
         for name in ("layers_per_block", "latent_channels", "norm_num_groups", "num_vq_embeddings"):
             if not _is_count(base.get(name, 1)):
-                refuse(name, "an integer of at least 1")
+                refuse(name, f"an integer of at least 1 and at most {MAX_PARAMETERS}")
         if base.get("vq_embed_dim") is not None and not _is_count(base["vq_embed_dim"]):
-            refuse("vq_embed_dim", "an integer of at least 1 or None")
+            refuse("vq_embed_dim", f"an integer of at least 1 and at most {MAX_PARAMETERS}, or None")
         # diffusers' decoders have one resnet more in a block than `layers_per_block`, the published VQGAN's have not.
         most = base.get("layers_per_block", 1) + 1
         resnets = base.get("_decoder_resnets_per_block", most)
@@ -398,6 +447,23 @@ class ALITConfig(PreTrainedConfig):
             "base_tokenizer_config": _PAPER_BASE_TOKENIZERS[base],
         }
         return cls(**{**fields, **kwargs})
+
+
+def _num_weights(config: ALITConfig) -> int:
+    """
+    How many weights a model's matrices, convolutions and tables have, without building it: all parameters but biases,
+    norms and what a base tokenizer has beside the convolutions of its levels.
+    """
+    base, width = config.base_tokenizer_config, config.hidden_size
+    per_layer = 4 * width**2 + 2 * width * int(width * config.mlp_ratio)
+    layers = (config.num_encoder_layers + config.num_decoder_layers) * per_layer
+    tables = 2 * width * (config.num_positions + config.max_tokens) + config.codebook_size * config.codebook_dim
+    patches = (width - config.base_embed_dim) * config.num_channels * config.patch_size**2
+    heads = 2 * width * (width + config.base_output_dim + config.codebook_dim)
+    channels = base["block_out_channels"]
+    convolutions = 18 * (2 * base.get("layers_per_block", 1) + 1) * sum(width**2 for width in channels)
+    latents = 18 * channels[-1] * base.get("latent_channels", 3) + config.base_output_dim * config.base_embed_dim
+    return layers + tables + patches + heads + convolutions + latents
 
 
 # save_pretrained then copies this file, so that a pushed model runs where alit_hf is missing.

@@ -192,6 +192,9 @@ class ALITImageProcessor(PilBackend):
             edges = dict(kwargs[name] or {})
             if any(not isinstance(edge, int) or edge < 1 for edge in edges.values()):
                 raise ValueError(f"{name} must hold positive whole numbers of pixels, got {edges}")
+            shortest = edges.get("shortest_edge", 1)
+            if edges.get("height", shortest) * edges.get("width", shortest) > MAX_IMAGE_PIXELS:
+                raise ValueError(f"{name} must have at most {MAX_IMAGE_PIXELS} pixels, got {edges}")
         return kwargs
 
     def _preprocess(

@@ -1,13 +1,47 @@
 """What distillation encoder and decoder are made of: the transformer layer, and tables of embeddings."""
 
+from collections.abc import Callable
+from functools import wraps
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import is_tracing
 
 from .configuration_alit import ALITConfig
+
+
+def image_by_image(function: Callable, *batches: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor | None, ...]:
+    """
+    `function` of batches, which gives a tensor with a row an image, or a tuple of these. On a CPU each image goes
+    alone: libraries there choose the order of a sum by the size of the batch, by strides and by alignment, its
+    rounding decides between two codes of nearly the same distance or for a score at the threshold, and a code must not
+    depend on batch mates. At the sizes of real pictures it takes no longer. A traced batch stays whole, as its size is
+    not known.
+    """
+    if batches[0].device.type != "cpu" or is_tracing():
+        return function(*batches)
+    # Copies, as parts of a batch may have other strides and alignment than an image that is alone.
+    images = zip(*(batch.split(1) for batch in batches), strict=True)
+    outputs = [function(*(part.clone(memory_format=torch.contiguous_format) for part in image)) for image in images]
+    if isinstance(outputs[0], torch.Tensor):
+        return torch.cat(outputs)
+    return tuple(None if parts[0] is None else torch.cat(parts) for parts in zip(*outputs, strict=True))
+
+
+def per_image(forward: Callable) -> Callable:
+    """A module's `forward` of one batch through `image_by_image`, except in training, which has no codes to keep."""
+
+    @wraps(forward)
+    def wrapper(self, batch: torch.Tensor, **kwargs):
+        if self.training:
+            return forward(self, batch, **kwargs)
+        return image_by_image(lambda image: forward(self, image, **kwargs), batch)
+
+    return wrapper
 
 
 def eager_attention_forward(
@@ -45,6 +79,7 @@ class ALITAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
+    @per_image
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         heads_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (
@@ -75,6 +110,7 @@ class ALITMLP(nn.Module):
         self.activation_fn = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(intermediate_size, config.hidden_size)
 
+    @per_image
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.activation_fn(self.fc1(hidden_states)))
 
@@ -94,4 +130,4 @@ class ALITLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.layernorm_after(hidden_states))
 
 
-__all__ = ["ALITAttention", "ALITEmbeddingTables", "ALITLayer"]
+__all__ = ["ALITAttention", "ALITEmbeddingTables", "ALITLayer", "image_by_image", "per_image"]

@@ -16,8 +16,9 @@ from torch import nn
 from .configuration_alit import ALITConfig
 
 
-# Scores of lower-is-better criteria are at least 0; the logarithm of 0 is to be finite.
+# What a perfect picture counts as, whose logarithm would be infinite.
 _LEAST_SCORE = 1e-12
+_LEAST_LOG = math.log(_LEAST_SCORE)
 _NATURAL_LOGS_PER_DB = math.log(10) / 10
 
 
@@ -54,6 +55,10 @@ class ALITLengthPredictor(nn.Module):
             statistics += [tokens.mean(dim=1), tokens.std(dim=1, correction=0)]
         return torch.cat(statistics, dim=-1)
 
+    def predict(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`forward` of `features`, float32."""
+        return self(self.features(hidden_states)).float()
+
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """The predicted scores at every length as logs, see `to_logs`: `(B, 4 * W)` to `(B, K)`."""
         return self.fc2(nn.functional.gelu(self.fc1(self.layernorm(features))))
@@ -65,7 +70,7 @@ def to_logs(scores: torch.Tensor, higher_is_better: bool) -> torch.Tensor:
     score if higher is better, as for dB, which are logarithms already.
     """
     if higher_is_better:
-        return -scores.float() * _NATURAL_LOGS_PER_DB
+        return (-scores.float() * _NATURAL_LOGS_PER_DB).clamp(min=_LEAST_LOG)
     return scores.float().clamp(min=_LEAST_SCORE).log()
 
 

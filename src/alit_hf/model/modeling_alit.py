@@ -7,6 +7,7 @@ from functools import wraps
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.utils import is_tracing
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -25,14 +26,22 @@ from .checks import (
     check_pixels,
     check_range,
     check_threshold,
+    unpack_code,
 )
 from .configuration_alit import ALITConfig
-from .layers import ALITEmbeddingTables, ALITLayer
+from .layers import ALITEmbeddingTables, ALITLayer, image_by_image, per_image
 from .length_prediction import ALITLengthPredictor, bound_margin, from_logs, to_logs
-from .outputs import ALITDecoderOutput, ALITEncoderOutput, ALITOutput, ALITRolloutOutput
+from .outputs import (
+    ALITDecoderOutput,
+    ALITEncoderOutput,
+    ALITOutput,
+    ALITRolloutOutput,
+    GridOutput,
+    OffGridTokens,
+)
 from .pretrained import ALITPreTrainedModel
 from .quantizer import ALITVectorQuantizer
-from .selection import Criterion, is_higher_better, resolve_criterion, score_images
+from .selection import Criterion, is_higher_better, meets_threshold, resolve_criterion, score_images
 
 
 class ALITPositionEmbeddings(ALITEmbeddingTables):
@@ -81,10 +90,14 @@ class ALITEmbeddings(ALITPositionEmbeddings):
             class token and image tokens with their positions, `(B, 1 + rows * columns, W)`, and what stands for image
             tokens that are masked, `(1, rows * columns, W)`.
         """
-        grid = torch.cat([base_latents, self.patch_embeddings(pixel_values)], dim=1)
-        tokens = F.normalize(grid.flatten(2).transpose(1, 2), dim=-1)
+        tokens = image_by_image(self._unit_tokens, pixel_values, base_latents)
         tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        return tokens + self.positions(grid.shape[-2:]), self.masked_positions(grid.shape[-2:])
+        grid_size = base_latents.shape[-2:]
+        return tokens + self.positions(grid_size), self.masked_positions(grid_size)
+
+    def _unit_tokens(self, pixel_values: torch.Tensor, base_latents: torch.Tensor) -> torch.Tensor:
+        grid = torch.cat([base_latents, self.patch_embeddings(pixel_values)], dim=1)
+        return F.normalize(grid.flatten(2).transpose(1, 2), dim=-1)
 
 
 class ALITLatentTokens(ALITEmbeddingTables):
@@ -139,6 +152,7 @@ class ALITPredictionHead(nn.Module):
         self.fc1 = nn.Linear(config.hidden_size, 2 * config.hidden_size)
         self.fc2 = nn.Linear(2 * config.hidden_size, config.base_output_dim)
 
+    @per_image
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.fc1(hidden_states).tanh())
 
@@ -173,7 +187,7 @@ class ALITDecoder(ALITPositionEmbeddings):
             logits over base codes or base latents, `(B, rows * columns, base_output_dim)`.
         """
         # The dtype of an embedding, as a quantised layer's weights are integers.
-        tokens = self.latent_projection(latents.to(self.latent_position_embeddings.dtype))
+        tokens = image_by_image(self.latent_projection, latents.to(self.latent_position_embeddings.dtype))
         first = slice(tokens.shape[1])
         tokens = tokens + self.latent_position_embeddings[first if positions is None else positions]
         class_token = self.cls_token + self.positions(grid_size)[:, :1]
@@ -255,7 +269,7 @@ class ALITModel(ALITPreTrainedModel):
     >>> inputs = processor(Image.new("RGB", (640, 480), "orange"), return_tensors="pt")
     >>> with torch.no_grad():
     ...     code = model.encode(**inputs, threshold=0.1)
-    ...     picture = model.decode(token_ids=code.token_ids, num_tokens=code.num_tokens).pixel_values
+    ...     picture = model.decode(code).pixel_values
     ```"""
 
     # A classifier's head.
@@ -273,6 +287,7 @@ class ALITModel(ALITPreTrainedModel):
         self.quantizer = ALITVectorQuantizer(config) if config.quantize else None
         self.decoder = ALITDecoder(config)
         self.length_predictor = None if config.length_criterion is None else ALITLengthPredictor(config)
+        self._has_trained = False
         self.post_init()
 
     def set_length_criterion(self, criterion: str | None) -> None:
@@ -323,7 +338,7 @@ class ALITModel(ALITPreTrainedModel):
         Gives each image a code: of a fixed length, or the smallest that meets a criterion (paper section 3).
 
         With `num_tokens` nothing is decoded on the way. With `threshold` every image leaves the batch at its own first
-        rollout whose score is below it; the others go on as a smaller batch.
+        rollout whose score meets it; the others go on as a smaller batch.
 
         With `threshold` and `confidence` nothing is decoded on the way, either: after the first rollout the length
         predictor bounds the score at every length, and each image gets the smallest length whose bound meets the
@@ -337,10 +352,12 @@ class ALITModel(ALITPreTrainedModel):
                 Length of every code, a multiple of `tokens_per_rollout` up to `config.max_tokens`. Without it and
                 without a threshold: the full length.
             threshold (`float` or `torch.Tensor` of shape `(B,)`, *optional*):
-                An image is satisfied when its score is strictly below this. Excludes `num_tokens`.
+                An image is satisfied when its score is strictly below this (above, where higher is better). Excludes
+                `num_tokens`.
             criterion (`str` or `Callable`, *optional*, defaults to `"l1"`):
-                Token selection criterion: `"l1"`, `"l2"`, `"psnr"` (negative, in dB), `"lpips"`, or a callable
-                `(reconstruction, original) -> (B,) scores`, lower is better.
+                Token selection criterion: `"l1"`, `"l2"`, `"psnr"` (in dB, higher is better), `"lpips"`, or a callable
+                `(reconstruction, original) -> (B,) scores`, lower is better unless it has an attribute
+                `higher_is_better` that is true.
             return_reconstruction (`bool`, *optional*, defaults to `False`):
                 Whether to return the pictures that the codes decode to.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
@@ -358,22 +375,22 @@ class ALITModel(ALITPreTrainedModel):
 
         Raises:
             `ValueError`: for pixels of the wrong size or type, with NaN or clearly not in [0, 1], a length that does
-            not exist, both length and threshold, an unknown criterion, a criterion that does not give one score an
-            image, or a confidence that the model's length predictor cannot promise.
+            not exist, both length and threshold, a threshold that is NaN or makes no sense for the criterion (negative
+            dB), an unknown criterion, a criterion that does not give one score an image, or a confidence that the
+            model's length predictor cannot promise.
         """
         num_rollouts = check_num_tokens(self.config, num_tokens, threshold)
         check_pixels(self.config, pixel_values, interpolate_pos_encoding)
-        threshold = check_threshold(threshold, pixel_values)
         check_confidence(self.config, confidence, threshold, criterion)
-        if confidence is None:
-            criterion = resolve_criterion(criterion)
-        else:
+        if confidence is not None:
             check_calibrated_size(self.config, pixel_values)
-        check_range(pixel_values)
+        criterion = resolve_criterion(criterion)
+        threshold = check_threshold(threshold, criterion, pixel_values.shape[0], pixel_values.device)
+        self._check_values(pixel_values)
 
         recurrence = self._start(pixel_values, self.config.halting_threshold, generator)
         if confidence is not None:
-            return self._encode_by_prediction(recurrence, threshold, confidence, return_reconstruction)
+            return self._encode_by_prediction(recurrence, threshold, criterion, confidence, return_reconstruction)
         if threshold is not None:
             return self._encode_adaptively(recurrence, pixel_values, threshold, criterion, return_reconstruction)
         recurrence = self._run(recurrence, num_rollouts)
@@ -394,7 +411,7 @@ class ALITModel(ALITPreTrainedModel):
         criterion: Criterion,
         return_reconstruction: bool,
     ) -> ALITEncoderOutput:
-        """The smallest code whose score is below `threshold` `(B,)`, image by image."""
+        """The smallest code whose score meets `threshold` `(B,)`, image by image."""
         base_latents = recurrence.base_latents
         waiting = torch.arange(len(pixel_values), device=pixel_values.device)
         finished = []
@@ -403,7 +420,7 @@ class ALITModel(ALITPreTrainedModel):
             output = self._read(recurrence)
             # A criterion may work in place.
             score = score_images(criterion, output.reconstruction.clone(), pixel_values[waiting])
-            satisfied = score < threshold[waiting]
+            satisfied = meets_threshold(criterion, score, threshold[waiting])
             leaving = satisfied | (recurrence.rollout == self.config.max_rollouts)
             if leaving.any():
                 finished.append(
@@ -424,13 +441,18 @@ class ALITModel(ALITPreTrainedModel):
         return _in_order(finished, base_latents)
 
     def _encode_by_prediction(
-        self, recurrence: _Recurrence, threshold: torch.Tensor, confidence: float, return_reconstruction: bool
+        self,
+        recurrence: _Recurrence,
+        threshold: torch.Tensor,
+        criterion: Criterion,
+        confidence: float,
+        return_reconstruction: bool,
     ) -> ALITEncoderOutput:
         """The smallest code whose bound meets `threshold` `(B,)`, image by image, chosen after the first rollout."""
         base_latents = recurrence.base_latents
         recurrence = self._next_rollout(recurrence)
-        higher_is_better = is_higher_better(self.config.length_criterion)
-        predicted = self.length_predictor(self.length_predictor.features(recurrence.hidden_states)).float()
+        higher_is_better = is_higher_better(criterion)
+        predicted = image_by_image(self.length_predictor.predict, recurrence.hidden_states)
         bounds = predicted + bound_margin(self.config.length_shortfalls, confidence)
         meets = bounds < to_logs(threshold, higher_is_better).unsqueeze(1)
         # Where none does: the full length.
@@ -465,7 +487,7 @@ class ALITModel(ALITPreTrainedModel):
     @can_return_tuple
     def decode(
         self,
-        token_ids: torch.LongTensor | None = None,
+        token_ids: torch.LongTensor | ALITEncoderOutput | ALITRolloutOutput | None = None,
         *,
         latents: torch.Tensor | None = None,
         num_tokens: torch.LongTensor | int | None = None,
@@ -475,15 +497,17 @@ class ALITModel(ALITPreTrainedModel):
         Decodes codes to pictures. Codes of mixed length are decoded in groups of equal length.
 
         Args:
-            token_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
-                Ids in [0, codebook_size), padded with -1 behind an image's last token.
+            token_ids (`ALITEncoderOutput`, `ALITRolloutOutput` or `torch.LongTensor` of shape `(B, T)`, *optional*):
+                What `encode` gives, or a rollout, with all that it takes to decode it. Or ids alone, in
+                [0, codebook_size) and padded with -1 behind an image's last token.
             latents (`torch.Tensor` of shape `(B, T, D)`, *optional*):
                 Factorised latents instead of ids; what is behind an image's last token is ignored.
             num_tokens (`torch.LongTensor` of shape `(B,)` or `int`, *optional*):
                 Length of each code, a multiple of `tokens_per_rollout`. Without it: up to the padding of `token_ids`,
                 or all T `latents`, which must then have no padding.
             grid_size (`tuple[int, int]`, *optional*):
-                Rows and columns of the picture's grid, as `encode` returned it. Defaults to the trained one.
+                Rows and columns of the picture's grid, as `encode` returned it. Defaults to the trained one; ids and
+                latents that `encode` gave for another grid are refused without it.
 
         Under `torch.compile` and `torch.export` all codes have one length: `num_tokens` as an `int`, or all T.
 
@@ -492,10 +516,16 @@ class ALITModel(ALITPreTrainedModel):
 
         Raises:
             `ValueError`: where not exactly one of ids and latents is given, ids are out of range, lengths do not fit
-            the ids (a code is not a prefix of a longer one) or the grid is not one.
+            the ids (a code is not a prefix of a longer one), or the grid is not one or missing.
         """
+        if isinstance(token_ids, GridOutput):
+            token_ids, latents, num_tokens, grid_size = unpack_code(token_ids, latents, num_tokens, grid_size)
+        grid_size = check_grid_size(self.config, grid_size, latents if token_ids is None else token_ids)
+        token_ids, latents = (
+            codes.as_subclass(torch.Tensor) if isinstance(codes, OffGridTokens) else codes
+            for codes in (token_ids, latents)
+        )
         token_ids, lengths = check_codes(self.config, token_ids, latents, num_tokens)
-        grid_size = check_grid_size(self.config, grid_size)
         if token_ids is not None:
             latents = self.quantizer.from_ids(token_ids.clamp(min=0))
         if isinstance(lengths, int):
@@ -548,12 +578,13 @@ class ALITModel(ALITPreTrainedModel):
             [`ALITRolloutOutput`]
 
         Raises:
-            `ValueError`: as `encode`, at the call and not at the first rollout. Values are not looked at.
+            `ValueError`: as `encode`, at the call and not at the first rollout.
         """
         num_rollouts = check_num_tokens(self.config, num_tokens)
         check_pixels(self.config, pixel_values, interpolate_pos_encoding)
         check_halting_threshold(halting_threshold)
         check_base_latents(self.config, base_latents, pixel_values)
+        self._check_values(pixel_values)
 
         def iterate() -> Iterator[ALITRolloutOutput]:
             threshold = self.config.halting_threshold if halting_threshold is None else halting_threshold
@@ -587,7 +618,7 @@ class ALITModel(ALITPreTrainedModel):
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`):
-                Pixels in [0, 1], at the trained size unless `interpolate_pos_encoding`. NaN is not looked for.
+                Pixels in [0, 1], at the trained size unless `interpolate_pos_encoding`.
             num_tokens (`int`, *optional*):
                 Length of the code, a multiple of `tokens_per_rollout`; rollouts beyond it do not run. Defaults to the
                 full length.
@@ -606,7 +637,7 @@ class ALITModel(ALITPreTrainedModel):
             [`ALITOutput`]
 
         Raises:
-            `ValueError`: as `encode`.
+            `ValueError`: as `encode`. In training mode only the values of the first batch are looked at.
         """
         # Tools pass it to every model.
         check_attention_mask(kwargs.pop("attention_mask", None))
@@ -614,9 +645,21 @@ class ALITModel(ALITPreTrainedModel):
         num_rollouts = check_num_tokens(self.config, num_tokens)
         check_pixels(self.config, pixel_values, interpolate_pos_encoding)
         check_base_latents(self.config, base_latents, pixel_values)
+        self._check_values(pixel_values)
         recurrence = self._start(pixel_values, self.config.halting_threshold, generator, base_latents)
         recurrence = self._run(recurrence, num_rollouts, **kwargs)
         return ALITOutput(**self._read(recurrence, return_reconstruction, return_decoder_output, **kwargs))
+
+    def _check_values(self, pixel_values: torch.Tensor) -> None:
+        """
+        Looks at the values of pixels, for which a device is waited for. Training must not wait in every step: it looks
+        at its first batch, as pixels that are prepared wrongly are so from the first.
+        """
+        if is_tracing():
+            check_range(pixel_values)
+        elif not (self.training and self._has_trained):
+            check_range(pixel_values)
+            self._has_trained = self.training
 
     def _start(
         self,
@@ -665,7 +708,7 @@ class ALITModel(ALITPreTrainedModel):
     ) -> ALITRolloutOutput:
         """The code after a rollout, and what it decodes to."""
         tokens = self.encoder.layernorm_post(recurrence.hidden_states[:, -recurrence.num_tokens :])
-        latents, token_ids, quantizer_loss = self.latent_projection(tokens), None, None
+        latents, token_ids, quantizer_loss = image_by_image(self.latent_projection, tokens), None, None
         if self.quantizer is not None:
             latents, token_ids, quantizer_loss = self.quantizer(latents)
         decoder_output = reconstruction = None
@@ -673,6 +716,9 @@ class ALITModel(ALITPreTrainedModel):
             decoder_output = self.decoder(latents, recurrence.grid_size, **kwargs)
         if return_reconstruction:
             reconstruction = self._picture(decoder_output, recurrence.grid_size)
+        if recurrence.grid_size != self.config.grid_size and not is_tracing():
+            latents = latents.as_subclass(OffGridTokens)
+            token_ids = None if token_ids is None else token_ids.as_subclass(OffGridTokens)
         return ALITRolloutOutput(
             last_hidden_state=recurrence.hidden_states,
             token_ids=token_ids,

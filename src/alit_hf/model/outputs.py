@@ -9,7 +9,17 @@ import torch
 from transformers.utils import ModelOutput
 
 
-class _GridOutput(ModelOutput):
+class OffGridTokens(torch.Tensor):
+    """
+    Ids or latents of a grid that is not the trained one, which they alone do not tell. Whatever is made of them (rows,
+    copies on another device) has this type, too, by which `decode` knows that it must be given the grid.
+    """
+
+
+torch.serialization.add_safe_globals([OffGridTokens])
+
+
+class GridOutput(ModelOutput):
     """An output with `base_latents`, whose shape tells the grid."""
 
     @property
@@ -19,7 +29,7 @@ class _GridOutput(ModelOutput):
 
 
 @dataclass
-class ALITEncoderOutput(_GridOutput):
+class ALITEncoderOutput(GridOutput):
     """
     The codes of a batch of images, each of its own length.
 
@@ -35,11 +45,12 @@ class ALITEncoderOutput(_GridOutput):
         base_latents (`torch.FloatTensor` of shape `(B, E, rows, columns)`):
             The base tokenizer's latents of the images. `grid_size` gives (rows, columns), which `decode` rebuilds.
         score (`torch.FloatTensor` of shape `(B,)`, only with a `threshold`):
-            The criterion's value at the chosen length, lower is better.
+            The criterion's value at the chosen length, in its own unit (PSNR in dB).
         score_is_bound (`torch.BoolTensor` of shape `(B,)`, only with a `threshold`):
-            Whether the score is not the value itself, but what it is at most with the `confidence` asked for.
+            Whether the score is not the value itself, but what it is at worst with the `confidence` asked for.
         satisfied (`torch.BoolTensor` of shape `(B,)`, only with a `threshold`):
-            Whether the score is below the threshold; where not, the image has the full length.
+            Whether the score meets the threshold: is below it, or above it where higher is better. Where not, the
+            image has the full length.
         reconstruction (`torch.FloatTensor` of shape `(B, 3, H, W)`, only with `return_reconstruction`):
             Pictures decoded from the codes, nominally in [0, 1], not clamped.
     """
@@ -66,7 +77,7 @@ class ALITDecoderOutput(ModelOutput):
 
 
 @dataclass
-class ALITRolloutOutput(_GridOutput):
+class ALITRolloutOutput(GridOutput):
     """
     The state after one rollout, for all images of the batch.
 
@@ -126,4 +137,4 @@ class ALITOutput(ALITRolloutOutput):
     decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-__all__ = ["ALITDecoderOutput", "ALITEncoderOutput", "ALITOutput", "ALITRolloutOutput"]
+__all__ = ["ALITDecoderOutput", "ALITEncoderOutput", "ALITOutput", "ALITRolloutOutput", "GridOutput", "OffGridTokens"]

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .configuration_alit import ALITConfig
+from .layers import per_image
 
 
 def embedding_table(embedding: nn.Embedding, device: torch.device) -> torch.Tensor:
@@ -38,6 +39,7 @@ class ALITVectorQuantizer(nn.Module):
         """The codebook as unit vectors, float32 (C, D)."""
         return F.normalize(embedding_table(self.codebook, device).float(), dim=-1)
 
+    @per_image
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         Args:

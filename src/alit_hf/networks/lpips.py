@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from alit_hf.model.layers import image_by_image
 from alit_hf.utils.cache import cache_folder
 from alit_hf.utils.whole_file import whole_file
 
@@ -185,7 +186,7 @@ def lpips_criterion() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     network = _criterion_network()
 
     def lpips(reconstruction: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-        return network.to(original.device)(reconstruction.float(), original.float())
+        return image_by_image(network.to(original.device), reconstruction.float(), original.float())
 
     return lpips
 

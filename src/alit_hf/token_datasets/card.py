@@ -2,6 +2,7 @@
 
 import yaml
 
+from alit_hf.model.selection import good_side, resolve_criterion, with_unit
 from alit_hf.utils.image_count import image_count
 
 from .info import INFO_FILE, TokenDatasetInfo, TokenDatasetSummary
@@ -23,12 +24,13 @@ def card(info: TokenDatasetInfo, shards: Shards, summary: TokenDatasetSummary) -
             }
         ],
     }
-    lengths = (
-        f"{info.num_tokens} tokens each"
-        if info.threshold is None
-        else f"each in the fewest that bring `{info.criterion}` below {info.threshold:g}, or in all"
-    )
     score = "what the threshold was compared with"
+    if info.threshold is None:
+        lengths = f"{info.num_tokens} tokens each"
+    else:
+        criterion = resolve_criterion(info.criterion)
+        threshold = with_unit(criterion, f"{info.threshold:g}")
+        lengths = f"each in the fewest that bring `{info.criterion}` {good_side(criterion)} {threshold}, or in all"
     if info.confidence is not None:
         lengths += f"; predicted, so that a share of {info.confidence:g} of pictures like the calibration's keep this"
         score = f"a bound on `{info.criterion}` that the length predictor gave"

@@ -213,7 +213,7 @@ class TokenDatasetSummary:
         num_images (`int`): rows.
         num_undecodable (`int`): pictures that could not be decoded and have no row.
         lengths (`dict[int, int]`): number of rows for each number of tokens, shortest first.
-        num_unsatisfied (`int`): rows whose score is not below the threshold at full length.
+        num_unsatisfied (`int`): rows whose score does not meet the threshold at full length.
         was_complete (`bool`): whether all rows were there already, so that nothing was tokenized.
         damage (`list[str]`): of each damaged file of the data, which of its rows are missing and why.
     """

@@ -21,6 +21,7 @@ from alit_hf.codes.picture_codes import Picture, PictureCode, PictureEncoder, to
 from alit_hf.data.image_rows import FILE_NAME, ImageRows
 from alit_hf.data.picture_cells import fetch, picture_path, read_picture
 from alit_hf.model.image_processing_alit import ALITImageProcessor
+from alit_hf.model.selection import meets_threshold, resolve_criterion
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.prefetch import map_batches, read_ahead
 from alit_hf.utils.processes import Processes
@@ -393,7 +394,8 @@ def _summarize(
         for length in columns["num_tokens"]:
             lengths[length] += 1
         if info.threshold is not None:
-            num_unsatisfied += sum(not score < info.threshold for score in columns["score"])
+            criterion = resolve_criterion(info.criterion)
+            num_unsatisfied += sum(not meets_threshold(criterion, score, info.threshold) for score in columns["score"])
     return TokenDatasetSummary(
         sum(lengths.values()), num_undecodable, dict(sorted(lengths.items())), num_unsatisfied, was_complete, damage
     )

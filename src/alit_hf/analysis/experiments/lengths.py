@@ -64,14 +64,13 @@ class Lengths(Analysis):
         return {"criterion": context.model.config.length_criterion}
 
     def measure(self, context: Context, batch: ImageBatch) -> list[dict[str, Any]]:
-        model, name = context.model, context.model.config.length_criterion
-        criterion, higher_is_better = resolve_criterion(name), is_higher_better(name)
+        model, criterion = context.model, resolve_criterion(context.model.config.length_criterion)
         predicted, true = None, []
         for rollout in model.rollouts(batch.pixel_values):
             if predicted is None:
-                predicted = model.length_predictor(model.length_predictor.features(rollout.last_hidden_state)).float()
+                predicted = model.length_predictor.predict(rollout.last_hidden_state)
             scores = score_images(criterion, rollout.reconstruction, batch.pixel_values)
-            true.append(to_logs(scores, higher_is_better))
+            true.append(to_logs(scores, is_higher_better(criterion)))
         true = torch.stack(true, dim=1)
         if not torch.isfinite(torch.stack([predicted, true])).all():
             raise ValueError("the model's predictions or scores are NaN or infinite")
@@ -90,7 +89,7 @@ class Lengths(Analysis):
               `tokens`, their `ratio` to the exact search's and this ratio at the `worst_ratio_threshold`.
             - `not_enough_data`: why there are no numbers, or `None`.
         """
-        higher_is_better = is_higher_better(context.model.config.length_criterion)
+        higher_is_better = is_higher_better(resolve_criterion(context.model.config.length_criterion))
         parts = {name: _logs(of_set) for name, of_set in table.groupby("data", sort=False)}
         predicted, true = parts["data"]
         num_calibrated = len(true) // 2
