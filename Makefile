@@ -61,7 +61,10 @@ model: venv ## train the default model, RUNS=runs/mini [BASE=folder]; the same c
 	test -n "$(BASE)" || $(TRAIN)/base.yaml --output_dir "$(RUNS)/base"
 	$(TRAIN)/distill.yaml --output_dir "$(RUNS)/distill" --init_from "$(or $(BASE),$(RUNS)/base/model)"
 	$(TRAIN)/finetune.yaml --output_dir "$(RUNS)/finetune" --init_from "$(RUNS)/distill/model"
-	$(BIN)/alit evaluate --model "$(RUNS)/finetune/model" --data ../shared/data/eval-photos.parquet --lpips alex \
+	$(TRAIN)/lengths.yaml --output_dir "$(RUNS)/lengths" --init_from "$(RUNS)/finetune/model"
+	$(BIN)/alit analyze lengths --model "$(RUNS)/lengths/model" --data ../shared/data/eval-photos.parquet \
+	    --shifted-data ../shared/data/eval-peopleart.parquet --output "$(RUNS)/predicted-lengths"
+	$(BIN)/alit evaluate --model "$(RUNS)/lengths/model" --data ../shared/data/eval-photos.parquet --lpips alex \
 	    --output "$(RUNS)/results.json" --figure "$(RUNS)/results.png"
 	$(BIN)/python tools/checkpoint_card.py --results "$(RUNS)/results.json" --card "$(RUNS)/README.md"
 

@@ -46,6 +46,7 @@ setup(
         "pyarrow>=25",
         "fsspec>=2023.1",
         "huggingface-hub>=1.33",
+        "filelock>=4.1",
         "safetensors>=0.8",
         "evaluate>=0.4.6",
         "numpy>=2.2",

@@ -21,6 +21,8 @@ from huggingface_hub.utils import close_session
 
 
 TOKEN = "hf_right"
+READ_TOKEN = "hf_read"
+NARROW_TOKEN = "hf_narrow"
 ORGANIZATION = "tester"
 LFS_UPLOAD = r"^/lfs/"
 
@@ -71,11 +73,13 @@ class _Repo:
 class HubServer:
     """
     Repositories of models, of data sets under names that begin with `datasets/` and of Spaces under `spaces/`.
-    Readable by anyone unless private, writable with `TOKEN` under `ORGANIZATION` only.
+    Readable by anyone unless private, writable with `TOKEN` under `ORGANIZATION` only. `READ_TOKEN` may read all of
+    it, and `NARROW_TOKEN` write to what `narrow` names, but make no repository.
     """
 
     def __init__(self) -> None:
         self.repos: dict[str, _Repo] = {}
+        self.narrow: set[str] = set()
         self.lfs_objects: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.requests: list[str] = []
@@ -114,6 +118,11 @@ class HubServer:
         """Adds a `Fault`."""
         with self.lock:
             self.faults.append(Fault(method=method, path=path, **fault))
+
+    def add(self, repo: str, private: bool) -> None:
+        """Makes a repository, whoever owns it."""
+        self.repos[repo] = _Repo(private, [])
+        self.commit(self.repos[repo], "initial commit", {".gitattributes": b""})
 
     def files(self, repo: str) -> dict[str, bytes]:
         """What the repository holds now."""
@@ -236,13 +245,25 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    def _authorized(self) -> bool:
-        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+    def _token(self) -> str:
+        return self.headers.get("Authorization", "").removeprefix("Bearer ")
 
-    def _may_write(self) -> bool:
+    def _authorized(self) -> bool:
+        return self._token() in (TOKEN, READ_TOKEN, NARROW_TOKEN)
+
+    def _is_known(self) -> bool:
         if not self._authorized():
             self._send(401, {"error": "Invalid username or password."})
         return self._authorized()
+
+    def _may_write(self, repo: str) -> bool:
+        if not self._is_known():
+            return False
+        is_own = repo.split("/")[-2] == ORGANIZATION
+        may = is_own and (self._token() == TOKEN or (self._token() == NARROW_TOKEN and repo in self.hub.narrow))
+        if not may:
+            self._send(403, {"error": f"You don't have the rights to write to {repo}"})
+        return may
 
     def _repo(self, repo: str) -> _Repo | None:
         found = self.hub.repos.get(repo)
@@ -259,14 +280,14 @@ class _Handler(BaseHTTPRequestHandler):
         return commit
 
     def whoami(self, body: bytes) -> None:
-        if self._may_write():
+        if self._is_known():
             self._send(200, {"type": "user", "name": ORGANIZATION, "orgs": []})
 
     def create(self, body: bytes) -> None:
-        if not self._may_write():
+        if not self._is_known():
             return
         wanted = json.loads(body)
-        if wanted["organization"] != ORGANIZATION:
+        if wanted["organization"] != ORGANIZATION or self._token() != TOKEN:
             self._send(403, {"error": f"You don't have the rights to create a model under {wanted['organization']}"})
             return
         if wanted.get("type") == "space" and "sdk" not in wanted:
@@ -279,8 +300,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repo_id in self.hub.repos:
             self._send(409, answer)
             return
-        repo = self.hub.repos[repo_id] = _Repo(wanted.get("visibility") == "private", [])
-        self.hub.commit(repo, "initial commit", {".gitattributes": b""})
+        self.hub.add(repo_id, wanted.get("visibility") == "private")
         self._send(200, answer)
 
     def validate_yaml(self, body: bytes) -> None:
@@ -294,7 +314,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def preupload(self, body: bytes, repo: str, revision: str) -> None:
-        if not self._may_write() or (commit := self._revision(repo, revision)) is None:
+        if not self._may_write(repo) or (commit := self._revision(repo, revision)) is None:
             return
         files = []
         for file in json.loads(body)["files"]:
@@ -311,7 +331,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, {"files": files})
 
     def lfs_batch(self, body: bytes, repo: str) -> None:
-        if not self._may_write():
+        if not self._may_write(repo):
             return
         objects = []
         for wanted in json.loads(body)["objects"]:
@@ -337,7 +357,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200 if whole else 404, {})
 
     def commit(self, body: bytes, repo: str, revision: str) -> None:
-        if not self._may_write() or (before := self._revision(repo, revision)) is None:
+        if not self._may_write(repo) or (before := self._revision(repo, revision)) is None:
             return
         files, message = dict(before.files), ""
         for line in body.splitlines():
@@ -353,6 +373,10 @@ class _Handler(BaseHTTPRequestHandler):
                 del files[value["path"]]
         commit = self.hub.commit(self.hub.repos[repo], message, files)
         self._send(200, {"commitOid": commit.sha, "commitUrl": f"{self.hub.url}/{repo}/commit/{commit.sha}"})
+
+    def auth_check(self, body: bytes, repo: str) -> None:
+        if self._repo(repo) is not None and self._may_write(repo):
+            self._send(200, {})
 
     def info(self, body: bytes, repo: str, revision: str | None) -> None:
         if (commit := self._revision(repo, revision or "main")) is not None:
@@ -413,6 +437,7 @@ _ROUTES = [
     ("POST", r"/lfs-verify", _Handler.lfs_verify),
     ("POST", rf"{_API}{_REPO}/commit/{_REVISION}", _Handler.commit),
     ("GET", rf"{_API}{_REPO}(/revision/{_REVISION})?", _Handler.info),
+    ("GET", rf"{_API}{_REPO}/auth-check/write", _Handler.auth_check),
     ("GET", rf"{_API}{_REPO}/tree/{_REVISION}(/(?P<folder>.+))?", _Handler.tree),
     ("POST", rf"{_API}{_REPO}/paths-info/{_REVISION}", _Handler.paths_info),
     ("GET|HEAD", rf"/{_REPO}/resolve/{_REVISION}/(?P<file>.+)", _Handler.resolve),

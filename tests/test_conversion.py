@@ -200,16 +200,27 @@ class TestOtherVariants:
         assert not model.training
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
-    def test_survives_saving(self, tmp_path):
-        model = load_original(randomised(kl_reference()).state_dict(), num_attention_heads=2)
+    @pytest.mark.parametrize("reference", [vqgan_reference, kl_reference])
+    def test_survives_saving(self, reference, tmp_path):
+        model = load_original(randomised(reference()).state_dict(), num_attention_heads=2)
         model.save_pretrained(tmp_path)
-        reloaded = ALITModel.from_pretrained(tmp_path)
+        reloaded, report = ALITModel.from_pretrained(tmp_path, output_loading_info=True)
+        assert not report["missing_keys"]
+        assert not report["unexpected_keys"]
+        assert reloaded.state_dict().keys() == model.state_dict().keys()
         pixels = torch.rand(1, 3, 32, 32)
         with torch.no_grad():
             assert torch.equal(reloaded(pixels).reconstruction, model(pixels).reconstruction)
 
+    def test_a_vqgan_decoder_has_the_published_resnets_and_no_more(self):
+        published = vqgan_reference()
+        model = load_original(randomised(published).state_dict(), num_attention_heads=2)
+        levels = published.base.decoder.up[::-1]
+        blocks = model.base_tokenizer.model.decoder.up_blocks
+        assert [len(block.resnets) for block in blocks] == [len(level.block) for level in levels]
+
     def test_every_converted_vqgan_weight_can_learn(self):
-        # What has no counterpart in the published base must compute nothing, and must not be stuck there.
+        # A layer that computes nothing would be stuck there.
         model = load_original(randomised(vqgan_reference()).state_dict(), num_attention_heads=2)
         decoder = model.base_tokenizer.model.decoder
         decoder(torch.rand(1, 24, 8, 8)).square().mean().backward()

@@ -4,8 +4,9 @@ Writes the card of the default model from results files alone:
     python tools/checkpoint_card.py [--results RESULTS.json --card README.md]
 
 It fills `model_cards/alit-mini.template.md` with the numbers of `docs/results/alit-mini.json` and of a file for each
-baseline in the folder `baselines` beside it, all from `alit evaluate`, and with the findings of `check_separation.py`
-in `docs/results/separation.json`. `make model` uses it to write a card beside the results of its own run.
+baseline in the folder `baselines` beside it, all from `alit evaluate`, with those of `alit analyze lengths` in the
+folder `predicted-lengths` beside it, and with the findings of `check_separation.py` in `docs/results/separation.json`.
+`make model` uses it to write a card beside the results of its own run.
 """
 
 import argparse
@@ -52,7 +53,11 @@ _BASELINES = {
 
 
 def checkpoint_card(
-    results: dict, baselines: dict[str, dict], separation: dict, figures: str = "../docs/results/alit-mini"
+    results: dict,
+    baselines: dict[str, dict],
+    separation: dict,
+    predicted: dict | None = None,
+    figures: str = "../docs/results/alit-mini",
 ) -> ModelCard:
     """
     Builds the card.
@@ -61,6 +66,7 @@ def checkpoint_card(
         results: what `alit evaluate` wrote for the checkpoint.
         baselines: the same for each trained baseline, by its name in `_BASELINES`.
         separation: what `check_separation.py` wrote.
+        predicted: what `alit analyze lengths` wrote; None for a model without a length predictor.
         figures: path of the figures without their endings, relative to the card.
     """
     lengths = list(results["lengths"])
@@ -113,6 +119,7 @@ def checkpoint_card(
         baselines_table=_baselines_table(baselines),
         untrained=[label for name, label in _BASELINES.items() if name not in baselines],
         worst_table=_worst_table(results),
+        predicted_table=None if predicted is None else _predicted_table(predicted["results"]["sets"]),
         separation=f"the nearest differs in {separation['least_bits']} of 64 bits of a perceptual hash",
     )
 
@@ -187,6 +194,25 @@ def _baselines_table(baselines: dict[str, dict]) -> str:
     return markdown_table(["", "tokens", "L1", "LPIPS alex", "codes in use"], rows)
 
 
+def _predicted_table(sets: dict) -> str:
+    """A row for each confidence and set of images."""
+    names = {"data": "like the calibration", "shifted_data": "of another kind"}
+    rows = [
+        [
+            confidence,
+            f"{of_set['num_images']} {names[name]}",
+            f"{numbers['kept']:.1%}",
+            f"{numbers['worst_threshold']:.1%}",
+            f"{numbers['tokens']:.0f}",
+            f"{numbers['ratio']:.2f}",
+        ]
+        for name, of_set in sets.items()
+        for confidence, numbers in of_set["confidences"].items()
+    ]
+    header = ["confidence", "images", "promise kept", "at the worst threshold", "mean tokens", "× exact search"]
+    return markdown_table(header, rows)
+
+
 def _worst_table(results: dict) -> str:
     rows = [[worst["image"], *(_cell(worst, name) for name in ("l1", "lpips_alex"))] for worst in results["worst"]]
     return markdown_table(["image", "L1", "LPIPS alex"], rows)
@@ -205,8 +231,10 @@ def card_from_files(results: Path = RESULTS / "alit-mini.json", card: Path = CAR
     """The card of a results file, with those of the baselines beside it."""
     files = {name: results.parent / "baselines" / f"{name}.json" for name in _BASELINES}
     baselines = {name: _read(path) for name, path in files.items() if path.exists()}
+    lengths = results.parent / "predicted-lengths" / "results.json"
+    predicted = _read(lengths) if lengths.exists() else None
     figures = Path(os.path.relpath(results.with_suffix(""), card.parent)).as_posix()
-    return checkpoint_card(_read(results), baselines, _read(RESULTS / "separation.json"), figures)
+    return checkpoint_card(_read(results), baselines, _read(RESULTS / "separation.json"), predicted, figures)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,28 @@ import json
 import math
 import re
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from alit_hf.data.sources import is_hub_id
+
+
+def changeable(**default: Any) -> Any:
+    """
+    A field that a resumed run may change, and then uses from its next step on. All other fields stay what the run was
+    started with: what they determine is already in its weights, averages, optimisers or order of images.
+
+    Args:
+        default: `default` or `default_factory`, as for `dataclasses.field`.
+    """
+    return field(**default, metadata={_CHANGEABLE: True})
+
+
+_CHANGEABLE = "changeable"
+
+PICTURES_FOLDER = "pictures"
+"""Folder inside the run's with the grids of `logging.pictures_every`."""
 
 
 @dataclass(kw_only=True)
@@ -34,16 +52,17 @@ class DataConfig:
         num_workers (`int`): decoding processes per rank.
         validation_images (`int`): number of images to use, the first ones of `validation`.
         max_undecodable (`float` in [0, 1]): share of images that may be undecodable; the run stops at more.
-        cached_crops (`int`): fixed crops per image, one used in each epoch, with base latents that are computed once,
-            at the start, and kept on disk (`distill` and `fixed`). 0: new crops all the time.
-        cache_dir (`str`): folder for these latents, which runs with the same base, images and crops can share. Empty:
-            `base-latents` in `output_dir`.
+        cached_crops (`int`): fixed crops per image, one used in each epoch, for which the frozen part of the model
+            is computed once, at the start, and kept on disk (`distill`, `fixed` and `lengths`). 0: new crops all the
+            time.
+        cache_dir (`str`): folder for these outputs, which runs with the same frozen weights, images and crops can
+            share. Empty: `frozen-outputs` in `output_dir`.
     """
 
     train: list[str] = field(default_factory=list)
-    validation: list[str] = field(default_factory=list)
+    validation: list[str] = changeable(default_factory=list)
     split: str = "train"
-    validation_split: str = "train"
+    validation_split: str = changeable(default="train")
     image_column: str = "image"
     image_size: int = 256
     crop_scale: float = 0.8
@@ -51,11 +70,11 @@ class DataConfig:
     in_memory: bool = False
     streaming: bool = False
     shuffle_buffer: int = 1000
-    num_workers: int = 0
-    validation_images: int = 64
-    max_undecodable: float = 0.01
+    num_workers: int = changeable(default=0)
+    validation_images: int = changeable(default=64)
+    max_undecodable: float = changeable(default=0.01)
     cached_crops: int = 0
-    cache_dir: str = ""
+    cache_dir: str = changeable(default="")
 
     def validate(self) -> None:
         require(bool(self.train), "data.train", self.train, "at least one file, folder or Hub id")
@@ -101,25 +120,25 @@ class OptimizationConfig:
     """
 
     batch_size: int = 256
-    micro_batch_size: int = 0
-    max_steps: int = 0
-    epochs: int = 0
-    max_minutes: float = 0.0
+    micro_batch_size: int = changeable(default=0)
+    max_steps: int = changeable(default=0)
+    epochs: int = changeable(default=0)
+    max_minutes: float = changeable(default=0.0)
     optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = 0.0
-    base_learning_rate: float = 0.0
-    muon_learning_rate: float = 0.02
-    warmup_steps: int = 0
-    warmup_epochs: int = 0
+    learning_rate: float = changeable(default=0.0)
+    base_learning_rate: float = changeable(default=0.0)
+    muon_learning_rate: float = changeable(default=0.02)
+    warmup_steps: int = changeable(default=0)
+    warmup_epochs: int = changeable(default=0)
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    weight_decay: float = 0.05
-    max_grad_norm: float = 3.0
+    weight_decay: float = changeable(default=0.05)
+    max_grad_norm: float = changeable(default=3.0)
     ema_decay: float = 0.999
-    mixed_precision: Literal["no", "bf16"] = "no"
-    channels_last: bool = False
-    gradient_checkpointing: bool = False
-    attention: str = ""
-    compile: bool = False
+    mixed_precision: Literal["no", "bf16"] = changeable(default="no")
+    channels_last: bool = changeable(default=False)
+    gradient_checkpointing: bool = changeable(default=False)
+    attention: str = changeable(default="")
+    compile: bool = changeable(default=False)
 
     @property
     def peak_learning_rate(self) -> float:
@@ -167,12 +186,12 @@ class LoggingConfig:
         trackers (`list[str]`): experiment trackers by Accelerate's names ("tensorboard", "wandb", …).
     """
 
-    log_every: int = 50
-    validate_every: int = 1000
-    pictures_every: int = 1000
-    checkpoint_every: int = 1000
-    keep: int = 2
-    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    log_every: int = changeable(default=50)
+    validate_every: int = changeable(default=1000)
+    pictures_every: int = changeable(default=1000)
+    checkpoint_every: int = changeable(default=1000)
+    keep: int = changeable(default=2)
+    trackers: list[str] = changeable(default_factory=lambda: ["tensorboard"])
 
     def validate(self) -> None:
         require(self.log_every >= 1, "logging.log_every", self.log_every, "at least 1")
@@ -198,15 +217,16 @@ class TrainingConfig:
             `fixed`); what follows from the base tokenizer or image size is not given here.
         loss: the stage's own fields, see `training/stages/loss_config.py`.
         data, optimization, logging: see `DataConfig`, `OptimizationConfig` and `LoggingConfig`.
-        push_to_hub (`bool`): publish model, card and logs on the Hub, at the end and every `push_every` steps.
+        push_to_hub (`bool`): publish model, card and scalar logs on the Hub, at the end and every `push_every` steps.
         hub_model_id (`str`): `"ORG/NAME"`, the repository, created if it is missing.
-        hub_private (`bool`): a repository that is created is private.
+        hub_private (`bool`): a repository that is created is private. One that exists stays as it is.
+        hub_pictures (`bool`): also publish the grids in `pictures`, which show images of `data.validation`.
         push_every (`int`): steps between pushes of a checkpoint, a multiple of `logging.checkpoint_every`. 0: push
             only at the end.
     """
 
     stage: str
-    output_dir: str
+    output_dir: str = changeable()
     resume: str = ""
     init_from: str = ""
     seed: int = 0
@@ -215,10 +235,11 @@ class TrainingConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
-    push_to_hub: bool = False
-    hub_model_id: str = ""
-    hub_private: bool = False
-    push_every: int = 0
+    push_to_hub: bool = changeable(default=False)
+    hub_model_id: str = changeable(default="")
+    hub_private: bool = changeable(default=True)
+    hub_pictures: bool = changeable(default=False)
+    push_every: int = changeable(default=0)
 
     def validate(self) -> None:
         # Steps and ranks are added to it, and NumPy takes 32 bits.
@@ -259,12 +280,49 @@ def describe_fields(kind: type, prefix: str = "") -> str:
     lines = []
     for one in dataclasses.fields(kind):
         if one.name in meanings:  # sections have no values to describe
-            default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+            default = _default(one)
             values, meaning = meanings[one.name]
             meaning += " Needed." if default is dataclasses.MISSING else f" Default: {json.dumps(default)}."
+            meaning += " May change on resuming." if one.metadata.get(_CHANGEABLE) else ""
             lines.append(f"  --{prefix}{one.name} ({values})")
             lines += textwrap.wrap(meaning, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
+
+
+class Change(NamedTuple):
+    """A field whose value differs from an earlier one, and whether it may."""
+
+    name: str
+    before: Any
+    now: Any
+    is_allowed: bool
+
+
+def changes(before: dict[str, Any], config: Any, section: str = "") -> Iterator[Change]:
+    """
+    The fields whose values a resumed run changes.
+
+    Args:
+        before: what `config_to_dict` gave when the run was started; a field that is missing had its default.
+        config: the configuration now, or a section of it.
+        section: that section's name and a dot.
+    """
+    for one in dataclasses.fields(config):
+        name, now = section + one.name, getattr(config, one.name)
+        old = before.get(one.name, _default(one))
+        is_allowed = one.metadata.get(_CHANGEABLE, False)
+        if dataclasses.is_dataclass(now):
+            yield from changes(before.get(one.name, {}), now, f"{name}.")
+        elif isinstance(now, dict):
+            for key in sorted(now.keys() | old.keys()):
+                if old.get(key) != now.get(key):
+                    yield Change(f"{name}.{key}", old.get(key), now.get(key), is_allowed)
+        elif old != now:
+            yield Change(name, old, now, is_allowed)
+
+
+def _default(one: dataclasses.Field) -> Any:
+    return one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
 
 
 def config_to_dict(config: TrainingConfig) -> dict[str, Any]:

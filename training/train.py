@@ -10,7 +10,6 @@ undecodable images, a checkpoint that cannot be written), 75 if SIGTERM or SIGIN
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from pathlib import Path
 # When run as a file, Python puts this folder on the path, not the one that contains the package `training`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from alit_hf.utils.processes import is_first_process
+from alit_hf.utils.shown_text import one_line
 from training.configuration import DataConfig, LoggingConfig, OptimizationConfig, TrainingConfig, describe_fields
 from training.stages.loss_config import LOSS_CONFIGS
 
@@ -53,10 +54,11 @@ def main(arguments: list[str]) -> int:
         _print_error(error)
         return EXIT_WRONG_USE
 
-    # Accelerate knows it, too, but must not be asked before the run has configured it.
-    main_process = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
-        level=logging.INFO if main_process else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+        # Accelerate knows it, too, but must not be asked before the run has configured it.
+        level=logging.INFO if is_first_process() else logging.WARNING,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
     )
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     disable_progress_bar()
@@ -98,7 +100,7 @@ def _all_fields() -> str:
 
 def _print_error(error: Exception) -> None:
     """Prints one line to stderr."""
-    print("train.py: error:", " ".join(str(error).split()), file=sys.stderr)
+    print("train.py: error:", one_line(str(error)), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -266,7 +266,9 @@ def _infer_base_config(weights: Mapping, prefix: str) -> dict:
     if f"{prefix}quantize.embedding.weight" not in weights:
         return {"_class_name": "AutoencoderKL", **config, "scaling_factor": _KL_SCALING_FACTOR}
     num_codes, code_dim = _shape(weights, f"{prefix}quantize.embedding.weight", 2)
-    return {"_class_name": "VQModel", **config, "num_vq_embeddings": num_codes, "vq_embed_dim": code_dim}
+    config |= {"num_vq_embeddings": num_codes, "vq_embed_dim": code_dim}
+    # diffusers would have one more.
+    return {"_class_name": "VQModel", **config, "_decoder_resnets_per_block": config["layers_per_block"]}
 
 
 # The distillation encoder and decoder
@@ -449,11 +451,8 @@ def _mage_vqgan_rules(base: dict) -> _Rules:
         for j in range(base["layers_per_block"]):
             shortcut = j == 0 and level.in_channels != level.out_channels
             rules |= _mage_resnet_rules(f"{level.target}.resnets.{j}", f"{level.source}.block.{j}", shortcut)
-        if level.side == "decoder":
-            # diffusers has one more resnet in a decoder's level.
-            rules |= _identity_resnet_rules(f"{level.target}.resnets.{base['layers_per_block']}", level.out_channels)
-            if level.is_resampled:
-                rules |= _module_rules(f"{level.target}.upsamplers.0.conv", f"{level.source}.upsample.conv")
+        if level.is_resampled and level.side == "decoder":
+            rules |= _module_rules(f"{level.target}.upsamplers.0.conv", f"{level.source}.upsample.conv")
         elif level.is_resampled:
             make = functools.partial(_average_pool, level.out_channels)
             rules[f"{level.target}.downsamplers.0.conv.weight"] = (make, ())
@@ -476,18 +475,6 @@ def _mage_resnet_rules(target: str, source: str, shortcut: bool) -> _Rules:
         rules[f"{target}.conv2.weight"] = (_with_output_shortcut, folded)
         rules[f"{target}.conv_shortcut.weight"] = (_zero_1x1, (f"{source}.conv1.weight",))
         rules[f"{target}.conv_shortcut.bias"] = (_zero_bias, (f"{source}.conv1.weight",))
-    return rules
-
-
-def _identity_resnet_rules(target: str, channels: int) -> _Rules:
-    """A resnet that adds nothing to its input but can learn: only its last convolution is zero."""
-    zeros, ones = functools.partial(torch.zeros, channels), functools.partial(torch.ones, channels)
-    rules = {f"{target}.{module}.bias": (zeros, ()) for module in ("norm1", "conv1", "norm2", "conv2")}
-    rules |= {f"{target}.{norm}.weight": (ones, ()) for norm in ("norm1", "norm2")}
-    identity = functools.partial(_identity_1x1, channels, channels)
-    # If it were zero, too, no gradient would reach either.
-    rules[f"{target}.conv1.weight"] = (lambda: _centred_in_3x3(identity()), ())
-    rules[f"{target}.conv2.weight"] = (functools.partial(torch.zeros, channels, channels, 3, 3), ())
     return rules
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -83,7 +84,7 @@ def test_one_run(photos, tmp_path):
     assert results["results"]["names"] == [images.name(index) for index in range(12)]
     assert (results["analysis"], results["finding"]) == ("brightness", "12 means")
     data = results["data"]["data"]
-    assert (data["sources"], data["available"], data["num_images"]) == (photos, 12, 12)
+    assert (data["sources"], data["available"], data["num_images"]) == ([Path(photos[0]).name], 12, 12)
     assert {"seed": 0, "limit": 100, "scale": 1.0}.items() <= results["settings"].items()
     assert results["settings"]["versions"]["alit_hf"]
     assert len(results["model"]["fingerprint"]) == 16
@@ -158,6 +159,22 @@ def test_batches_of_another_run_are_not_replaced(photos, tmp_path, monkeypatch):
     assert not files[0] & files[1]
 
 
+def test_a_second_run_in_the_same_folder_is_refused(photos, tmp_path):
+    context = context_of(photos)
+    refused = []
+
+    class Twice(Brightness):
+        def measure(self, context, batch):
+            with pytest.raises(SettingsError, match=f"another run is writing to {tmp_path / 'out'}"):
+                run_analysis(Brightness(), context, tmp_path / "out")
+            refused.append(batch)
+            return super().measure(context, batch)
+
+    outcome = run_analysis(Twice(), context, tmp_path / "out")
+    assert refused
+    assert outcome[0]["results"] == run_analysis(Brightness(), context, tmp_path / "one")[0]["results"]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_goes_wrong_on_any_process_is_told_by_the_first(photos, tmp_path, rank):
     context = context_of(photos)
@@ -220,6 +237,9 @@ def test_undecodable_images_are_told(photos, tmp_path):
     results, _ = run_analysis(Brightness(), context_of(photos), tmp_path / "out")
     undecodable = results["data"]["data"]["undecodable"]
     assert [image["index"] for image in undecodable] == [2, 7]
+    assert undecodable[0]["reason"] == "02.png is not a picture in a format that can be read"
+    assert str(tmp_path) not in json.dumps(results)
+    assert str(tmp_path).encode() not in (tmp_path / "out" / "images.parquet").read_bytes()
     assert results["data"]["data"]["num_images"] == len(results["results"]["means"]) == 10
 
 

@@ -7,6 +7,7 @@ import pytest
 from labelled_images import save_images
 from PIL import Image
 from small_run import tiny_photo, tiny_photos
+from tar_data import cut, member_ends, samples, write_tar
 from tiny_model import save_tiny_model
 
 from alit_hf.analysis.registry import ANALYSES
@@ -72,10 +73,39 @@ def test_an_undecodable_picture_is_told(analyze, photos, tmp_path):
     (photos / "b.webp").write_bytes(b"no picture")
     result = analyze("unfamiliar")
     assert result.code == 1
-    assert len(result.errors) == 1
-    assert str(photos / "b.webp") in result.errors[0]
+    assert result.errors == ["alit: error: b.webp is not a picture in a format that can be read"]
     assert result.out.startswith("unfamiliar: ")
     assert json.loads((tmp_path / "out" / "deeper" / "results.json").read_text())["results"]["num_images"] == 4
+
+
+def test_a_damaged_file_is_named_whichever_images_are_drawn(analyze, tmp_path):
+    (tmp_path / "tars").mkdir()
+    for number in range(2):
+        write_tar(tmp_path / "tars" / f"{number}.tar", samples(range(10 * number, 10 * number + 3)))
+    cut(tmp_path / "tars" / "0.tar", member_ends(tmp_path / "tars" / "0.tar")[4] + 600)
+    result = analyze("unfamiliar", "--limit", 2, data=(tmp_path / "tars",))
+    assert result.code == 1
+    (error,) = result.errors
+    assert error.startswith("alit: error: 0.tar is damaged, what is behind its first 2 rows cannot be read")
+    described = json.loads((tmp_path / "out" / "deeper" / "results.json").read_text())["data"]["data"]
+    assert (described["available"], described["num_images"], len(described["damage"])) == (5, 2, 1)
+
+
+@pytest.mark.parametrize("output", [".", "sub", "new/results"])
+def test_results_are_not_written_into_the_data(alit, photos, tiny_model, output):
+    before = sorted(photos.rglob("*"))
+    result = alit("analyze", "thresholds", "--data", photos, "--output", photos / output, "--model", tiny_model)
+    assert (result.code, len(result.errors)) == (2, 1)
+    assert "lies in the data" in result.errors[0]
+    assert sorted(photos.rglob("*")) == before
+
+
+def test_no_output_is_an_input(alit, photos, tmp_path, tiny_model):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "figure.png").hardlink_to(photos / "a.png")
+    result = alit("analyze", "thresholds", "--data", photos, "--output", tmp_path / "out", "--model", tiny_model)
+    assert result.errors == [f"alit: error: the input {photos / 'a.png'} would be overwritten by an output"]
+    assert result.code == 2
 
 
 def test_only_undecodable_pictures_fail(analyze, tmp_path):

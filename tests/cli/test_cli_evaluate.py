@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from random_lpips import random_lpips
+from tar_data import cut, member_ends, samples, write_tar
 from tiny_model import save_tiny_model
 
 from alit_hf.cli.explore import FIGURE_SUFFIXES
@@ -32,7 +33,7 @@ def test_results_table_and_figure(evaluate, photos, tmp_path, tiny_model):
     assert (result.code, result.errors) == (0, [])
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["model"]["name"] == Path(tiny_model).name
-    assert results["data"]["sources"] == [str(photos)]
+    assert results["data"]["sources"] == ["photos"]
     assert results["data"]["num_images"] == 5
     assert list(results["lengths"]) == list(results["thumbnail"]) == ["4", "8", "12"]
     assert [numbers["threshold"] for numbers in results["adaptive"]] == [0.2, 0.5]
@@ -93,14 +94,46 @@ def test_defaults_and_limit(evaluate, lpips_without_weights, tmp_path):
     assert "lpips_vgg" not in results["base"]
 
 
+@pytest.mark.parametrize(
+    ("figure", "message"),
+    [
+        ("photos/a.png", "the input {folder}/photos/a.png would be overwritten by an output"),
+        ("hard.png", "the input {folder}/photos/a.png would be overwritten by an output"),
+        ("soft.png", "the input {folder}/photos/a.png would be overwritten by an output"),
+        ("worst.png", "--figure and --worst-figure are both {folder}/worst.png, they must differ"),
+    ],
+)
+def test_no_output_is_an_input_or_another_output(evaluate, photos, tmp_path, figure, message):
+    (tmp_path / "hard.png").hardlink_to(photos / "a.png")
+    (tmp_path / "soft.png").symlink_to(photos / "a.png")
+    before = (photos / "a.png").read_bytes()
+    result = evaluate("--figure", tmp_path / figure, "--worst-figure", tmp_path / "worst.png")
+    assert (result.code, result.errors) == (2, [f"alit: error: {message.format(folder=tmp_path)}"])
+    assert (photos / "a.png").read_bytes() == before
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_undecodable_picture_is_counted_and_told(evaluate, photos, tmp_path):
     (photos / "b.webp").write_bytes(b"no picture")
     result = evaluate()
     assert result.code == 1
-    assert len(result.errors) == 1
-    assert f"{photos / 'b.webp'}" in result.errors[0]
+    assert result.errors == ["alit: error: b.webp is not a picture in a format that can be read"]
     assert "4 images, 1 undecodable" in result.out.splitlines()[-1]
     assert json.loads((tmp_path / "out" / "results.json").read_text())["data"]["num_images"] == 4
+
+
+def test_a_damaged_file_is_named(evaluate, tmp_path):
+    (tmp_path / "tars").mkdir()
+    for number in range(2):
+        write_tar(tmp_path / "tars" / f"{number}.tar", samples(range(10 * number, 10 * number + 3)))
+    cut(tmp_path / "tars" / "0.tar", member_ends(tmp_path / "tars" / "0.tar")[4] + 600)
+    result = evaluate(data=[tmp_path / "tars"])
+    assert result.code == 1
+    (error,) = result.errors
+    damage = json.loads((tmp_path / "out" / "results.json").read_text())["data"]["damage"]
+    assert [error] == [f"alit: error: {file}" for file in damage]
+    assert error.startswith("alit: error: 0.tar is damaged, what is behind its first 2 rows cannot be read")
+    assert result.out.endswith("results.json: 5 images\n")
 
 
 def test_only_undecodable_pictures_fail(evaluate, tmp_path):

@@ -1,6 +1,7 @@
 """`alit decode`: the picture that the code stands for, or an error that names the file."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -110,6 +111,36 @@ def test_another_models_file_is_refused(alit, tmp_path, other_model, tokens):
     assert not (tmp_path / "x.png").exists()
 
 
+def test_sizes_that_are_not_the_models_are_refused(alit, tmp_path, tiny_model, tokens):
+    for name, values in (("grid", ((256, 256), 64)), ("codebook", ((8, 8), 4096))):
+        TokenFile(tokens.token_ids, (300, 200), *values, tokens.fingerprint).save(tmp_path / f"{name}.alit")
+    result = alit("decode", tmp_path / "grid.alit", tmp_path / "codebook.alit", "-o", tmp_path, "--model", tiny_model)
+    assert (result.code, result.out) == (1, "")
+    assert "the tokens have a grid of 256 × 256 positions, this model decodes at most 1024" in result.errors[0]
+    assert "the tokens have a codebook of 4096 entries, this model's has 64" in result.errors[1]
+
+
+def test_originals_are_never_overwritten(alit, photos, tmp_path, tiny_model):
+    """Neither beside their codes nor by codes from elsewhere, while earlier decoded pictures are replaced."""
+    before = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}
+    model = ["--model", tiny_model]
+    assert alit("encode", photos, "-o", photos, *model).code == 2
+    assert alit("encode", photos / "a.png", "-o", photos, *model).code == 0
+    assert alit("encode", photos, "-o", tmp_path / "codes", "--num-tokens", 4, *model).code == 0
+    codes = [tmp_path / "codes" / "sub" / "e.alit", photos / "f.alit"]
+    for code, original in zip(codes, [photos / "sub" / "e.png", photos / "f.png"], strict=True):
+        shutil.copy(photos / "a.png.alit", code)
+        Image.new("RGB", (5, 5)).save(original)
+        before[original] = original.read_bytes()
+    for source in (photos, photos / "f.alit", tmp_path / "codes"):
+        result = alit("decode", source, "-o", photos, *model)
+        assert (result.code, len(result.errors)) == (2, 1), source
+        assert f"the output {photos} is the input" in result.err or ".png would be overwritten" in result.err
+    assert {path: path.read_bytes() for path in before} == before
+    for _ in range(2):
+        assert alit("decode", tmp_path / "codes", "-o", tmp_path / "decoded", *model).code == 0
+
+
 def test_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "x.png"
     path.write_bytes(b"before")
@@ -128,7 +159,7 @@ def test_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["x.alit", "-o", "x.psd"], "x.psd must end in .png or .jpg"),
-        (["x.alit", "empty", "-o", "out"], "empty has no files that end in .alit"),
+        (["x.alit", "empty", "-o", "out"], "the folder empty has no .alit files"),
         (["x.alit", "-o", "x.png", "--num-tokens", "4"], "unrecognized arguments: --num-tokens 4"),
     ],
 )

@@ -142,7 +142,7 @@ def test_criterion_is_used(alit, photos, tmp_path, tiny_model, loaded):
     assert score > 1
     arguments = ["encode", photos / "a.png", "-o", tmp_path, "--criterion", "psnr", "--model", tiny_model]
     result = alit(*arguments, "--threshold", f"{score - 1:.3f}")
-    assert result.out.startswith(f"{tmp_path / 'a.alit'}: 4 tokens")
+    assert result.out.startswith(f"{tmp_path / 'a.png.alit'}: 4 tokens")
     assert result.out.rstrip().endswith(f", score {score:.4f} dB")
     result = alit(*arguments, "--threshold", f"{score + 9:.3f}")
     assert "12 tokens" in result.out
@@ -178,6 +178,7 @@ def test_file_from_another_dtype_can_be_decoded(alit, photos, tmp_path, tiny_mod
         (["-o", "OUT", "--num-tokens", "0"], "--num-tokens: it is '0', it must be a whole number from 1"),
         (["-o", "OUT", "--num-tokens", "6"], "`num_tokens` is 6, it must be a multiple of 4 between 4 and 12"),
         (["-o", "OUT", "--num-tokens", "16"], "`num_tokens` is 16, it must be a multiple of 4 between 4 and 12"),
+        (["-o", "OUT", "--num-workers", "-1"], "--num-workers: it is '-1', it must be a whole number from 0"),
         (["-o", "OUT", "--batch-size", "-1"], "--batch-size: it is '-1', it must be a whole number from 1"),
         (["-o", "OUT", "--criterion", "l1", "--num-tokens", "4"], "--criterion chooses lengths together with"),
         (["-o", "OUT", "--criterion", "psnr"], "--criterion psnr needs a --threshold"),

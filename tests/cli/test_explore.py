@@ -63,6 +63,7 @@ def test_strange_file_names_are_words_not_formulas(alit, photos, tmp_path, tiny_
         ("a.png", "x.txt", 2, "x.txt must end in .png"),
         ("a.png", "x", 2, "x must end in .png"),
         ("a.png", "a.png", 2, "a.png would be overwritten"),
+        ("a.png", "hard.png", 2, "a.png would be overwritten"),
         ("a.png", "b.webp/x.png", 2, "b.webp is not a folder"),
         ("broken.png", "x.png", 1, "broken.png is not a picture"),
     ],
@@ -70,6 +71,7 @@ def test_strange_file_names_are_words_not_formulas(alit, photos, tmp_path, tiny_
 def test_errors(alit, photos, tiny_model, monkeypatch, image, output, code, message):
     monkeypatch.chdir(photos)
     (photos / "broken.png").write_bytes(b"broken")
+    (photos / "hard.png").hardlink_to(photos / "a.png")
     result = alit("explore", image, "-o", output, "--model", tiny_model)
     assert (result.code, result.out, len(result.err.splitlines())) == (code, "", 1)
     assert message in result.err

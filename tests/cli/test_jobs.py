@@ -1,5 +1,6 @@
 """Which inputs are found and how their outputs are called."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pytest
 
 from alit_hf.cli.errors import UsageError
 from alit_hf.cli.jobs import plan_jobs
+from alit_hf.data.sources import FileKind
 
 
-SUFFIXES = frozenset({".jpg", ".png"})
+KIND = FileKind("photos", lambda: {".jpg", ".png"})
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -21,7 +23,9 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def plan(inputs, output) -> dict[str, str]:
-    jobs = plan_jobs([str(path) for path in inputs], str(output), SUFFIXES, (".alit",))
+    jobs = plan_jobs(
+        [str(path) for path in inputs], str(output), KIND, (".alit",), lambda path: path.stat().st_size > 0
+    )
     return {str(job.source): str(job.target) for job in jobs}
 
 
@@ -42,14 +46,14 @@ def test_folder_is_mirrored_without_what_is_no_picture_or_hidden(folder):
 
 def test_order_is_sorted_whatever_the_file_system_says(folder, monkeypatch):
     touch(folder / "in", "b.jpg", "a.jpg", "z/a.jpg", "y/a.jpg")
-    walk = os.walk
+    scandir = os.scandir
 
-    def backwards(*args, **kwargs):
-        for path, subfolders, names in walk(*args, **kwargs):
-            subfolders.sort(reverse=True)
-            yield path, subfolders, sorted(names, reverse=True)
+    @contextlib.contextmanager
+    def backwards(path):
+        with scandir(path) as entries:
+            yield sorted(entries, key=lambda entry: entry.name, reverse=True)
 
-    monkeypatch.setattr(os, "walk", backwards)
+    monkeypatch.setattr(os, "scandir", backwards)
     assert list(plan(["in"], "out")) == ["in/a.jpg", "in/b.jpg", "in/y/a.jpg", "in/z/a.jpg"]
 
 
@@ -63,6 +67,15 @@ def test_names_that_differ_in_their_suffix_only_keep_it(folder):
     }
 
 
+def test_files_of_one_folder_stay_apart_from_one_command_to_the_next(folder):
+    touch(folder, "in/a.jpg", "in/a.png", "in/b.jpg", "in/b.txt", "in/c.xyz", "in/c.PNG", "elsewhere/b.png")
+    at_once = plan(["in"], "out")
+    for pattern in ("in/*.jpg", "in/*.[pP]*"):
+        assert plan([pattern], "out").items() <= at_once.items()
+    assert plan(["in/b.jpg"], "out") == {"in/b.jpg": "out/b.alit"}
+    assert plan(["in/c.xyz"], "out") == {"in/c.xyz": "out/c.xyz.alit"}
+
+
 def test_kept_suffix_does_not_meet_another_name(folder):
     touch(folder / "in", "a.jpg", "a.png", "a.jpg.png")
     assert plan(["in"], "out") == {
@@ -70,6 +83,12 @@ def test_kept_suffix_does_not_meet_another_name(folder):
         "in/a.jpg.png": "out/a.jpg.png.alit",
         "in/a.png": "out/a.png.alit",
     }
+
+
+def test_names_that_differ_in_case_only_stay_apart_on_every_file_system(folder):
+    touch(folder / "in", "A.jpg", "a.png", "Å.jpg", "A\u030a.png")
+    targets = plan(["in"], "out").values()
+    assert sorted(targets) == sorted(f"out/{name}.alit" for name in os.listdir("in"))
 
 
 def test_several_inputs_keep_their_folders_apart(folder):
@@ -108,8 +127,8 @@ def test_given_file_needs_no_known_suffix(folder):
     [
         (["missing.jpg"], "out", "missing.jpg does not exist"),
         (["a.jpg", "missing.jpg"], "out", "missing.jpg does not exist"),
-        (["empty"], "out", "empty has no files that end in .jpg, .png"),
-        (["one", "empty"], "out", "empty has no files"),
+        (["empty"], "out", "the folder empty has no photos"),
+        (["one", "empty"], "out", "the folder empty has no photos"),
         ([""], "out", "a file name is empty"),
         (["a.jpg"], "", "a file name is empty"),
         (["one/a.jpg", "two/a.jpg"], "out", "one/a.jpg and two/a.jpg would both be written to out/a.jpg.alit"),
@@ -119,13 +138,24 @@ def test_given_file_needs_no_known_suffix(folder):
         (["one"], "a.jpg", "a.jpg is a file, it must be a folder"),
         (["one"], "a.jpg/out", "a.jpg is not a folder"),
         (["a.jpg"], "a.jpg/x.alit", "a.jpg is not a folder"),
-        (["x.alit"], ".", "x.alit would be overwritten"),
-        (["x.alit"], "x.alit", "x.alit would be overwritten"),
+        (["x.alit"], ".", "the input x.alit would be overwritten"),
+        (["x.alit"], "x.alit", "the input x.alit would be overwritten"),
+        (["a.jpg"], "hard.alit", "the input a.jpg would be overwritten"),
+        (["a.jpg"], "soft.alit", "the input a.jpg would be overwritten"),
+        (["one"], "one", "the output one is the input one, it must be another folder"),
+        (["one"], "./one/", "the output one is the input one"),
+        (["one"], "link", "the output link is the input one"),
+        (["link", "two"], "one", "the output one is the input link"),
+        (["in"], "out", "out/c.alit would be overwritten, which this command has not written"),
+        (["in/c.jpg"], "out", "out/c.alit would be overwritten, which this command has not written"),
     ],
 )
 def test_wrong_use_is_named(folder, inputs, output, message):
-    touch(folder, "a.jpg", "b.jpg", "one/a.jpg", "two/a.jpg", "x.alit")
+    touch(folder, "a.jpg", "b.jpg", "one/a.jpg", "two/a.jpg", "x.alit", "in/c.jpg", "out/c.alit")
     (folder / "empty").mkdir()
+    os.link("a.jpg", "hard.alit")
+    os.symlink("a.jpg", "soft.alit")
+    os.symlink("one", "link")
     before = sorted(folder.rglob("*"))
     with pytest.raises(UsageError, match=message.replace(".", r"\.")):
         plan(inputs, output)
@@ -149,3 +179,30 @@ def test_unreadable_folder_is_refused(folder, monkeypatch):
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(UsageError, match="in cannot be read: Permission denied"):
         plan(["in"], "out")
+
+
+def test_own_files_are_replaced(folder):
+    touch(folder, "in/a.jpg")
+    (folder / "out").mkdir()
+    (folder / "out" / "a.alit").write_bytes(b"ALIT")
+    assert plan(["in"], "out") == {"in/a.jpg": "out/a.alit"}
+
+
+def test_a_link_to_nowhere_or_to_itself_is_a_file_that_fails_later(folder):
+    touch(folder, "in/a.jpg")
+    os.symlink("self.jpg", "in/self.jpg")
+    os.symlink("nowhere", "in/dead.jpg")
+    assert list(plan(["in"], "out")) == ["in/a.jpg", "in/dead.jpg", "in/self.jpg"]
+    assert list(plan(["in/self.jpg", "in/a.jpg"], "out")) == ["in/self.jpg", "in/a.jpg"]
+
+
+def test_what_is_passed_over_is_said_once_the_plan_stands(folder, capsys):
+    touch(folder, "in/a.jpg", "in/b.heic", "in/c.heic", "in/s/notes.txt", "in/x\x1b[31m.y\x1b[31m", "in/README")
+    assert list(plan(["in"], "out")) == ["in/a.jpg"]
+    kinds = r"(.heic: 2, .txt: 1, .y\x1b[31m: 1, no suffix: 1)"
+    note = f"alit: note: in: 5 files were passed over, only photos are taken {kinds}\n"
+    assert capsys.readouterr() == ("", note)
+    touch(folder, "other/b.heic")
+    with pytest.raises(UsageError, match=r"the folder other has no photos; 1 file was passed over, .* \(\.heic: 1\)"):
+        plan(["in", "other"], "out")
+    assert capsys.readouterr() == ("", "")

@@ -6,9 +6,10 @@ import json
 import datasets
 import pytest
 import torch
-from hub_server import LFS_UPLOAD, logged_in_hub
+from hub_server import LFS_UPLOAD, READ_TOKEN, logged_in_hub
 from huggingface_hub import HfApi
 from PIL import Image
+from tar_data import cut, member_ends, samples, write_tar
 from token_data import contents, write_parquet
 
 from alit_hf.cli import tokenize as tokenize_command
@@ -103,16 +104,20 @@ def test_one_image_is_no_images(tokenize, tmp_path, photos):
 
 def test_undecodable_pictures_are_counted_and_listed_without_folders_of_this_machine(tokenize, tmp_path, photos):
     (photos / "sub" / "c.JPG").write_bytes(b"no picture")
-    (photos / "scan.heic").write_bytes(b"no picture either")
+    (photos / "scan.bmp").write_bytes(b"no picture either")
+    (photos / "notes.txt").touch()
     result = tokenize("--num-tokens", 4)
     assert result.code == 1
+    assert f"alit: note: {photos}: 1 file was passed over, " in result.err
     assert result.errors == [
         f"alit: error: 2 images could not be decoded, {tmp_path / 'out'} lists them in undecodable.jsonl"
     ]
     listed = [json.loads(line) for line in (tmp_path / "out" / "undecodable.jsonl").read_text().splitlines()]
-    assert [image["file_name"] for image in listed] == ["scan.heic", "sub/c.JPG"]
+    assert [image["file_name"] for image in listed] == ["scan.bmp", "sub/c.JPG"]
     assert result.out.startswith(f"{tmp_path / 'out'}: 4 images")
-    assert not any(str(photos).encode() in content for content in contents(tmp_path / "out").values())
+    assert tokenize("--num-tokens", 4, data=[f"{photos}/[as]*"], output=tmp_path / "pattern").code == 1
+    for output in ("out", "pattern"):
+        assert not any(str(tmp_path).encode() in content for content in contents(tmp_path / output).values())
 
 
 def test_only_undecodable_pictures_fail(tokenize, tmp_path):
@@ -120,6 +125,42 @@ def test_only_undecodable_pictures_fail(tokenize, tmp_path):
     result = tokenize(data=[tmp_path / "a.png"])
     assert (result.code, result.out) == (1, "")
     assert result.errors == [f"alit: error: none of 1 image can be decoded, see {tmp_path / 'out'}"]
+
+
+@pytest.fixture
+def tars(tmp_path):
+    """Two tars, of which the first breaks off in its third sample, and what it was before."""
+    (tmp_path / "tars").mkdir()
+    for number in range(2):
+        write_tar(tmp_path / "tars" / f"{number}.tar", samples(range(10 * number, 10 * number + 4)))
+    before = (tmp_path / "tars" / "0.tar").read_bytes()
+    cut(tmp_path / "tars" / "0.tar", member_ends(tmp_path / "tars" / "0.tar")[4] + 600)
+    return tmp_path / "tars", before
+
+
+def test_damaged_files_are_named_and_go_on_once_they_are_whole(tokenize, tmp_path, tars):
+    data, before = tars
+    for start in (": 6 images", " has what can be read, nothing was tokenized: 6 images"):
+        result = tokenize("--num-tokens", 4, data=[data])
+        assert result.code == 1
+        assert result.out.startswith(f"{tmp_path / 'out'}{start}")
+        assert [line.removeprefix("alit: error: ") for line in result.errors] == [
+            "0.tar is damaged, what is behind its first 2 rows cannot be read: unexpected end of data",
+            "once these files are whole, the same command goes on with them",
+        ]
+    (data / "0.tar").write_bytes(before)
+    result = tokenize("--num-tokens", 4, data=[data])
+    assert (result.code, result.errors) == (0, [])
+    assert result.out.startswith(f"{tmp_path / 'out'}: 8 images")
+    assert (tmp_path / "out" / "undecodable.jsonl").read_text() == ""
+
+
+def test_data_without_pictures_are_a_sentence_with_their_columns(tokenize, tmp_path):
+    write_tar(tmp_path / "a.tar", {"0.txt": b"words", "0.json": b'{"a": 1}'})
+    result = tokenize(data=[tmp_path / "a.tar"])
+    assert (result.code, result.out, len(result.errors)) == (2, "", 1)
+    assert "a.tar has no column `image`, and 0 columns of pictures among " in result.errors[0]
+    assert "`txt` (string)" in result.errors[0]
 
 
 def test_a_failure_on_the_way_says_how_to_go_on(tokenize, tmp_path, monkeypatch):
@@ -253,6 +294,16 @@ class TestHub:
         assert tokenize("--num-tokens", 8, output=self.REPO).code == 0
         assert "tokenization.json" in self.files(hub)
 
+    def test_what_lacks_rows_is_not_pushed(self, tokenize, hub, tars):
+        data, before = tars
+        result = tokenize("--num-tokens", 4, data=[data], output=self.REPO)
+        assert (result.code, result.out) == (1, "")
+        assert "tester/codes was not pushed, as rows are missing; the others are in " in result.errors[-1]
+        assert hub.messages(f"datasets/{self.REPO}") == []
+        (data / "0.tar").write_bytes(before)
+        assert tokenize("--num-tokens", 4, data=[data], output=self.REPO).code == 0
+        assert hub.messages(f"datasets/{self.REPO}") == ["Tokens by alit tokenize"]
+
     def refused(self, tokenize, hub, message, *arguments):
         before = dict(hub.files(f"datasets/{self.REPO}")) if hub.repos else {}
         result = tokenize(*(arguments or ("--num-tokens", 8)), output=self.REPO)
@@ -279,6 +330,12 @@ class TestHub:
         assert "the data set somebody/codes on the Hub cannot be used: " in result.err
         assert result.err.endswith("(for a folder write ./somebody/codes)\n")
         assert hub.repos == {}
+
+    def test_a_token_that_may_only_read_is_refused_before_any_work(self, tokenize, hub, monkeypatch):
+        hub.add(f"datasets/{self.REPO}", private=True)
+        monkeypatch.setattr("alit_hf.codes.picture_codes.PictureEncoder.encode", None)
+        monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+        self.refused(tokenize, hub, "this login may not write to tester/codes: use a token with write access to it")
 
     def test_without_a_login(self, tokenize, hub, monkeypatch):
         monkeypatch.delenv("HF_TOKEN")

@@ -375,8 +375,8 @@ class TestFingerprint:
     def test_float16_load_matches_every_load(self, checkpoint, other):
         half = ALITModel.from_pretrained(checkpoint, dtype=torch.float16)
         model = ALITModel.from_pretrained(checkpoint, dtype=other)
-        make_file(fingerprint=model_fingerprint(half)).check_model(model)
-        make_file(fingerprint=model_fingerprint(model)).check_model(half)
+        make_file(codebook_size=64, fingerprint=model_fingerprint(half)).check_model(model)
+        make_file(codebook_size=64, fingerprint=model_fingerprint(model)).check_model(half)
 
     def test_values_too_small_for_float16_keep_their_sign(self):
         model, half = tiny_model(), tiny_model()
@@ -384,7 +384,7 @@ class TestFingerprint:
             torch.nn.init.normal_(each.decoder.head.fc1.weight, std=1e-9, generator=torch.manual_seed(1))
         half.half()
         assert not half.decoder.head.fc1.weight.any()
-        make_file(fingerprint=model_fingerprint(half)).check_model(model)
+        make_file(codebook_size=64, fingerprint=model_fingerprint(half)).check_model(model)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     def test_other_weights_are_another_model(self, dtype):
@@ -426,6 +426,12 @@ class TestFingerprint:
             tokens = TokenFile([1, 2, 3], (52, 24), grid_size, 64, model_fingerprint(model))
             with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="at most 1024"):
                 tokens.check_model(model)
+
+    def test_a_codebook_of_another_size_is_refused(self):
+        model = tiny_model()
+        tokens = TokenFile([1, 2, 3], (52, 24), (8, 8), 65536, model_fingerprint(model))
+        with pytest.raises(ValueError, match="a codebook of 65536 entries, this model's has 64"):
+            tokens.check_model(model)
 
     def test_check_takes_a_fingerprint_for_the_model(self):
         make_file().check_model(FINGERPRINT)

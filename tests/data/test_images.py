@@ -1,6 +1,7 @@
 """Where images come from: files, folders, parquet files, tars and the Hub, in an order that is always the same."""
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 from hub_server import logged_in_hub
 from huggingface_hub import HfApi
 from PIL import Image
+from tar_data import cut, member_ends, write_tar
 
+from alit_hf.data.image_rows import open_rows
 from alit_hf.data.images import check_columns, open_images
 
 
@@ -42,10 +45,49 @@ def test_folders_and_files_in_order_without_hidden_ones(tmp_path):
     save(tmp_path, "b.png", "a.JPG", "sub/c.webp", ".hidden/d.png", ".e.png")
     (tmp_path / "notes.txt").write_text("no picture")
     images = open_images([str(tmp_path / "sub" / "c.webp"), str(tmp_path)])
-    names = [images.name(index)[len(str(tmp_path)) + 1 :] for index in range(len(images))]
-    assert names == ["sub/c.webp", "a.JPG", "b.png", "sub/c.webp"]
+    name = tmp_path.name
+    names = [images.name(index) for index in range(len(images))]
+    assert names == [f"{name}/sub/c.webp", f"{name}/a.JPG", f"{name}/b.png", f"{name}/sub/c.webp"]
     assert images.read(2).size == (20, 30)
     assert images.split is None
+    assert images.passed_over == [
+        f"{tmp_path}: 1 file was passed over, only pictures that Pillow reads, parquet files and tars are taken "
+        "(.txt: 1)"
+    ]
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    save(tmp_path, "\udcff.png", "b\x1b.png")
+    (tmp_path / "c\udcff.png").write_bytes(b"no picture")
+    images = open_images([str(tmp_path)])
+    assert [images.name(index) for index in range(3)] == [r"b\x1b.png", r"c\udcff.png", r"\udcff.png"]
+    assert [images.read(index).width for index in (0, 2)] == [21, 20]
+    with pytest.raises(ValueError, match="is not a picture") as error:
+        images.read(1)
+    reason = r"c\udcff.png is not a picture in a format that can be read"
+    expected = {"index": 1, "image": r"c\udcff.png", "reason": reason}
+    assert images.describe_failure(1, error.value) == expected
+
+
+def test_parquet_files_whose_names_are_not_utf8(tmp_path):
+    parquet(tmp_path / "a.parquet")
+    (tmp_path / "a.parquet").rename(tmp_path / "\udcff.parquet")
+    assert open_images([str(tmp_path)]).name(1) == "row 1 (1.webp)"
+
+
+def test_tars_whose_names_are_not_utf8(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"1.webp": picture(1), "2.webp": picture(2)})
+    path.rename(tmp_path / "\udcff.tar")
+    assert open_images([str(tmp_path)]).name(0) == "row 0 (1.webp)"
+    cut(tmp_path / "\udcff.tar", member_ends(tmp_path / "\udcff.tar")[1])
+    assert open_images([str(tmp_path)]).damage[0].startswith(r"\udcff.tar is damaged, ")
+
+
+def test_a_folder_with_metadata_must_have_a_utf8_name(tmp_path):
+    save(tmp_path / "\udcff", "a.png")
+    (tmp_path / "\udcff" / "metadata.csv").write_text("file_name,score\na.png,1\n")
+    with pytest.raises(ValueError, match=r"\\udcff is not UTF-8, as it must be with a metadata file: rename it"):
+        open_images([str(tmp_path / "\udcff")])
 
 
 @pytest.mark.parametrize("as_folder", [False, True])
@@ -79,12 +121,41 @@ def test_a_folder_with_metadata_has_its_columns(tmp_path):
     assert open_images([str(tmp_path)], image_column="image").column_names == []
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_folder_with_metadata_is_no_pattern_and_says_what_it_does_not_list(tmp_path, link):
+    save(tmp_path / "set [a]", "a.png", "deeper/b.png", "unlisted.png")
+    save(tmp_path / "set a", *[f"{number}.png" for number in range(9)])
+    for folder, names in (("set [a]", ["deeper/b.png", "a.png"]), ("set a", ["8.png"])):
+        (tmp_path / folder / "metadata.csv").write_text("\n".join(["file_name", *names]) + "\n")
+    source = tmp_path / "set [a]"
+    if link:
+        (tmp_path / "link [b]").symlink_to(source)
+        source = tmp_path / "link [b]"
+    rows = open_rows([str(source)])
+    assert rows.passed_over == [f"{source}: 1 image passed over, which the metadata file does not list"]
+    table = next(rows.tables(0, 0, 9))
+    assert rows.pictures_and_columns(table)[1]["file_name"].to_pylist() == ["deeper/b.png", "a.png"]
+    assert [open_images([str(source)]).read(index).size for index in range(2)] == [(21, 30), (20, 30)]
+
+
+def test_splits_are_not_looked_for_in_another_folder(tmp_path, monkeypatch):
+    for folder in ("set [a]", "set a"):
+        save(tmp_path / folder, "train/cat/1.png", "test/cat/2.png")
+    with pytest.raises(ValueError, match=r"the split 'train' cannot be found in .*, whose path has one of \*\?\["):
+        open_images([str(tmp_path / "set [a]")], "train")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("set a")
+    for source in (str(tmp_path / "set a"), "set a", "link"):
+        rows = open_rows([source], "train")
+        assert rows.pictures_and_columns(next(rows.tables(0, 0, 9)))[1]["file_name"].to_pylist() == ["train/cat/1.png"]
+
+
 def test_patterns_and_paths_in_packages(tmp_path):
     save(tmp_path, "1.png", "2.png", "[12].png")
     assert len(open_images([str(tmp_path / "?.png")])) == 2
     # What exists is no pattern.
     images = open_images([str(tmp_path / "[12].png")])
-    assert [Path(images.name(index)).name for index in range(len(images))] == ["[12].png"]
+    assert [images.name(index) for index in range(len(images))] == ["[12].png"]
     assert open_images(["package://skimage/data/coffee.png"]).read(0).size == (600, 400)
 
 
@@ -134,13 +205,32 @@ class TestClassLabels:
         (lambda folder: None, ["package://no_such_package/a.png"], "the Python package no_such_package is not inst"),
         (lambda folder: (folder / "a.tar").write_bytes(b"x"), ["a.tar"], "a.tar: no images can be read"),
         (lambda folder: None, ["."], r"the folder \. holds no pictures and no parquet files"),
-        (lambda folder: parquet(folder / "a.parquet", "photo"), ["a.parquet"], "no column `image`.* photo, label"),
         (lambda folder: (save(folder, "b.png"), parquet(folder / "a.parquet")), ["."], "both parquet files and"),
         (lambda folder: (save(folder, "b.png"), (folder / "a.tar").touch()), ["."], "both pictures and tars"),
-        (lambda folder: (folder / "a.parquet").write_bytes(b"x"), ["a.parquet"], "no images can be read: Parquet"),
-        (lambda folder: parquet(folder / "a.parquet", count=0), ["a.parquet"], "a.parquet: no images can be read"),
-        (lambda folder: numbers(folder / "a.parquet", 2), ["a.parquet"], "its column `image` has no pictures, but"),
+        (
+            lambda folder: (folder / "a.parquet").write_bytes(b"x"),
+            ["a.parquet"],
+            "no images can be read: a.parquet: Parquet",
+        ),
+        (
+            lambda folder: parquet(folder / "a.parquet", count=0),
+            ["a.parquet"],
+            "a.parquet has no pictures in its column `image`",
+        ),
+        (
+            lambda folder: numbers(folder / "a.parquet", 2),
+            ["a.parquet"],
+            r"no pictures in its column `image`, .* \(int64\)",
+        ),
         (lambda folder: numbers(folder / "a.parquet", 0), ["a.parquet"], "a.parquet"),
+        (
+            lambda folder: os.mkfifo(folder / "a.parquet"),
+            ["a.parquet"],
+            "a.parquet cannot be read: .* is a pipe, socket",
+        ),
+        (lambda folder: os.mkfifo(folder / "a.tar"), ["a.tar"], "a.tar cannot be read: .* is a pipe, socket"),
+        (lambda folder: os.symlink("a.tar", folder / "a.tar"), ["."], "a.tar cannot be read: Too many levels"),
+        (lambda folder: (folder / "a.heic").touch(), ["."], r"holds no pictures and .*; 1 file was .* \(\.heic: 1\)"),
     ],
 )
 def test_what_cannot_be_used_is_named(tmp_path, monkeypatch, make, sources, message):

@@ -220,12 +220,6 @@ def test_uploads_that_nobody_asks_for_are_deleted(tmp_path):
     assert not (tmp_path / "empty").exists()
 
 
-def test_address_in_place_of_an_upload_is_not_fetched(person):
-    address = {"path": "http://example.com/a.png", "meta": {"_type": "gradio.FileData"}}
-    with pytest.raises(AppError, match="Only files can be dropped in"):
-        person().predict(address, SATISFIED, api_name=DROP)
-
-
 def test_large_file_is_refused(url, drop):
     content = b"x" * (MAX_UPLOAD_BYTES + 1)
     answer = httpx.post(f"{url}gradio_api/upload", files={"files": ("a.png", content)}, timeout=60)

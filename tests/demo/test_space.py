@@ -1,13 +1,15 @@
 """`alit demo --push`: a Space on a Hub that works, and the ways in which it is not made."""
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from hub_server import logged_in_hub
+from hub_server import READ_TOKEN, logged_in_hub
+from huggingface_hub import HfApi
 from packaging.requirements import Requirement
 from tiny_model import save_tiny_model
 
@@ -61,8 +63,8 @@ def test_space_has_all_that_the_hub_and_the_app_need(hub, model_folder, capsys):
     assert {"torch", "transformers", "diffusers", "scikit-image", "huggingface-hub"} <= names
     assert not names & {"gradio", "pytest", "tensorboard", "torchmetrics"}
     assert app_arguments(files["app.py"]) == ["demo", "--model", "model"]
-    for path in Path(model_folder).iterdir():
-        assert files[f"model/{path.name}"] == path.read_bytes()
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        assert files[f"model/{name}"] == (Path(model_folder) / name).read_bytes()
     package = Path(alit_hf.__file__).parent
     for name in ("__init__.py", "cli/demo.py", "demo/layout.py", "demo/style.css", "py.typed"):
         assert files[f"alit_hf/{name}"] == (package / name).read_bytes()
@@ -90,13 +92,61 @@ def test_model_of_the_hub_is_named_and_not_pushed():
 
 def test_pushed_again_it_holds_nothing_of_before(hub, model_folder, tmp_path):
     other = save_tiny_model(tmp_path / "other", seed=1)
-    (Path(other) / "extra.txt").write_text("more")
     assert push("--model", other) == 0
+    HfApi().upload_file(path_or_fileobj=b"x", path_in_repo="model/extra.txt", repo_id=SPACE, repo_type="space")
     assert push("--model", model_folder) == 0
     files = hub.files(f"spaces/{SPACE}")
     assert "model/extra.txt" not in files
     assert files["model/model.safetensors"] == (Path(model_folder) / "model.safetensors").read_bytes()
     assert ".gitattributes" in files
+
+
+def test_of_a_model_folder_only_the_model_goes_up(hub, tmp_path):
+    """It may be one of a training run, or hold anything else."""
+    folder = Path(save_tiny_model(tmp_path / "model"))
+    for name in ("optimizer.bin", "notes.txt", "photo.png", "events.out.tfevents.1.host.2.0", "secret.py", ".env"):
+        (folder / name).write_bytes(b"secret")
+    (folder / "data").mkdir()
+    (folder / "data" / "config.json").write_bytes(b"secret")
+    assert push("--model", str(folder)) == 0
+    files = hub.files(f"spaces/{SPACE}")
+    assert {name for name in files if name.startswith("model/")} == {
+        "model/config.json",
+        "model/model.safetensors",
+        "model/preprocessor_config.json",
+    }
+    assert b"secret" not in files.values()
+
+
+def test_of_the_package_only_what_is_installed_goes_up(monkeypatch, tmp_path):
+    from alit_hf.demo import space
+
+    package = tmp_path / "alit_hf"
+    shutil.copytree(space._PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    expected = {name for name in space.space_files(None) if name.startswith("alit_hf/")}
+    copied = {path.relative_to(tmp_path).as_posix() for path in package.rglob("*") if path.is_file()}
+    assert expected == copied
+    for name in ("notes.txt", "demo/photo.jpg", "checkpoints/mine.safetensors", ".idea/x.py", "cli/x.pyc"):
+        (package / name).parent.mkdir(exist_ok=True)
+        (package / name).write_bytes(b"mine")
+    monkeypatch.setattr(space, "_PACKAGE", package)
+    assert {name for name in space.space_files(None) if name.startswith("alit_hf/")} == expected
+
+
+def test_a_new_space_is_private_and_another_stays_as_it_is(hub, model_folder):
+    hub.add("spaces/tester/public", private=False)
+    for name in (SPACE, "tester/public"):
+        assert main(["demo", "--push", name, "--device", "cpu", "--model", model_folder]) == 0
+    assert hub.repos[f"spaces/{SPACE}"].private
+    assert not hub.repos["spaces/tester/public"].private
+
+
+def test_a_token_that_may_only_read_is_refused(hub, model_folder, monkeypatch, capsys):
+    hub.add(f"spaces/{SPACE}", private=True)
+    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    assert push("--model", model_folder) == 1
+    assert f"this login may not write to {SPACE}: use a token with write access to it" in capsys.readouterr().err
+    assert hub.messages(f"spaces/{SPACE}") == []
 
 
 @pytest.mark.slow

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from noise_photo import noise_photo
+from tiny_config import tiny_model
 
+from alit_hf import ALITImageProcessor
 from alit_hf.analysis.attention_maps import AttentionSource, rollout_maps
 from alit_hf.codes.token_file import TokenFile
+from alit_hf.demo.tokenizer import DemoTokenizer
 
 
 def test_every_length_is_that_of_the_model(tokenizer):
@@ -40,6 +43,36 @@ def test_threshold_chooses_as_encode_does(tokenizer):
         assert chosen.is_satisfied == code.satisfied.item()
         assert chosen.position == chosen.num_tokens // 3
         assert len(chosen.maps) == chosen.num_tokens == chosen.token_file.num_tokens
+
+
+def test_predicted_lengths_are_those_of_encode():
+    model = tiny_model()
+    model.set_length_criterion("l1")
+    model.config.length_shortfalls = [number / 20 - 0.5 for number in range(20)]
+    with torch.no_grad():
+        model.length_predictor.fc2.weight.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+        model.length_predictor.fc2.bias.copy_(torch.linspace(-1, -2, 4))
+    predicting = DemoTokenizer(model, ALITImageProcessor.for_config(model.config))
+    encoded = predicting.encode("a.png", noise_photo(0))
+    pixel_values = predicting.processor(noise_photo(0), return_tensors="pt").pixel_values
+    lengths = set()
+    for threshold in (0.0, *(rollout.l1_bound * (1 + 1e-5) for rollout in encoded.rollouts), 1.0):
+        with torch.no_grad():
+            code = model.encode(pixel_values, threshold=threshold, confidence=0.9)
+        assert encoded.choose(threshold, is_predicted=True).num_tokens == code.num_tokens.item()
+        lengths.add(code.num_tokens.item())
+    assert len(lengths) > 2
+
+
+@pytest.mark.parametrize(("criterion", "count"), [(None, 20), ("l1", 8), ("l2", 20)])
+def test_without_a_fitting_predictor_none_is_offered(criterion, count):
+    model = tiny_model()
+    model.set_length_criterion(criterion)
+    if criterion is not None:
+        model.config.length_shortfalls = [0.0] * count
+    without = DemoTokenizer(model, ALITImageProcessor.for_config(model.config))
+    assert without.confidence is None
+    assert without.encode("a.png", noise_photo(0)).rollouts[0].l1_bound is None
 
 
 def test_choosing_runs_nothing(tokenizer):

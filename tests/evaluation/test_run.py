@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import json
+import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from thread_processes import in_processes
 
 from alit_hf.data.images import open_images
 from alit_hf.evaluation import frechet
+from alit_hf.evaluation import run as run_module
 from alit_hf.evaluation.description import describe_crop
 from alit_hf.evaluation.run import evaluate_model
 from alit_hf.evaluation.settings import EvaluationSettings, SettingsError
@@ -141,7 +144,7 @@ def test_yardsticks_are_made_of_what_the_model_sees(results, pixel_values):
 def test_data_is_named_and_known_again(results, images, photos, pixel_values):
     data = results["data"]
     assert (data["num_images"], data["undecodable"], data["split"]) == (7, [], None)
-    assert data["sources"] == [str(photos)]
+    assert data["sources"] == [photos.name]
     assert data["crop"] == "shortest edge to 32 pixels (bicubic), centre 32 x 32"
     assert len(data["pixels_sha256"]) == 64
 
@@ -208,8 +211,9 @@ def test_undecodable_images_are_counted_and_left_out(model, processor, images, p
     results = evaluate_model(model, processor, open_images([str(tmp_path)]), SETTINGS)
     assert results["data"]["num_images"] == 1
     (failure,) = results["data"]["undecodable"]
-    assert (failure["index"], failure["image"]) == (0, str(tmp_path / "a.png"))
-    assert "a.png" in failure["reason"]
+    reason = "a.png is not a picture in a format that can be read"
+    assert failure == {"index": 0, "image": "a.png", "reason": reason}
+    assert str(tmp_path) not in json.dumps(results)
 
 
 def test_nothing_decodable_is_an_error(model, processor, tmp_path):
@@ -301,3 +305,46 @@ def test_frechet_distances_of_every_variant(model, processor, images, pixel_valu
     }
     with pytest.raises(ValueError, match="6 images would be noise"):
         evaluate_model(model, processor, images, dataclasses.replace(settings, limit=6))
+
+
+def test_threads_change_nothing(results, model, processor, images, thresholds):
+    settings = dataclasses.replace(SETTINGS, thresholds=thresholds, num_workers=2)
+    assert without_speed(evaluate_model(model, processor, images, settings)) == without_speed(results)
+
+
+def test_images_are_decoded_while_the_model_computes_and_only_so_many(model, processor, photos, tmp_path, monkeypatch):
+    """The first batch waits for the next one, and the pixels of 100 images are never all there."""
+    (tmp_path / "00.png").write_bytes(b"no picture")
+    for number in range(1, 100):
+        (tmp_path / f"{number:02d}.png").symlink_to(photos / f"{number % 7}.png")
+    alive, most_alive, num_decoded = weakref.WeakSet(), 0, 0
+    lock, ahead = threading.Lock(), threading.Event()
+
+    def to_picture(image, processor):
+        nonlocal most_alive, num_decoded
+        picture = original(image, processor)
+        with lock:
+            alive.add(picture.pixel_values)
+            num_decoded += 1
+            most_alive = max(most_alive, len(alive))
+            if num_decoded == 5:
+                ahead.set()
+        return picture
+
+    def add(self, indices, pixel_values):
+        assert ahead.wait(timeout=30)
+        batches.append(indices)
+        self.records += [run_module.ImageRecord(index, b"", criterion=[]) for index in indices]
+
+    batches = []
+    original = run_module.to_picture
+    monkeypatch.setattr(run_module, "to_picture", to_picture)
+    monkeypatch.setattr(run_module._Pass, "add", add)
+    monkeypatch.setattr(run_module, "measure_speed", lambda *arguments: {})
+    monkeypatch.setattr(run_module, "build_results", lambda **described: described["undecodable"])
+    settings = dataclasses.replace(SETTINGS, num_workers=2)
+    (failure,) = evaluate_model(model, processor, open_images([str(tmp_path)]), settings)
+    assert failure["image"] == "00.png"
+    assert batches == [[1, 2], *([number, number + 1, number + 2] for number in range(3, 99, 3)), [99]]
+    # The last batch, the one that is put together, and what waits for it.
+    assert 5 <= most_alive <= 3 * SETTINGS.batch_size + settings.num_workers + 1

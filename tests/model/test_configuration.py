@@ -161,6 +161,8 @@ def test_parameters_are_counted_without_building_the_model(base):
         ({"block_out_channels": [8, 8, 10]}, "norm_num_groups"),
         ({"norm_num_groups": 0}, "at least 1"),
         ({"layers_per_block": "1"}, "at least 1"),
+        ({"_decoder_resnets_per_block": 3}, "from 1 to 2"),
+        ({"_decoder_resnets_per_block": 0}, "from 1 to 2"),
         ({"latent_channels": 0}, "at least 1"),
         ({"vq_embed_dim": -1}, "at least 1"),
         ({"num_vq_embeddings": 0}, "at least 1"),
@@ -256,3 +258,9 @@ def test_fields_that_were_set_one_by_one_are_checked_when_a_model_is_built(tmp_p
     tiny_model().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=name):
         ALITModel.from_pretrained(tmp_path, **{name: value})
+
+
+def test_the_folder_of_a_base_tokenizer_is_not_kept(tmp_path):
+    base = tiny_config().base_tokenizer_config
+    config = tiny_config(base_tokenizer_config={**base, "_name_or_path": str(tmp_path)})
+    assert config.base_tokenizer_config == base

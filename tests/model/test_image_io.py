@@ -1,6 +1,7 @@
 """Real files of every kind are read as a person would expect, by their pixel values, or refused with a reason."""
 
 import io
+import os
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -381,9 +382,17 @@ def test_bytes_and_streams_are_named_in_errors():
         open_image(io.BytesIO(b"text"))
 
 
-def test_directories_and_missing_files(tmp_path):
+@pytest.mark.timeout(20)
+def test_directories_missing_files_and_what_never_ends(tmp_path):
     with pytest.raises(ValueError, match="is a directory"):
         open_image(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    os.symlink("self.png", tmp_path / "self.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        with pytest.raises(ValueError, match=f"{path} is a pipe, socket or device"):
+            open_image(path)
+    with pytest.raises(OSError, match="Too many levels"):
+        open_image(tmp_path / "self.png")
     with pytest.raises(FileNotFoundError):
         open_image(tmp_path / "missing.png")
 

@@ -72,11 +72,12 @@ class Tokenizer:
         rows_per_shard: int = 3,
         batch_size: int = 2,
         processes: Processes | None = None,
+        num_workers: int = 2,
     ) -> TokenDatasetSummary | None:
         rows = rows or open_rows([str(self.data)])
         encoder = PictureEncoder(model or self.model, choice or self.choice)
         info = TokenDatasetInfo.describe(rows, encoder, self.processor, rows_per_shard)
-        return tokenize_rows(rows, encoder, self.processor, info, folder, batch_size, processes)
+        return tokenize_rows(rows, encoder, self.processor, info, folder, batch_size, processes, num_workers)
 
 
 @pytest.fixture

@@ -1,11 +1,16 @@
 """Rows that `load_dataset` gives decode to the pictures that their codes stand for, and by no other model."""
 
+import dataclasses
+import json
+
 import datasets
 import numpy as np
 import pytest
 import torch
 from lively_model import lively_model
 
+from alit_hf.codes.picture_codes import PictureEncoder
+from alit_hf.data.image_rows import open_rows
 from alit_hf.token_datasets import TokenDatasetInfo, TokenDecoder
 
 
@@ -88,3 +93,93 @@ def test_information_is_asked_for(tmp_path, model, processor):
     (tmp_path / "tokenization.json").write_text("[]")
     with pytest.raises(ValueError, match=r"tokenization\.json was not written by `alit tokenize`"):
         TokenDecoder(tmp_path, model, processor)
+
+
+class TestInformationOfOthers:
+    """`tokenization.json` comes with the data set, from whoever made it."""
+
+    @pytest.fixture
+    def info(self, model, processor, choice, parquet) -> TokenDatasetInfo:
+        rows = open_rows([str(parquet)])
+        return TokenDatasetInfo.describe(rows, PictureEncoder(model, choice), processor, 3)
+
+    @pytest.fixture
+    def load(self, info, tmp_path, model, processor):
+        """A decoder for what the file says with other values."""
+
+        def load(**values) -> TokenDecoder:
+            text = json.dumps({**dataclasses.asdict(info), **values})
+            (tmp_path / "tokenization.json").write_text(text)
+            return TokenDecoder(tmp_path, model, processor)
+
+        return load
+
+    @pytest.mark.parametrize(
+        ("name", "values"),
+        [
+            ("model", [None, 3]),
+            ("fingerprint", [None, "", "xy" * 8, "ab" * 9, 7]),
+            ("dtype", [None]),
+            ("image_processor", [None, []]),
+            ("grid_size", [None, "16", [16], [16, 16.0], [0, 16], [-1, -1], [True, 1], [256, 257], [[1], [1]], 256]),
+            ("codebook_size", [None, "64", 1, 65537, 64.0, True]),
+            ("threshold", ["0.1", [0.1], True, float("nan")]),
+            ("num_tokens", [4, "4"]),
+            ("criterion", [None, 1]),
+            ("sources", [None, "photos", [1]]),
+            ("split", [3, "", "../train", "a b"]),
+            ("data_fingerprint", [None]),
+            ("image_column", [0]),
+            ("rows_per_shard", [None, 0, 2.5, "3", False]),
+        ],
+    )
+    def test_a_value_that_cannot_be_is_named(self, load, name, values):
+        for value in values:
+            with pytest.raises(ValueError, match=rf"^tokenization\.json was not written .*: `{name}` is .*, it must "):
+                load(**{name: value})
+
+    def test_a_length_that_cannot_be_is_named(self, load):
+        for length in (None, 0, 65536, 4.0, True):
+            with pytest.raises(ValueError, match=r"`num_tokens` is .*, it must be a whole number from 1 to 65535"):
+                load(threshold=None, num_tokens=length)
+        assert load(threshold=None, num_tokens=4).info.num_tokens == 4
+
+    def test_a_grid_beyond_what_the_model_decodes_is_refused(self, load, model):
+        rows, columns = model.config.grid_size
+        load(grid_size=[4 * rows, 4 * columns])
+        for grid_size in ([256, 256], [4 * rows, 4 * columns + 1]):
+            with pytest.raises(ValueError, match=r"a grid of .* positions, this model decodes at most"):
+                load(grid_size=grid_size)
+
+    def test_a_codebook_of_another_size_is_refused(self, load, model):
+        with pytest.raises(ValueError, match="a codebook of 65536 entries, this model's has"):
+            load(codebook_size=65536)
+
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"\xff", b"null", b"3", b"[" * 10**6, b'{"model": "m"', b'{"model": "m", "x": 1}', b" " * 2**25],
+    )
+    def test_a_file_that_is_something_else(self, tmp_path, model, processor, content):
+        (tmp_path / "tokenization.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"tokenization\.json .*was not written by `alit tokenize`"):
+            TokenDecoder(tmp_path, model, processor)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("token_ids", ["a"]),
+            ("token_ids", [None] * 4),
+            ("token_ids", [[1, 2]] * 4),
+            ("token_ids", [0.5] * 4),
+            ("token_ids", [10**30] * 4),
+            ("original_size", [1]),
+            ("original_size", ["1", "2"]),
+            ("original_size", [2**31, 2**31]),
+            ("original_size", [None, 5]),
+        ],
+    )
+    def test_rows_that_cannot_be(self, load, name, value):
+        row = {"token_ids": [1, 2, 3, 4], "num_tokens": 4, "original_size": [40, 30], name: value}
+        row["num_tokens"] = len(row["token_ids"])
+        with pytest.raises(ValueError, match=rf"`{name}` "):
+            load().decode([row])

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from token_data import FEATURES, NUM_ROWS, png, write_parquet
 
-from alit_hf.data.image_rows import ImageRows, fetch, open_rows, read_picture
+from alit_hf.data.image_rows import ImageRows, open_rows
+from alit_hf.data.picture_cells import CELL, fetch, read_picture
 
 
 def save(folder, *names):
@@ -31,12 +32,12 @@ def names(rows: ImageRows, part: int = 0, first_row: int = 0) -> list[str]:
 
 
 def test_a_folder_of_pictures(tmp_path):
-    save(tmp_path, "b.png", "a.JPG", "train/c.webp", "test/d.png", ".hidden/e.png", ".f.png", "scan.heic")
+    save(tmp_path, "b.png", "a.JPG", "train/c.webp", "test/d.png", ".hidden/e.png", ".f.png")
     (tmp_path / "notes.txt").write_text("no picture")
     os.symlink(tmp_path / "nowhere.png", tmp_path / "link.png")
     rows = open_rows([str(tmp_path)])
-    expected = ["a.JPG", "b.png", "link.png", "scan.heic", "test/d.png", "train/c.webp"]
-    assert (rows.num_parts, rows.num_rows, rows.split) == (1, 6, None)
+    expected = ["a.JPG", "b.png", "link.png", "test/d.png", "train/c.webp"]
+    assert (rows.num_parts, rows.num_rows, rows.split) == (1, 5, None)
     assert names(rows) == expected
     assert names(rows, first_row=3) == expected[3:]
     assert list(rows.features) == ["file_name"]
@@ -44,6 +45,44 @@ def test_a_folder_of_pictures(tmp_path):
     assert read_picture(cells[0]).size == Image.open(tmp_path / "b.png").size
     with pytest.raises(FileNotFoundError):
         read_picture(cells[1])
+
+
+def test_names_of_pictures_are_stored_safely(tmp_path):
+    save(tmp_path, "\udcff.png", "b\x1b[31m.png", "c\nd.png", "e\u202f.png")
+    rows = open_rows([str(tmp_path)])
+    assert names(rows) == [r"b\x1b[31m.png", r"c\nd.png", "e\u202f.png", r"\udcff.png"]
+    cells = rows.pictures_and_columns(next(rows.tables(0, 3, 1)))[0]
+    assert fetch(cells[0]) == cells[0]
+    assert read_picture(cells[0]).size == Image.open(tmp_path / "\udcff.png").size
+    assert list(rows.files) == sorted(str(path) for path in tmp_path.iterdir())
+
+
+def test_a_folder_that_may_not_be_searched_is_named(tmp_path, monkeypatch):
+    save(tmp_path, "a.png")
+
+    exists, lstat = os.path.exists, os.lstat
+
+    def refuse(path, **arguments):
+        if str(path).endswith("a.png"):
+            raise PermissionError(13, "Permission denied", path)
+        return lstat(path, **arguments)
+
+    monkeypatch.setattr(os, "lstat", refuse)
+    monkeypatch.setattr(os.path, "exists", lambda path: not str(path).endswith("a.png") and exists(path))
+    with pytest.raises(ValueError, match=f"the folder {tmp_path} cannot be read: Permission denied"):
+        open_rows([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("/home/someone/a.png", "a.png"), ("b/a.png", "b/a.png"), ("a\x1b.png", r"a\x1b.png"), (None, None)],
+)
+def test_paths_in_parquet_files_lose_the_folders_of_a_machine(tmp_path, path, expected):
+    columns = {"image": [{"bytes": png(1), "path": path}]}
+    feature = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    rows = datasets.Dataset.from_dict(columns, features=datasets.Features({"image": feature}))
+    rows.to_parquet(tmp_path / "a.parquet")
+    assert names(open_rows([str(tmp_path / "a.parquet")])) == [expected]
 
 
 def test_several_sources_keep_their_names_apart(tmp_path):
@@ -132,16 +171,17 @@ def test_fingerprints_follow_the_data(tmp_path, parquet):
 def test_remote_pictures_are_fetched(tmp_path):
     with fsspec.open("memory://pictures/a.png", "wb") as file:
         file.write(png(1))
-    cell = {"bytes": None, "path": "memory://pictures/a.png"}
+    nothing = dict.fromkeys(CELL)
+    cell = {**nothing, "path": "memory://pictures/a.png"}
     assert fetch(cell) == {**cell, "bytes": png(1)}
     with pytest.raises(FileNotFoundError):
-        fetch({"bytes": None, "path": "memory://pictures/b.png"})
-    local = {"bytes": None, "path": str(tmp_path / "missing.png")}
+        fetch({**nothing, "path": "memory://pictures/b.png"})
+    local = {**nothing, "path": str(tmp_path / "missing.png")}
     assert fetch(local) == local
     assert fetch(None) is None
 
 
-@pytest.mark.parametrize("cell", [None, {"bytes": None, "path": None}])
+@pytest.mark.parametrize("cell", [None, dict.fromkeys(CELL)])
 def test_a_row_without_picture(cell):
     with pytest.raises(ValueError, match="the row has no picture"):
         read_picture(cell)

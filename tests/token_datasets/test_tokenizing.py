@@ -4,12 +4,15 @@ import json
 import os
 import shutil
 import threading
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 from lively_model import lively_model
+from tar_data import cut, member_ends, samples, write_tar
 from thread_processes import in_processes
 from token_data import BROKEN, FEATURES, NUM_ROWS, contents, png, row, undecoded, write_parquet
 
@@ -21,6 +24,7 @@ from alit_hf.token_datasets import tokenizing
 from alit_hf.token_datasets.tokenizing import TOKEN_FEATURES, OutputError
 from alit_hf.utils import whole_file
 from alit_hf.utils.processes import Processes
+from alit_hf.utils.sole_use import LOCK_FILE
 
 
 NUMBERS = [number for number in range(sum(NUM_ROWS)) if number != BROKEN]
@@ -200,6 +204,37 @@ def test_another_number_of_processes_goes_on(tokenize, tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def test_a_second_run_in_the_same_folder_is_refused_and_disturbs_nothing(tokenize, tmp_path, monkeypatch):
+    tokenize(tmp_path / "whole")
+    out = tmp_path / "out"
+    refused = []
+    original = tokenizing._Run.work
+
+    def work(run, done):
+        unfinished = out / "data" / ".alit-1-shard.parquet"
+        unfinished.touch()
+        for processes in (None, Processes(0, 2)):
+            with pytest.raises(OutputError, match=f"another run is writing to {out}") as error:
+                tokenize(out, processes=processes)
+            refused.append(error)
+        assert unfinished.exists()
+        unfinished.unlink()
+        original(run, done)
+
+    monkeypatch.setattr(tokenizing._Run, "work", work)
+    tokenize(out)
+    assert len(refused) == 2
+    assert contents(out) == contents(tmp_path / "whole")
+    monkeypatch.setattr(tokenizing._Run, "work", original)
+    assert tokenize(out).was_complete
+
+
+def test_a_folder_where_a_run_was_killed_at_its_very_start_can_be_used(tokenize, tmp_path):
+    (tmp_path / LOCK_FILE).touch()
+    assert not tokenize(tmp_path).was_complete
+    assert not (tmp_path / LOCK_FILE).exists()
+
+
 def test_all_processes_hear_of_an_output_that_cannot_be_used(tokenize, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     heard = []
@@ -212,6 +247,104 @@ def test_all_processes_hear_of_an_output_that_cannot_be_used(tokenize, tmp_path)
     in_processes(2, work)
     assert sorted(heard) == [0, 1]
     assert set(contents(tmp_path)) == {"notes.txt"}
+
+
+class TestDamagedFiles:
+    @pytest.fixture
+    def data(self, tmp_path):
+        """Three tars, of which the second breaks off in its sixth sample."""
+        (tmp_path / "data").mkdir()
+        for number in range(3):
+            write_tar(tmp_path / "data" / f"{number}.tar", samples(range(10 * number, 10 * number + 8)))
+        self.whole = (tmp_path / "data" / "1.tar").read_bytes()
+        cut(tmp_path / "data" / "1.tar", member_ends(tmp_path / "data" / "1.tar")[10] + 600)
+        return tmp_path / "data"
+
+    def names(self, out) -> list[str]:
+        return datasets.Dataset.from_parquet([str(path) for path in sorted(out.glob("data/*"))])["file_name"][:]
+
+    def test_whole_rows_are_kept_and_the_file_is_listed(self, tokenize, tmp_path, data):
+        summary = tokenize(tmp_path / "out", rows=open_rows([str(data)]))
+        expected = [*range(8), *range(10, 15), *range(20, 28)]
+        assert self.names(tmp_path / "out") == [f"{number:02d}.png" for number in expected]
+        assert (summary.num_images, summary.num_undecodable) == (21, 0)
+        (damage,) = summary.damage
+        assert damage.startswith("1.tar is damaged, what is behind its first 5 rows cannot be read: unexpected end")
+        lines = (tmp_path / "out" / "undecodable.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == [{"part": 1, "row": 5, "file_name": "1.tar", "reason": damage}]
+        assert damage in (tmp_path / "out" / "README.md").read_text()
+
+    def test_the_same_call_again_changes_nothing(self, tokenize, tmp_path, data):
+        first = tokenize(tmp_path / "out", rows=open_rows([str(data)]))
+        before = contents(tmp_path / "out")
+        again = tokenize(tmp_path / "out", rows=open_rows([str(data)]))
+        assert (again.was_complete, again.damage) == (True, first.damage)
+        assert contents(tmp_path / "out") == before
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_a_repaired_file_alone_is_tokenized_again(self, tokenize, tmp_path, data, count):
+        in_processes(
+            count, lambda processes: tokenize(tmp_path / "out", rows=open_rows([str(data)]), processes=processes)
+        )
+        others = {path: path.stat().st_ino for path in tmp_path.glob("out/data/train-0000[02]-*")}
+        (data / "1.tar").write_bytes(self.whole)
+        repaired = open_rows([str(data)])
+        in_processes(count, lambda processes: tokenize(tmp_path / "out", rows=repaired, processes=processes))
+        assert len(others) == 6
+        assert {path: path.stat().st_ino for path in others} == others
+        tokenize(tmp_path / "whole", rows=repaired)
+        assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+    @pytest.mark.parametrize("number", [1, 3, 4, 7, 9])
+    def test_killed_after_the_repair_nothing_is_lost_or_doubled(self, tokenize, tmp_path, data, monkeypatch, number):
+        tokenize(tmp_path / "out", rows=open_rows([str(data)]))
+        (data / "1.tar").write_bytes(self.whole)
+        rows = open_rows([str(data)])
+        changes = 0
+
+        def counted(change):
+            def killing(*args, **kwargs):
+                nonlocal changes
+                changes += 1
+                if changes == number:
+                    raise Killed
+                return change(*args, **kwargs)
+
+            return killing
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", counted(Path.unlink))
+            patched.setattr(whole_file, "os", SimpleNamespace(**{**vars(os), "replace": counted(os.replace)}))
+            with pytest.raises(Killed):
+                tokenize(tmp_path / "out", rows=rows)
+        assert number <= 3 or not (tmp_path / "out" / "README.md").exists()
+        tokenize(tmp_path / "out", rows=rows)
+        tokenize(tmp_path / "whole", rows=rows)
+        assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+    def test_a_file_that_was_whole_must_stay_as_it_is(self, tokenize, tmp_path, data):
+        tokenize(tmp_path / "out", rows=open_rows([str(data)]))
+        (data / "1.tar").write_bytes(self.whole)
+        write_tar(data / "2.tar", samples(range(30, 33)))
+        before = contents(tmp_path / "out")
+        with pytest.raises(OutputError, match="data_fingerprint was"):
+            tokenize(tmp_path / "out", rows=open_rows([str(data)]))
+        assert contents(tmp_path / "out") == before
+
+    def test_parquet_files(self, tokenize, tmp_path, parquet):
+        shutil.copytree(parquet, tmp_path / "data")
+        cut(tmp_path / "data" / "0.parquet", 500)
+        summary = tokenize(tmp_path / "out", rows=open_rows([str(tmp_path / "data")]))
+        assert load(tmp_path / "out")["file_name"][:] == [f"{number}.png" for number in range(7, 11)]
+        assert summary.damage[0].startswith("0.parquet is damaged, no row of it can be read")
+        shutil.copy(parquet / "0.parquet", tmp_path / "data")
+        tokenize(tmp_path / "out", rows=open_rows([str(tmp_path / "data")]))
+        tokenize(tmp_path / "whole")
+        for name, content in contents(tmp_path / "whole").items():
+            if name.endswith("parquet"):
+                table, expected = (pq.read_table(tmp_path / out / name) for out in ("out", "whole"))
+                assert table.equals(expected)
+            assert content
 
 
 class TestRefusals:
@@ -283,3 +416,71 @@ def test_a_connection_that_fails_ends_the_run_and_is_no_undecodable_picture(toke
             tokenize(tmp_path / "out")
     summary = tokenize(tmp_path / "out")
     assert (summary.num_images, summary.num_undecodable) == (len(NUMBERS), 1)
+
+
+def test_threads_change_nothing(tokenize, tmp_path):
+    tokenize(tmp_path / "none", num_workers=0)
+    for num_workers in (1, 5):
+        tokenize(tmp_path / str(num_workers), num_workers=num_workers)
+        assert contents(tmp_path / str(num_workers)) == contents(tmp_path / "none")
+
+
+def test_pictures_are_decoded_while_the_model_computes_and_only_so_many(tokenize, tmp_path, monkeypatch):
+    """The model waits for the next batch, of another file, and the pictures of 300 rows are never all there."""
+    data = tmp_path / "data"
+    data.mkdir()
+    write_parquet(data / "0.parquet", [0, 1, 2])
+    write_parquet(data / "1.parquet", [number % 5 for number in range(297)])
+    batch_size, num_workers, num_alive, most_alive, num_decoded = 3, 2, 0, 0, 0
+    lock, ahead = threading.Lock(), threading.Event()
+
+    def free():
+        nonlocal num_alive
+        with lock:
+            num_alive -= 1
+
+    def to_picture(image, processor):
+        nonlocal num_alive, most_alive, num_decoded
+        picture = original(image, processor)
+        weakref.finalize(picture.pixel_values, free)
+        with lock:
+            num_alive, num_decoded = num_alive + 1, num_decoded + 1
+            most_alive = max(most_alive, num_alive)
+            if num_decoded == 2 * batch_size:
+                ahead.set()
+        return picture
+
+    def encode(encoder, pictures):
+        assert ahead.wait(timeout=30)
+        return original_encode(encoder, pictures)
+
+    original, original_encode = tokenizing.to_picture, PictureEncoder.encode
+    monkeypatch.setattr(tokenizing, "to_picture", to_picture)
+    monkeypatch.setattr(PictureEncoder, "encode", encode)
+    summary = tokenize(
+        tmp_path / "out",
+        rows=open_rows([str(data)]),
+        choice=LengthChoice(num_tokens=4),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        rows_per_shard=100,
+    )
+    assert summary.num_images == num_decoded == 300
+    # The last batch, the one that is put together, and what waits for it.
+    assert 2 * batch_size <= most_alive <= 3 * batch_size + num_workers + 1
+    assert num_alive == 0
+
+
+def test_rows_that_cannot_be_read_end_the_run_after_the_shards_before_them(tokenize, tmp_path, monkeypatch):
+    tables = open_rows([str(tokenize.data)]).tables
+
+    def failing(part, row, batch_size):
+        yield from (table for table, _ in zip(tables(part, row, batch_size), range(2), strict=False))
+        raise ConnectionError("no route to host")
+
+    rows = open_rows([str(tokenize.data)])
+    monkeypatch.setattr(type(rows), "tables", lambda self, *arguments: failing(*arguments))
+    with pytest.raises(ConnectionError):
+        tokenize(tmp_path / "out", rows=rows, rows_per_shard=2, batch_size=2)
+    # Of two batches, the second may be the part's last one.
+    assert [path.name for path in (tmp_path / "out" / "data").iterdir()] == ["train-00000-00000.parquet"]

@@ -7,6 +7,7 @@ import pytest
 
 from alit_hf import ALITModel, pretrained_path
 from alit_hf.codes.token_file import model_fingerprint
+from alit_hf.evaluation.description import describe_model
 from tools.checkpoint_card import CARD, RESULTS, card_from_files, checkpoint_card
 
 
@@ -25,7 +26,7 @@ def test_the_results_are_of_the_packaged_weights(files):
     results, _, separation = files
     model = ALITModel.from_pretrained(pretrained_path())
     assert results["model"]["fingerprint"] == model_fingerprint(model).hex()
-    assert results["model"]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert results["model"]["parameters"] == describe_model(model)["parameters"]
     assert results["settings"]["limit"] is None
     assert separation["evaluation"]["num_images"] == results["data"]["num_images"]
     assert separation["same_pixels"] == []
@@ -80,6 +81,21 @@ def test_baselines_of_different_images_are_refused(files):
     baselines["alit"]["data"]["num_images"] += 1
     with pytest.raises(ValueError, match=r"`baselines` is .*measured on as many images each"):
         checkpoint_card(results, baselines, separation)
+
+
+def test_predicted_lengths_are_shown_where_they_were_measured(files, tmp_path):
+    numbers = {"kept": 0.934, "worst_threshold": 0.912, "tokens": 143.2, "ratio": 1.193}
+    sets = {
+        "data": {"num_images": 500, "confidences": {"0.9": numbers}},
+        "shifted_data": {"num_images": 77, "confidences": {"0.9": {**numbers, "kept": 0.5}}},
+    }
+    (tmp_path / "results.json").write_text(json.dumps(files[0]))
+    card = lambda: card_from_files(tmp_path / "results.json", tmp_path / "README.md").content  # noqa: E731
+    assert "Predicted lengths" not in card()
+    (tmp_path / "predicted-lengths").mkdir()
+    (tmp_path / "predicted-lengths" / "results.json").write_text(json.dumps({"results": {"sets": sets}}))
+    assert "| 0.9 | 500 like the calibration | 93.4% | 91.2% | 143 | 1.19 |" in card()
+    assert "| 0.9 | 77 of another kind | 50.0% | 91.2% | 143 | 1.19 |" in card()
 
 
 def test_a_run_of_make_model_gets_a_card_of_its_own(files, tmp_path):

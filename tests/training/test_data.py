@@ -1,5 +1,7 @@
 import io
 import itertools
+import logging
+import os
 import tarfile
 
 import datasets
@@ -7,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tar_data import cut, member_ends
 
 from training.configuration import DataConfig
 from training.images.batches import (
     BatchSplit,
+    StreamedImages,
     TrainingImages,
     UndecodableImagesError,
     check_undecodable,
@@ -143,6 +147,33 @@ def test_missing_sources_are_named(source):
         TrainingImages(data_config(source), seed=0)
 
 
+def test_what_is_a_picture_is_the_same_as_for_all_commands(tmp_path, caplog):
+    (tmp_path / "set [a]" / "linked").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for number, name in enumerate(["a.avif", "b.jp2", "\udcff.png", "../elsewhere/d.tga", "e.png.txt"]):
+        picture = Image.new("RGB", (24, 20), (20 * number,) * 3)
+        picture.save(
+            tmp_path / "set [a]" / name, {"avif": "AVIF", "jp2": "JPEG2000", "tga": "TGA"}.get(name[-4:], "PNG")
+        )
+    os.symlink("../elsewhere", tmp_path / "set [a]" / "link")
+    os.mkfifo(tmp_path / "set [a]" / "pipe.png")
+    with caplog.at_level(logging.INFO):
+        assert len(TrainingImages(data_config(tmp_path / "set [a]"), seed=0)) == 4
+        rows = StreamedImages(data_config(tmp_path / "set [a]", streaming=True), 0, one_rank(), 0).rows
+    assert sum(1 for _ in rows) == 4
+    note = f"data.train: {tmp_path / 'set [a]'}: 2 files were passed over, "
+    assert [message.startswith(note) for message in caplog.messages] == [True, True]
+
+
+def test_names_do_not_reach_the_terminal_as_they_are(tmp_path, caplog):
+    Image.new("RGB", (24, 20)).save(tmp_path / "a.png")
+    (tmp_path / "b\x1b[31m.png").write_bytes(b"no picture")
+    images = TrainingImages(data_config(tmp_path), seed=0)
+    assert [images[position]["undecodable"] for position in range(2)] in ([0, 1], [1, 0])
+    assert r"b\x1b[31m.png is not a picture" in caplog.text
+    assert "\x1b" not in caplog.text
+
+
 def test_validation_takes_the_first_centre_crops(shades):
     (shades / "01.png").write_bytes(b"no picture")
     config = DataConfig(train=["x"], validation=[str(shades)], image_size=16, validation_images=3)
@@ -204,6 +235,18 @@ def test_streams_go_on_where_they_left(tars, workers):
         epochs = shades_of(full)
         assert set(epochs[:24]) == set(epochs)
         assert epochs[:12] != epochs[24:36]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_damaged_file_is_logged_and_its_whole_rows_are_used(tars, caplog, streaming):
+    cut(tars / "1.tar", member_ends(tars / "1.tar")[2] - 10)
+    config = data_config(tars, streaming=streaming, shuffle_buffer=1)
+    images = None if streaming else TrainingImages(config, seed=0)
+    batches = training_batches(config, images, 0, one_rank(10), 0, False)
+    seen = shades_of(itertools.islice(batches, 2))
+    lost = {10 * number for number in (9, 10, 11)}
+    assert set(seen) <= {10 * number for number in range(24)} - lost
+    assert "1.tar is damaged, what is behind its first 3 rows cannot be read" in caplog.text
 
 
 def test_too_many_workers_for_a_stream_are_refused(tars):

@@ -125,12 +125,25 @@ def test_two_ranks_compute_what_one_does(sequence, config_file, tmp_path, record
     assert len(records) == 3 * (5 + 1)
     assert_same_losses(of_two, records, rel=1e-4)
 
+    # All ids since the first step, whichever rank they were given on.
+    counted = [num_counted(tmp_path / run / "finetune" / "checkpoint-4") for run in ("1", "2")]
+    assert counted[0] == counted[1] > 0
+
     expected = records[-2]["loss"]
     records.clear()
-    resumed = f"--sequence.finetune.resume={tmp_path / '2' / 'finetune' / 'checkpoint-4'}"
-    elsewhere = f"--sequence.finetune.output_dir={tmp_path / 'resumed'}"
-    assert main(["--config", path, "--resume", "latest", resumed, elsewhere]) == 0
+    assert main(["--config", path, *resumption_of(tmp_path / "2", tmp_path / "resumed")]) == 0
     assert records[-2]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def resumption_of(run: Path, output_dir: Path) -> list[str]:
+    """Options that continue `finetune` from checkpoint 4 of another run; the earlier stages are finished."""
+    values = {"resume": run / "finetune" / "checkpoint-4", "init_from": run / "distill" / "model"}
+    fields = [f"--sequence.finetune.{name}={value}" for name, value in {**values, "output_dir": output_dir}.items()]
+    return ["--resume", "latest", *fields]
+
+
+def num_counted(checkpoint: Path) -> int:
+    return int(load_file(checkpoint / "model.safetensors")["codebook_care.since_revival"].sum())
 
 
 @pytest.mark.timeout(300)
@@ -154,10 +167,10 @@ def test_two_ranks_move_weights_by_muon_as_one_does(sequence, config_file, tmp_p
 def test_two_ranks_go_on_from_a_checkpoint_of_one(sequence, config_file, tmp_path, records):
     path = config_file(sequence)
     assert main(["--config", path]) == 0
-    resumed = f"--sequence.finetune.resume={tmp_path / '1' / 'finetune' / 'checkpoint-4'}"
-    elsewhere = f"--sequence.finetune.output_dir={tmp_path / 'resumed'}"
-    of_two = run_on_two_ranks(path, tmp_path / "2.json", "--resume", "latest", resumed, elsewhere)
+    of_two = run_on_two_ranks(path, tmp_path / "2.json", *resumption_of(tmp_path / "1", tmp_path / "resumed"))
     assert of_two[-2]["loss"] == pytest.approx(records[-2]["loss"], rel=1e-4)
+    counted = [num_counted(folder / "checkpoint-5") for folder in (tmp_path / "1" / "finetune", tmp_path / "resumed")]
+    assert counted[0] == counted[1]
 
 
 @pytest.mark.slow  # three runs of two ranks through all stages

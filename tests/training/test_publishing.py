@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,9 +16,11 @@ import pytest
 import torch
 import yaml
 from diffusers import VQModel
-from hub_server import LFS_UPLOAD, TOKEN, HubServer, logged_in_hub
+from hub_server import LFS_UPLOAD, NARROW_TOKEN, READ_TOKEN, TOKEN, HubServer, logged_in_hub
 from huggingface_hub import HfApi, ModelCard
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_model import save_tiny_model
+from torch.utils.tensorboard import SummaryWriter
 
 from alit_hf import ALITImageProcessor, ALITModel
 from training.engine.loop import train
@@ -28,12 +32,15 @@ from training.stages.registry import load_configs
 
 REPO = "tester/tiny-alit"
 COMMIT = "/commit/"
+HOST = "machine-of-somebody"
+NUM_KILLS = 6
 
 
 @pytest.fixture
 def hub(monkeypatch):
     """A Hub with this process logged in to it."""
     monkeypatch.setattr(publishing, "RETRY_DELAYS", (0.2, 0.2, 0.2, 0.2))
+    monkeypatch.setattr("socket.gethostname", lambda: HOST)
     with logged_in_hub(monkeypatch) as server:
         yield server
 
@@ -74,11 +81,32 @@ def leftovers(config) -> list[Path]:
     return sorted(Path(config.output_dir).glob(f"{publishing.FOLDER}/*"))
 
 
+def write_events(output_dir: str, loss: float, step: int) -> Path:
+    """A TensorBoard file with a number, a picture and a text; its name has those of host and process."""
+    folder = Path(output_dir) / "alit"
+    before = set(folder.glob("*"))
+    with SummaryWriter(folder) as writer:
+        writer.add_scalar("loss", loss, step)
+        writer.add_images("pictures", torch.rand(1, 3, 8, 8), step)
+        writer.add_text("command", "python train.py --data /home/me/secret", step)
+        writer.add_scalar("learning_rate", 0.5, step)
+    (written,) = set(folder.glob("*")) - before
+    return written
+
+
+def scalars(content: bytes, folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard reads from a file; it must hold nothing else."""
+    path = folder / "events.out.tfevents.0"
+    path.write_bytes(content)
+    events = EventAccumulator(str(path)).Reload()
+    tags = events.Tags()
+    assert not any(tags[kind] for kind in tags if kind != "scalars")
+    return {name: [(one.step, one.value) for one in events.Scalars(name)] for name in tags["scalars"]}
+
+
 def test_one_push_is_one_commit_with_everything(hub, run_config, model_folder, tmp_path):
     config = run_config()
-    logs = Path(config.output_dir) / "alit"
-    logs.mkdir(parents=True)
-    (logs / "events.out.tfevents.1").write_bytes(b"scalars")
+    write_events(config.output_dir, 1.5, 3)
     publisher = Publisher(config)
     publisher.push(model_folder, RunRecord(steps=3))
     publisher.finish()
@@ -86,13 +114,90 @@ def test_one_push_is_one_commit_with_everything(hub, run_config, model_folder, t
     files = hub.files(REPO)
     for path in model_folder.rglob("*"):
         assert files[path.name] == path.read_bytes()
-    assert files["logs/distill/events.out.tfevents.1"] == b"scalars"
+    assert scalars(files["logs/distill/events.out.tfevents.0"], tmp_path) == {
+        "loss": [(3, 1.5)],
+        "learning_rate": [(3, 0.5)],
+    }
     assert yaml.safe_load(files["training_config.yaml"])["stage"] == "distill"
     assert files["README.md"].startswith(b"---\n")
     for file, name in (("config.json", "AutoModel"), ("preprocessor_config.json", "AutoImageProcessor")):
         module = json.loads(files[file])["auto_map"][name].partition(".")[0]
         assert f"{module}.py" in files
     assert leftovers(config) == []
+
+
+def test_nothing_goes_up_but_what_is_listed(hub, run_config, model_folder, tmp_path, photo_folder, vq_base, caplog):
+    """Whatever else lies in the folders of run and model; and no name of host, process or folder in any of it."""
+    caplog.set_level(logging.INFO)
+    secret = b"of this machine"
+    model = tmp_path / "model-of-the-run"
+    shutil.copytree(model_folder, model)
+    strangers = ("optimizer.bin", "notes.txt", ".hidden", "photo.png", "training_args.bin", "model.bin", "config.yaml")
+    for name in strangers:
+        (model / name).write_bytes(secret)
+    (model / "data").mkdir()
+    (model / "data" / "config.json").write_bytes(secret)
+    config = run_config(
+        data__validation=[str(photo_folder)], data__cache_dir=str(tmp_path / "cache"), init_from=vq_base
+    )
+    events = write_events(config.output_dir, 1.5, 3)
+    assert HOST in events.name
+    output_dir = Path(config.output_dir)
+    (output_dir / "pictures").mkdir()
+    for name in ("pictures/00000003.png", "config.yaml", "notes.txt", "alit/hparams.yml"):
+        (output_dir / name).write_bytes(secret)
+    with open(events, "ab") as file:
+        file.write(b"\x40" + bytes(11) + b"an event that is still being written")
+
+    publisher = Publisher(config)
+    publisher.push(model, RunRecord(steps=3))
+    publisher.finish()
+    files = hub.files(REPO)
+    code = {path.name for path in model_folder.glob("*.py")}
+    assert set(files) == code | {
+        ".gitattributes",
+        "config.json",
+        "preprocessor_config.json",
+        "model.safetensors",
+        "README.md",
+        "training_config.yaml",
+        "logs/distill/events.out.tfevents.0",
+    }
+    hidden = ["of this machine", "secret", HOST, str(tmp_path.parent)]
+    assert not [(name, text) for name, content in files.items() for text in hidden if text.encode() in content]
+    (said,) = [message for message in caplog.messages if REPO in message and "README.md" in message]
+    assert f"at the end, to {REPO} (private): config.json, " in said
+    assert "logs/distill/ (scalars)" in said
+    assert "pictures" not in said
+
+
+def test_pictures_go_up_if_asked_for(hub, run_config, model_folder, caplog):
+    caplog.set_level(logging.INFO)
+    config = run_config(hub_pictures=True)
+    folder = Path(config.output_dir) / "pictures"
+    folder.mkdir(parents=True)
+    for name in ("00000003.png", "notes.txt"):
+        (folder / name).write_bytes(b"pixels")
+    publisher = Publisher(config)
+    publisher.push(model_folder, RunRecord(steps=3))
+    publisher.finish()
+    assert [name for name in hub.files(REPO) if name.startswith("pictures/")] == ["pictures/distill/00000003.png"]
+    assert "pictures/distill/ (images of data.validation)" in caplog.text
+
+
+def test_logs_of_earlier_versions_are_taken_away(hub, run_config, model_folder):
+    HfApi().create_repo(REPO)
+    kept = ["logs/base/events.out.tfevents.0", "weights/model.safetensors", "model-card.txt"]
+    for name in ("logs/distill/events.out.tfevents.1.host.7.0", *kept):
+        HfApi().upload_file(path_or_fileobj=b"more than scalars", path_in_repo=name, repo_id=REPO)
+    config = run_config()
+    write_events(config.output_dir, 1.5, 3)
+    publisher = Publisher(config)
+    publisher.push(model_folder, RunRecord(steps=3))
+    publisher.finish()
+    files = hub.files(REPO)
+    assert [name for name in files if name.startswith("logs/distill/")] == ["logs/distill/events.out.tfevents.0"]
+    assert set(kept) <= set(files)
 
 
 def test_a_run_pushes_on_the_way_and_at_its_end(hub, run_config, photo_folder):
@@ -114,13 +219,16 @@ def test_a_run_pushes_on_the_way_and_at_its_end(hub, run_config, photo_folder):
     assert hub.files(REPO)["model.safetensors"] == exported.read_bytes()
     card = ModelCard(hub.files(REPO)["README.md"].decode())
     assert {result.metric_type for result in card.data.eval_results} == {"ids", "l1", "psnr", "r2", "spread"}
-    assert "logs/distill/events.out.tfevents" in " ".join(hub.files(REPO))
+    assert "logs/distill/events.out.tfevents.0" in hub.files(REPO)
+    assert not [name for name in hub.files(REPO) if HOST in name]
 
 
-def test_the_base_stage_pushes_a_vqmodel(hub, run_config, tmp_path):
-    config = run_config("base", optimization__max_steps=3)
+def test_the_base_stage_pushes_a_vqmodel(hub, run_config, tmp_path, vq_base):
+    config = run_config("base", init_from=vq_base, model={}, optimization__max_steps=3)
     train(config)
     files = hub.files(REPO)
+    # diffusers writes down where a model was loaded from.
+    assert not [name for name, content in files.items() if vq_base.encode() in content]
     assert json.loads(files["config.json"])["_class_name"] == "VQModel"
     assert ModelCard(files["README.md"].decode()).data.library_name == "diffusers"
     pulled = VQModel.from_pretrained(HfApi().snapshot_download(REPO, cache_dir=tmp_path / "cache"))
@@ -235,18 +343,16 @@ def test_what_is_pushed_was_set_aside_first(hub, run_config, tmp_path):
     folder = Path(save_tiny_model(tmp_path / "checkpoint-3"))
     weights = (folder / "model.safetensors").read_bytes()
     config = run_config()
-    log = Path(config.output_dir) / "alit" / "events.out.tfevents.1"
-    log.parent.mkdir(parents=True)
-    log.write_bytes(b"then")
+    log = write_events(config.output_dir, 1.5, 3)
     publisher = Publisher(config)
     hub.fail("POST", "/api/repos/create", delay=0.5)
     publisher.push(folder, RunRecord(steps=3))
     for path in folder.iterdir():
         path.unlink()
-    log.write_bytes(b"then and now")
+    write_events(config.output_dir, 1.0, 4).rename(log)
     publisher.finish()
     assert hub.files(REPO)["model.safetensors"] == weights
-    assert hub.files(REPO)["logs/distill/events.out.tfevents.1"] == b"then"
+    assert scalars(hub.files(REPO)["logs/distill/events.out.tfevents.0"], tmp_path)["loss"] == [(3, 1.5)]
 
 
 def test_a_run_outlives_a_hub_that_vanishes_in_an_upload(hub, run_config, caplog):
@@ -308,9 +414,9 @@ def test_a_login_that_ends_during_the_run_is_reported(hub, run_config, model_fol
     publisher.push(model_folder, RunRecord(steps=3))
     publisher.finish()
     assert "step 3 was not pushed" in caplog.text
-    assert "401" in caplog.text
+    assert "Invalid user token" in caplog.text
     # Asking again would not help.
-    assert hub.requests.count("POST /api/repos/create") == 2
+    assert hub.requests.count("GET /api/whoami-v2") == 2
 
 
 def test_a_full_disk_does_not_end_the_run(hub, run_config, model_folder, monkeypatch, caplog):
@@ -342,9 +448,20 @@ def test_a_hub_that_never_answers_is_given_up(hub, run_config, model_folder, mon
         ("hf_wrong", REPO, "Invalid user token"),
         (None, REPO, "hf auth login"),
         (TOKEN, "someone-else/model", "don't have the rights"),
+        (READ_TOKEN, REPO, "don't have the rights"),
+        (NARROW_TOKEN, REPO, "don't have the rights"),
+        # These exist, and may be read.
+        (TOKEN, "someone-else/public", "may not write to someone-else/public: use a token with write access"),
+        (READ_TOKEN, "tester/private", "may not write to tester/private"),
+        (READ_TOKEN, "tester/public", "may not write to tester/public"),
+        (NARROW_TOKEN, "tester/public", "may not write to tester/public"),
     ],
 )
 def test_a_login_that_cannot_push_is_an_error_before_training(hub, run_config, monkeypatch, token, repo, message):
+    for existing in ("tester/private", "tester/public", "tester/narrow", "someone-else/public"):
+        hub.add(existing, private=existing == "tester/private")
+    hub.narrow = {"tester/narrow"}
+    before = set(hub.repos)
     monkeypatch.setattr("huggingface_hub.utils._auth._get_token_from_file", lambda: None)
     monkeypatch.delenv("HF_TOKEN")
     if token is not None:
@@ -352,8 +469,26 @@ def test_a_login_that_cannot_push_is_an_error_before_training(hub, run_config, m
     config = run_config(hub_model_id=repo)
     with pytest.raises(ValueError, match=message):
         train(config)
-    assert list(Path(config.output_dir).glob("**/*.safetensors")) == []
-    assert hub.repos == {}
+    assert not Path(config.output_dir).exists()
+    assert set(hub.repos) == before
+
+
+def test_a_token_for_one_repository_is_enough(hub, run_config, model_folder, monkeypatch):
+    hub.add("tester/narrow", private=True)
+    hub.narrow = {"tester/narrow"}
+    monkeypatch.setenv("HF_TOKEN", NARROW_TOKEN)
+    publisher = Publisher(run_config(hub_model_id="tester/narrow"))
+    publisher.push(model_folder, RunRecord(steps=3))
+    publisher.finish()
+    assert hub.messages("tester/narrow") == ["distill: step 3"]
+
+
+def test_a_right_that_is_taken_away_during_the_run_is_reported(hub, run_config, model_folder, monkeypatch, caplog):
+    publisher = Publisher(run_config())
+    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    publisher.push(model_folder, RunRecord(steps=3))
+    publisher.finish()
+    assert f"step 3 was not pushed: PermissionError: this login may not write to {REPO}" in caplog.text
 
 
 def test_offline_mode_is_an_error_before_training(run_config):
@@ -363,17 +498,33 @@ def test_offline_mode_is_an_error_before_training(run_config):
 
 def test_a_hub_that_is_down_at_the_start_does_not_stop_the_run(hub, run_config, model_folder, caplog):
     hub.stop()
+    caplog.set_level(logging.INFO)
     publisher = Publisher(run_config())
     assert "cannot be reached" in caplog.text
+    assert f"to {REPO} (private if it is new): config.json" in caplog.text
     hub.start()
     publisher.push(model_folder, RunRecord(steps=3))
     publisher.finish()
     assert hub.messages(REPO) == ["distill: step 3"]
 
 
-def test_a_private_repository_is_made_private(hub, run_config, model_folder):
-    Publisher(run_config(hub_private=True))
-    assert hub.repos[REPO].private
+@pytest.mark.parametrize(
+    ("fields", "existing", "private"),
+    [
+        ({}, None, True),
+        ({"hub_private": False}, None, False),
+        # What exists stays as it is, and is called what it is.
+        ({}, False, False),
+        ({"hub_private": False}, True, True),
+    ],
+)
+def test_a_new_repository_is_private_unless_asked(hub, run_config, caplog, fields, existing, private):
+    caplog.set_level(logging.INFO)
+    if existing is not None:
+        hub.add(REPO, private=existing)
+    Publisher(run_config(**fields))
+    assert hub.repos[REPO].private == private
+    assert f"to {REPO} ({'private' if private else 'public'}): config.json" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -429,6 +580,46 @@ def test_the_command_line_pushes(hub, values, tmp_path, token, code):
     else:
         assert "Invalid user token" in done.stderr
         assert hub.repos == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_any_moment_nothing_is_lost_and_nothing_pushed_twice(hub, values, config, tmp_path, photo_folder):
+    """SIGKILL between the start and the end of the last push, again and again, always the same command after it."""
+    random.seed(0)
+    fields = {"optimization__max_steps": 60, "logging__checkpoint_every": 3, "logging__trackers": ["tensorboard"]}
+    fields |= {"data__validation": [str(photo_folder)], "data__validation_images": 4, "logging__validate_every": 10}
+    path = tmp_path / "run.yaml"
+    pushed = {"push_to_hub": True, "hub_model_id": REPO, "push_every": 3, "resume": "latest"}
+    path.write_text(yaml.safe_dump(values("distill", **fields, **pushed)), encoding="utf-8")
+    train_file = Path(__file__).parents[2] / "training" / "train.py"
+    command = [sys.executable, str(train_file), "--config", str(path)]
+    of_this_hub = environment(hub, tmp_path, HF_TOKEN=TOKEN)
+    log = tmp_path / "stderr"
+    kills = 0
+    while True:
+        with open(log, "w") as stderr:
+            run = subprocess.Popen(command, env=of_this_hub, stderr=stderr)
+        while run.poll() is None and "steps of" not in log.read_text():
+            time.sleep(0.05)
+        try:
+            assert run.wait(random.uniform(0, 1.5) if kills < NUM_KILLS else None) == 0, log.read_text()[-3000:]
+            break
+        except subprocess.TimeoutExpired:
+            run.kill()
+            run.wait()
+            kills += 1
+    assert kills > 3
+    folder = tmp_path / "distill"
+    train(config("distill", **fields, output_dir=str(tmp_path / "through")))
+    name = "model/model.safetensors"
+    assert (folder / name).read_bytes() == (tmp_path / "through" / name).read_bytes()
+    assert hub.files(REPO)["model.safetensors"] == (folder / name).read_bytes()
+    assert "| 4 |" in hub.files(REPO)["README.md"].decode()
+    order = steps(hub.messages(REPO))
+    assert order[-1] == 60
+    assert order == sorted(set(order)), "a step was pushed twice, or after a later one"
+    assert sorted(one.name for one in folder.iterdir() if one.name.startswith(".") or one.name == "hub") == []
 
 
 SCORES = {"validation/l1/4": 0.21, "validation/psnr/4": 12.0, "validation/l1/12": 0.125, "validation/psnr/12": 16.5}
@@ -545,7 +736,8 @@ def test_a_pushed_model_is_pulled_into_an_empty_cache(hub, run_config, model_fol
     script = tmp_path / "pull.py"
     script.write_text(PULL, encoding="utf-8")
     command = [sys.executable, str(script), alit_hf, REPO, str(tmp_path / "pixels.pt"), str(tmp_path / "code.pt")]
-    done = subprocess.run(command, env=environment(hub, tmp_path), capture_output=True, text=True, cwd=tmp_path)
+    of_this_hub = environment(hub, tmp_path, HF_TOKEN=READ_TOKEN)
+    done = subprocess.run(command, env=of_this_hub, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     ids, pulled_image = torch.load(tmp_path / "code.pt")
     assert torch.equal(ids, code.token_ids)

@@ -433,7 +433,7 @@ def test_a_drawn_step_decodes_once_and_only_what_is_shown(build, pixels):
         decoder = stage.model.decoder
         alone = decoder(output.latents[:, positions], output.grid_size, positions)
         assert not torch.allclose(alone, decoder(output.latents[:, positions], output.grid_size))
-    codes = stage.model.base_tokenizer.codes(stage.base_latents(pixels))
+    codes = stage.model.base_tokenizer.codes(stage.frozen_outputs(pixels))
     smoothed = torch.nn.functional.cross_entropy(alone.flatten(0, 1), codes.flatten(), label_smoothing=0.1)
     assert float(logs["nll/12"]) == pytest.approx(float(smoothed), rel=1e-4)
     # Weight 1, whatever was drawn.
@@ -636,3 +636,14 @@ def test_a_finetuned_stage_saves_what_it_is_given(build, tmp_path):
     loaded = ALITModel.from_pretrained(tmp_path / "saved")
     assert all((parameter == 0).all() for parameter in loaded.parameters())
     assert (stage.model.encoder.layers[0].mlp.fc1.weight != 0).any()
+
+
+def test_no_stage_saves_the_folder_that_it_started_from(build, tmp_path):
+    weights = build("base").model.state_dict()
+    build("base").save_pretrained(str(tmp_path / "start"), weights)
+    build("base", init_from=str(tmp_path / "start"), model={}).save_pretrained(str(tmp_path / "base"), weights)
+    distill = build("distill", init_from=str(tmp_path / "base"))
+    distill.save_pretrained(str(tmp_path / "distill"), distill.model.state_dict())
+    for name in ("base", "distill"):
+        for file in (tmp_path / name).glob("*.json"):
+            assert str(tmp_path) not in file.read_text(), file

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -56,3 +57,17 @@ def test_json_without_numbers_that_it_does_not_have(tmp_path):
         write_json(path, {"value": float("nan")})
     assert json.loads(path.read_text(encoding="utf-8"))["value"] == 0.5
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_threads_do_not_write_to_the_same_unfinished_file(tmp_path):
+    paths = [tmp_path / f"{name}{'x' * 60}.png" for name in "ab"]
+
+    def write_inside(outer):
+        with whole_file(paths[1]) as unfinished:
+            assert unfinished != outer
+            unfinished.write_text("b")
+
+    with whole_file(paths[0]) as unfinished, ThreadPoolExecutor(1) as pool:
+        unfinished.write_text("a")
+        pool.submit(write_inside, unfinished).result()
+    assert [path.read_text() for path in paths] == ["a", "b"]

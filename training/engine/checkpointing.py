@@ -4,15 +4,21 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import nn
 
+from alit_hf.utils.error_reason import reason
+from alit_hf.utils.whole_file import unfinished_files, write_text
+
+from ..configuration import TrainingConfig, config_to_dict
 from ..stages.stage import Stage
 from .averaging import WeightAverage
 
@@ -20,9 +26,13 @@ from .averaging import WeightAverage
 MODEL_FOLDER = "model"
 """Folder inside a checkpoint, and inside the run's folder, that `from_pretrained` loads: the averaged weights."""
 
+CONFIG_FILE = "config.yaml"
+"""File with the run's configuration, inside a checkpoint and inside the run's folder."""
+
 _NAME = re.compile(r"checkpoint-(\d+)")
 _UNFINISHED = ".unfinished-"
 _PROGRESS_FILE = "progress.json"
+_PART_BYTES = 2**20
 
 
 class CheckpointError(RuntimeError):
@@ -38,14 +48,18 @@ class Progress:
         steps: optimiser steps taken.
         seconds: training time, including earlier runs that it resumed.
         undecodable: images that were skipped.
+        num_images: images in an epoch; None for a stream.
+        logged: the latest value of each logged scalar, with the step at which it was logged.
     """
 
     steps: int = 0
     seconds: float = 0.0
     undecodable: int = 0
+    num_images: int | None = None
+    logged: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
@@ -63,31 +77,30 @@ def steps_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def find_checkpoint(resume: str, output_dir: Path) -> Path | None:
-    """
-    The checkpoint to continue from; None if the run starts from scratch.
-
-    Args:
-        resume: `""`, `"latest"` or the folder of a checkpoint.
-        output_dir: the run's folder.
-
-    Raises:
-        `ValueError`: for a folder that is not a checkpoint, or if `resume` is empty but `output_dir` has checkpoints,
-            which the new run would overwrite one by one.
-    """
-    existing = checkpoints(output_dir)
-    if resume == "latest":
-        return existing[-1] if existing else None
-    if resume:
-        if not (Path(resume) / _PROGRESS_FILE).is_file():
-            raise ValueError(f"`resume` is {resume!r}, it must be 'latest' or the folder of a checkpoint.")
-        return Path(resume)
-    if existing:
-        raise ValueError(
-            f"`output_dir` is {str(output_dir)!r}, which has checkpoints of another run: continue it by `--resume "
-            "latest`, or take another folder."
-        )
+def damage_of(checkpoint: Path) -> str | None:
+    """Why a run cannot continue from a checkpoint: a file is missing or not what was written. None if it can."""
+    try:
+        progress = json.loads((checkpoint / _PROGRESS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"{_PROGRESS_FILE}: {reason(error)}"
+    # Earlier versions wrote no checksums.
+    for name, checksum in progress.get("files", {}).items():
+        try:
+            if _checksum(checkpoint / name) != checksum:
+                return f"{name}: not what was written"
+        except OSError as error:
+            return f"{name}: {reason(error)}"
     return None
+
+
+def _checksum(path: Path) -> list[int]:
+    """Size and CRC-32."""
+    size = checksum = 0
+    with open(path, "rb") as file:
+        while part := file.read(_PART_BYTES):
+            size += len(part)
+            checksum = zlib.crc32(part, checksum)
+    return [size, checksum]
 
 
 class Checkpointer:
@@ -101,8 +114,7 @@ class Checkpointer:
         stage: the stage itself.
         average: its averaged weights.
         progress: saved by `save` and set by `load`.
-        output_dir: the run's folder.
-        keep: number of checkpoints to keep.
+        config: of the run.
     """
 
     def __init__(
@@ -112,19 +124,27 @@ class Checkpointer:
         stage: Stage,
         average: WeightAverage,
         progress: Progress,
-        output_dir: Path,
-        keep: int,
+        config: TrainingConfig,
     ):
         self.accelerator = accelerator
         self.wrapped = wrapped
         self.stage = stage
         self.average = average
         self.progress = progress
-        self.output_dir = output_dir
-        self.keep = keep
+        self.config = config
+        self.output_dir = Path(config.output_dir)
+        self.newest: Path | None = None
+        """The checkpoint that was written or read last."""
         accelerator.register_for_checkpointing(average, progress)
         accelerator.register_save_state_pre_hook(_strip_wrapper_prefix)
         accelerator.register_load_state_pre_hook(self._load_into_unwrapped)
+
+    def prepare_folder(self) -> None:
+        """Creates the run's folder, removes what a killed run left unfinished, and writes `config.yaml`."""
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            self._remove_unfinished()
+            self._write_config(self.output_dir)
 
     def save(self) -> Path:
         """
@@ -137,20 +157,18 @@ class Checkpointer:
         target = self.output_dir / f"checkpoint-{self.progress.steps}"
         unfinished = self.output_dir / f"{_UNFINISHED}{target.name}"
         main = self.accelerator.is_main_process
-        if main:
-            for stale in self.output_dir.glob(_UNFINISHED + "*"):
-                shutil.rmtree(stale)
         try:
             if main:
+                self._remove_unfinished()
                 unfinished.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
+            self.stage.gather_counts()
             self.accelerator.save_state(str(unfinished))
             self._export(unfinished / MODEL_FOLDER)
-            if main:
-                text = json.dumps(self.progress.state_dict()) + "\n"
-                (unfinished / _PROGRESS_FILE).write_text(text, encoding="utf-8")
             self.accelerator.wait_for_everyone()
             if main:
+                self._write_config(unfinished)
+                self._write_progress(unfinished)
                 _sync(unfinished)
                 self._remove(target)
                 unfinished.rename(target)
@@ -164,23 +182,37 @@ class Checkpointer:
                 "Older checkpoints are untouched."
             ) from error
         if main:
-            for old in checkpoints(self.output_dir)[: -self.keep]:
+            # One of more steps, which could not be read or was passed over, does not count in place of this one.
+            older = [path for path in checkpoints(self.output_dir) if steps_of(path) <= self.progress.steps]
+            for old in older[: -self.config.logging.keep]:
                 self._remove(old)
         self.accelerator.wait_for_everyone()
+        self.newest = target
         return target
 
     def load(self, path: Path) -> None:
         """Restores weights, averages, optimisers and progress."""
+        self.newest = path
         self.accelerator.load_state(str(path))
+        self.stage.leave_counts_to_first_rank()
+
+    def _write_config(self, folder: Path) -> None:
+        write_text(folder / CONFIG_FILE, yaml.safe_dump(config_to_dict(self.config), sort_keys=False))
+
+    def _write_progress(self, folder: Path) -> None:
+        """Last of all files, with the checksums of those that a resumed run reads."""
+        names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+        progress = {name: getattr(self.progress, name) for name in ("steps", "seconds", "undecodable")}
+        files = {name.as_posix(): _checksum(folder / name) for name in names}
+        (folder / _PROGRESS_FILE).write_text(json.dumps({**progress, "files": files}) + "\n", encoding="utf-8")
 
     def export(self) -> Path:
-        """Writes the averaged model to the run's folder, where `from_pretrained` loads it."""
+        """Copies the averaged model of the last checkpoint to the run's folder, where `from_pretrained` loads it."""
         folder = self.output_dir / MODEL_FOLDER
         unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}")
         if self.accelerator.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)
-        self._export(unfinished)
-        if self.accelerator.is_main_process:
+            shutil.copytree(self.newest / MODEL_FOLDER, unfinished)
             _sync(unfinished)
             self._remove(folder)
             unfinished.rename(folder)
@@ -198,6 +230,12 @@ class Checkpointer:
         """Removes a folder so that a kill on the way never leaves half of it under its name."""
         if path.exists():
             shutil.rmtree(path.rename(path.with_name(f"{_UNFINISHED}removal-of-{path.name}")))
+
+    def _remove_unfinished(self) -> None:
+        for folder in self.output_dir.glob(_UNFINISHED + "*"):
+            shutil.rmtree(folder)
+        for file in unfinished_files(self.output_dir):
+            file.unlink()
 
     def _load_into_unwrapped(self, models: list[nn.Module], input_dir: str) -> None:
         # In place: Accelerate goes on using this list.

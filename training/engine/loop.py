@@ -4,16 +4,21 @@ import itertools
 import logging
 import signal
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast_object_list, set_seed
 
 from alit_hf.data.image_rows import open_rows
+from alit_hf.utils.error_reason import reason
+from alit_hf.utils.processes import is_first_process
+from alit_hf.utils.sole_use import sole_use
 
-from ..configuration import TrainingConfig, config_to_dict, require
+from ..configuration import TrainingConfig, require
 from ..hub.model_card import RunRecord
 from ..hub.publishing import Publisher
 from ..images.batches import (
@@ -24,15 +29,16 @@ from ..images.batches import (
     open_source,
     training_batches,
 )
-from ..images.latent_cache import cached_latents
+from ..images.frozen_cache import cached_outputs
 from ..stages.adversary import Adversary
 from ..stages.registry import STAGES
 from ..stages.sharding import prepare, whole
 from .averaging import WeightAverage
-from .checkpointing import MODEL_FOLDER, Checkpointer, Progress, checkpoints, find_checkpoint, steps_of
+from .checkpointing import MODEL_FOLDER, Checkpointer, Progress, checkpoints, steps_of
 from .interruption import Interruption
-from .monitoring import Display, ScalarWindow, mean_scores, picture_columns
-from .optimization import learning_rate_share, optimizers, set_learning_rates
+from .monitoring import Display, ScalarWindow, picture_columns, validation_scores
+from .optimization import learning_rate_share, optimizers, own_settings, set_learning_rates
+from .resuming import find_start, permitted_changes
 
 
 logger = logging.getLogger(__name__)
@@ -56,20 +62,30 @@ def train(config: TrainingConfig) -> None:
     `from_pretrained` loads.
 
     Raises:
-        `CannotStartError`: before anything is written, if data or models are not what the configuration says.
+        `CannotStartError`: before anything is written, if data or models are not what the configuration says, if a
+            resumed run would change what may not change, or if another run writes to `output_dir`.
         `NonFiniteLossError`, `InterruptedTrainingError`, `UndecodableImagesError`, `CheckpointError`: see there.
     """
-    try:
-        if _is_finished(config):
-            logger.info("%s is finished: %s", config.stage, Path(config.output_dir) / MODEL_FOLDER)
-            return
-        trainer = Trainer(config)
-    except ValueError as error:
-        raise CannotStartError(str(error)) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            if _is_finished(config):
+                logger.info("%s is finished: %s", config.stage, Path(config.output_dir) / MODEL_FOLDER)
+                return
+            # The other processes of the run wait for the first.
+            if is_first_process():
+                _enter(stack, config.output_dir)
+            trainer = Trainer(config)
+        except ValueError as error:
+            raise CannotStartError(str(error)) from error
+        stack.callback(trainer.close)
         trainer.run()
-    finally:
-        trainer.close()
+
+
+def _enter(stack: ExitStack, output_dir: str) -> None:
+    try:
+        stack.enter_context(sole_use(Path(output_dir)))
+    except OSError as error:
+        raise ValueError(f"`output_dir` is {output_dir!r}, it cannot be used: {reason(error)}") from error
 
 
 class Trainer:
@@ -79,7 +95,6 @@ class Trainer:
         self.config = config
         self.settings = settings = config.optimization
         self.output_dir = Path(config.output_dir)
-        resume_from = find_checkpoint(config.resume, self.output_dir)
         self.accelerator = accelerator = Accelerator(
             # Without this, Accelerate treats several CPU ranks as separate single-process runs.
             cpu=not torch.accelerator.is_available(),
@@ -109,6 +124,7 @@ class Trainer:
                 "train_micro_batch_size_per_gpu": self.split.micro_batch_size,
                 "gradient_accumulation_steps": self.split.micro_batches,
             }
+        checkpoint, changed = _of_first_process(accelerator, lambda: find_start(config))
         self.publisher = Publisher(config) if config.push_to_hub and accelerator.is_main_process else None
 
         # First, as decoding all training images can take long.
@@ -131,34 +147,34 @@ class Trainer:
         if settings.compile:
             for part in stage.compiled_parts():
                 part.compile()
-        if accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(config_to_dict(config), sort_keys=False)
-            (self.output_dir / "config.yaml").write_text(text, encoding="utf-8")
         self.wrapped, self.optimizers = prepare(
             accelerator, stage, optimizers(stage, settings, stage.layer_classes), stage.layer_classes
         )
         self.opponent = _Opponent(stage.adversary, config, accelerator) if stage.adversary is not None else None
         self.trainable = [parameter for parameter in stage.parameters() if parameter.requires_grad]
         self.average = WeightAverage(stage, settings.ema_decay)
-        self.progress = Progress()
-        self.logged: dict[str, tuple[float, int]] = {}
+        num_images = None if images is None else len(images)
+        self.progress = Progress(num_images=num_images)
         self.warned: set[str] = set()
-        self.checkpointer = Checkpointer(
-            accelerator,
-            self.wrapped,
-            stage,
-            self.average,
-            self.progress,
-            self.output_dir,
-            config.logging.keep,
-        )
-        if resume_from is not None:
-            self.checkpointer.load(resume_from)
-            logger.info("Resumed from %s", resume_from)
+        self.checkpointer = Checkpointer(accelerator, self.wrapped, stage, self.average, self.progress, config)
+        if checkpoint is not None:
+            with own_settings([*self.optimizers, *([] if self.opponent is None else [self.opponent.optimizer])]):
+                self.checkpointer.load(checkpoint)
+            before, self.progress.num_images = self.progress.num_images, num_images
+            # Another number would put them in another order.
+            require(
+                before in (None, num_images),
+                "data.train",
+                config.data.train,
+                f"the same {before} images as before, not {num_images}",
+            )
+            logger.info("Resumed from %s", checkpoint)
+            for change in changed:
+                logger.info("Changed on resuming: `%s` is %r, it was %r", change.name, change.now, change.before)
+        self.checkpointer.prepare_folder()
         if config.data.cached_crops:
-            # Now that the base has its final weights.
-            images.base_latents = cached_latents(
+            # Now that the frozen part has its final weights.
+            images.frozen = cached_outputs(
                 config, accelerator, self.wrapped, stage, images, self.split.micro_batch_size
             )
         pin_memory = accelerator.device.type == "cuda"
@@ -197,8 +213,10 @@ class Trainer:
                     self._show(self._scalars(), display)
                 if self.held_out is not None and (finished or _is_time(progress.steps, every.validate_every)):
                     with self.average.applied():
-                        means = mean_scores(self.wrapped, self.held_out, self.split.micro_batch_size, self.accelerator)
-                    scores = self.stage.validation(means, len(self.held_out))
+                        scores = validation_scores(
+                            self.wrapped, self.stage, self.held_out, self.split.micro_batch_size, self.accelerator
+                        )
+                    scores = self.stage.validation(scores, len(self.held_out))
                     self._show({f"validation/{name}": value for name, value in scores.items()}, display)
                     self._warn(self.stage.warnings(scores, len(self.held_out)))
                 if self.held_out is not None and (finished or _is_time(progress.steps, every.pictures_every)):
@@ -233,7 +251,7 @@ class Trainer:
 
     def _show(self, values: dict[str, float], display: Display) -> None:
         display.scalars(values, self.progress.steps)
-        self.logged |= {name: (value, self.progress.steps) for name, value in values.items()}
+        self.progress.logged |= {name: (value, self.progress.steps) for name, value in values.items()}
 
     def _warn(self, warnings: dict[str, str]) -> None:
         """Warns once of each kind: a problem persists over many validations."""
@@ -244,7 +262,13 @@ class Trainer:
 
     def _push(self, model_folder: Path) -> None:
         if self.publisher is not None:
-            record = RunRecord(**self.progress.state_dict(), values=dict(self.logged))
+            progress = self.progress
+            record = RunRecord(
+                steps=progress.steps,
+                seconds=progress.seconds,
+                undecodable=progress.undecodable,
+                values=dict(progress.logged),
+            )
             self.publisher.push(model_folder, record)
 
     def _step(self) -> None:
@@ -279,8 +303,8 @@ class Trainer:
 
     def _cached(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Cached arguments, which the training loss then need not compute."""
-        latents = batch.get("base_latents")
-        return {} if latents is None else {"base_latents": latents.to(self.accelerator.device, non_blocking=True)}
+        frozen = batch.get("frozen")
+        return {} if frozen is None else {"frozen": frozen.to(self.accelerator.device, non_blocking=True)}
 
     def _set_learning_rate(self) -> None:
         warmed_up = (self.progress.steps + 1) / max(1, self.warmup_steps)
@@ -331,18 +355,29 @@ class _Opponent:
 def _is_finished(config: TrainingConfig) -> bool:
     """Whether resuming would only load data and models."""
     folder, max_steps = Path(config.output_dir), config.optimization.max_steps
-    if config.resume != "latest" or config.push_to_hub or max_steps == 0 or not (folder / MODEL_FOLDER).is_dir():
+    existing = checkpoints(folder)
+    if config.resume != "latest" or config.push_to_hub or max_steps == 0 or not existing:
         return False
-    started = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    require(
-        started["init_from"] == config.init_from,
-        "init_from",
-        config.init_from,
-        f"what the run in {folder} started from, {started['init_from']!r}, or `output_dir` another folder",
-    )
-    *_, newest = checkpoints(folder)
-    exported = (folder / MODEL_FOLDER).stat().st_mtime >= newest.stat().st_mtime
-    return exported and steps_of(newest) >= max_steps
+    newest, model = existing[-1], folder / MODEL_FOLDER
+    is_exported = model.is_dir() and model.stat().st_mtime >= newest.stat().st_mtime
+    if not is_exported or steps_of(newest) < max_steps:
+        return False
+    permitted_changes(config, folder)
+    return True
+
+
+def _of_first_process(accelerator: Accelerator, call: Callable[[], Any]) -> Any:
+    """What the first process finds, or the `ValueError` that it meets, on all processes."""
+    outcome = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = call()
+        except ValueError as error:
+            outcome[1] = str(error)
+    found, problem = broadcast_object_list(outcome)
+    if problem is not None:
+        raise ValueError(problem)
+    return found
 
 
 def _is_time(steps: int, every: int) -> bool:

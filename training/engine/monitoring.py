@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from PIL import Image, ImageDraw
 from torch import nn
 from tqdm import tqdm
+
+from ..configuration import PICTURES_FOLDER
+from ..stages.stage import Stage
 
 
 logger = logging.getLogger(__name__)
@@ -111,7 +115,7 @@ class Display:
         if not self.accelerator.is_main_process:
             return
         grid = picture_grid(columns)
-        folder = self.output_dir / "pictures"
+        folder = self.output_dir / PICTURES_FOLDER
         folder.mkdir(exist_ok=True)
         grid.save(folder / f"{step:08d}.png")
         # Accelerate's trackers that take pictures, with the arguments they need for arrays.
@@ -125,25 +129,30 @@ class Display:
 
 
 @torch.no_grad()
-def mean_scores(
-    stage: nn.Module, images: torch.Tensor, batch_size: int, accelerator: Accelerator
+def validation_scores(
+    wrapped: nn.Module, stage: Stage, images: torch.Tensor, batch_size: int, accelerator: Accelerator
 ) -> dict[str, torch.Tensor]:
     """
-    Means of the stage's `score` over images, uint8 `(B, 3, H, W)`, which the ranks divide among them, with the stage's
-    current weights.
+    Means of the stage's `score` over images, uint8 `(N, 3, H, W)`, which the ranks divide among them, with the stage's
+    current weights; and all values `(N, …)` of its `individual_scores`.
     """
     stage.eval()
     shares = images.tensor_split(accelerator.num_processes)
     # With fewer images than ranks, each rank takes all of them: every rank must take part in the sums.
     own = shares[accelerator.process_index] if len(shares[-1]) else images
     sums: dict[str, torch.Tensor] = {}
+    individual: dict[str, list[torch.Tensor]] = {name: [] for name in stage.individual_scores}
     for batch in own.split(batch_size):
         with accelerator.autocast():
-            scores = stage(batch.to(accelerator.device).float() / 255, "score")
+            scores = wrapped(batch.to(accelerator.device).float() / 255, "score")
         for name, value in scores.items():
-            sums[name] = sums.get(name, 0) + value.float().sum(dim=0)
+            if name in individual:
+                individual[name].append(value.float().cpu())
+            else:
+                sums[name] = sums.get(name, 0) + value.float().sum(dim=0)
     count = accelerator.reduce(torch.tensor(len(own), device=accelerator.device), "sum")
-    return {name: accelerator.reduce(value, "sum") / count for name, value in sums.items()}
+    means = {name: accelerator.reduce(value, "sum") / count for name, value in sums.items()}
+    return means | {name: torch.cat(gather_object(values))[: len(images)] for name, values in individual.items()}
 
 
 @torch.no_grad()

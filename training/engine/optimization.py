@@ -2,7 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -42,6 +43,19 @@ def optimizers(
     if muon:
         found.append(torch.optim.Muon(muon, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
     return found
+
+
+@contextmanager
+def own_settings(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[None]:
+    """Context in which states can be loaded that do not bring their settings, such as weight decay, with them."""
+    groups = [
+        [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+        for optimizer in optimizers
+    ]
+    yield
+    for optimizer, settings in zip(optimizers, groups, strict=True):
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
+            group.update(own)
 
 
 def set_learning_rates(optimizers: Iterable[torch.optim.Optimizer], rates: Sequence[float]) -> None:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 import alit_hf
 from alit_hf.data.sources import is_on_hub
+from alit_hf.utils.shown_text import shown
 
 from ..configuration import TrainingConfig, config_to_dict
 
@@ -26,8 +27,8 @@ TEMPLATE = Path(__file__).parents[2] / "model_cards" / "TEMPLATE.md"
 _VALIDATION = "validation/"
 _LABELS = {"l1": "L1", "psnr": "PSNR", "lpips": "LPIPS", "r2": "R²", "spread": "spread", "ids": "different ids"}
 _LPIPS_NETWORKS = {"vgg": "VGG16", "alex": "AlexNet"}
-# They say where a run happened, not what it was.
-_PRIVATE_FIELDS = ("output_dir", "resume", "push_to_hub", "hub_model_id", "hub_private", "push_every")
+# They say what a run was; others say where it happened.
+_PUBLIC_FIELDS = ("stage", "init_from", "seed", "model", "loss", "data", "optimization", "logging")
 _PASSING_VALUES = ("undecodable", "learning_rate")
 
 
@@ -70,7 +71,7 @@ class RunRecord:
 
 def public_config(config: TrainingConfig) -> str:
     """The configuration as YAML, without what is private to a machine; absolute paths are cut to their last part."""
-    values = {name: value for name, value in config_to_dict(config).items() if name not in _PRIVATE_FIELDS}
+    values = {name: value for name, value in config_to_dict(config).items() if name in _PUBLIC_FIELDS}
     return yaml.safe_dump(_without_folders(values), sort_keys=False, allow_unicode=True).strip()
 
 
@@ -139,7 +140,7 @@ def _eval_result(config: TrainingConfig, name: str, value: float) -> EvalResult:
         task_name="Image reconstruction",
         # For local files, the Hub's convention is the type of loader.
         dataset_type=hub_id or "imagefolder",
-        dataset_name=hub_id or ", ".join(Path(source).name for source in config.data.validation),
+        dataset_name=hub_id or ", ".join(shown(Path(source).name) for source in config.data.validation),
         dataset_split=config.data.validation_split if hub_id else None,
         metric_type=metric,
         metric_name=f"{label} at {tokens} tokens" if tokens else label,
@@ -232,4 +233,6 @@ def _without_folders(value: Any) -> Any:
         return {name: _without_folders(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_without_folders(item) for item in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    if not isinstance(value, str):
+        return value
+    return shown(Path(value).name if Path(value).is_absolute() else value)

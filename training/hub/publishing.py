@@ -2,18 +2,21 @@
 
 import logging
 import os
-import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import disable_progress_bars
 
-from ..configuration import TrainingConfig
+from alit_hf.utils.hub_repository import MODEL_FILES, WEIGHT_FILES, open_repository
+
+from ..configuration import PICTURES_FOLDER, TrainingConfig
 from .model_card import RunRecord, model_card, public_config
+from .scalar_logs import scalar_records
 
 
 logger = logging.getLogger(__name__)
@@ -30,7 +33,8 @@ _ATTEMPT_LIMIT = 3600.0
 _LONGEST_DELAY = 900.0
 # Client errors that are temporary.
 _PASSING_STATUS = (408, 409, 412, 425, 429)
-_WEIGHTS = re.compile(r"(model|diffusion_pytorch_model)[^/]*\.safetensors(\.index\.json)?")
+_CODE_FILES = "*.py"
+_CARD_FILE, _CONFIG_FILE = "README.md", "training_config.yaml"
 
 
 class Publisher:
@@ -38,14 +42,15 @@ class Publisher:
     A run's pushes to the Hub. Create it on the main process only.
 
     Each push is one commit: weights, configuration, processor and code as `save_pretrained` wrote them, the model card
-    as README.md, `training_config.yaml` and TensorBoard logs under `logs/STAGE`. Once the login is checked, no method
-    raises: failures are retried, logged, and summed up by `finish`.
+    as README.md, `training_config.yaml`, the scalars of TensorBoard logs under `logs/STAGE`, and with `hub_pictures`
+    the grids of pictures under `pictures/STAGE`; nothing else. What goes where is logged at construction. Once the
+    login is checked, no method raises: failures are retried, logged, and summed up by `finish`.
 
     Args:
         config: of the run, with `push_to_hub` on.
 
     Raises:
-        `ValueError`: without a login, with one that the Hub refuses, or without permission to write to `hub_model_id`.
+        `ValueError`: without a login, with one that the Hub refuses, or that may not write to `hub_model_id`.
             A Hub that cannot be reached is not an error, as it may be back before the first push.
     """
 
@@ -53,6 +58,7 @@ class Publisher:
         self.config = config
         self.output_dir = Path(config.output_dir)
         self._api = HfApi()
+        self._logs, self._pictures = f"logs/{config.stage}", f"pictures/{config.stage}"
         self._pending: int | None = None
         self._closing = False
         self._changed = threading.Condition()
@@ -111,18 +117,30 @@ class Publisher:
         name = self.config.hub_model_id
         if is_offline_mode():
             raise ValueError("`push_to_hub` is true, it must be false while HF_HUB_OFFLINE is set.")
+        visibility = "private" if self.config.hub_private else "public"
         try:
-            _within(_LOGIN_LIMIT, self._api.whoami)
-            _within(_LOGIN_LIMIT, self._make_repo)
+            is_private = _within(_LOGIN_LIMIT, self._open_repository)
+            visibility = "private" if is_private else "public"
         except LocalTokenNotFoundError as error:
             raise ValueError("`push_to_hub` needs a login: run `hf auth login`, or set HF_TOKEN.") from error
         except Exception as error:
             if _is_refusal(error):
                 raise ValueError(f"`hub_model_id` is {name!r}, but the Hub refuses it: {_described(error)}") from error
             logger.warning("Hub: it cannot be reached now, pushes will be tried all the same: %s", _described(error))
+            visibility += " if it is new"
+        every = f"every {self.config.push_every} steps and " if self.config.push_every else ""
+        logger.info("Hub: %sat the end, to %s (%s): %s", every, name, visibility, ", ".join(self._contents()))
 
-    def _make_repo(self) -> None:
-        self._api.create_repo(self.config.hub_model_id, private=self.config.hub_private or None, exist_ok=True)
+    def _contents(self) -> Iterator[str]:
+        """Patterns of all that is pushed."""
+        yield from (*MODEL_FILES, _CODE_FILES, _CARD_FILE, _CONFIG_FILE)
+        yield f"{self._logs}/ (scalars)"
+        if self.config.hub_pictures:
+            yield f"{self._pictures}/ (images of data.validation)"
+
+    def _open_repository(self) -> bool:
+        """Whether it is private."""
+        return open_repository(self.config.hub_model_id, private=self.config.hub_private).is_private
 
     def _folder(self, steps: int) -> Path:
         return self.output_dir / FOLDER / f"step-{steps}"
@@ -131,14 +149,19 @@ class Publisher:
         """Copies what is to be pushed to a separate folder, which nothing else changes or prunes."""
         folder = self._folder(record.steps)
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(model_folder, folder, copy_function=_link_or_copy)
-        logs = folder / "logs" / self.config.stage
-        for path in self.output_dir.glob("*/events.out.tfevents.*"):
-            logs.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, logs / path.name)  # not a link, as it grows
+        folder.mkdir(parents=True)
+        for path in [path for pattern in (*MODEL_FILES, _CODE_FILES) for path in model_folder.glob(pattern)]:
+            _link_or_copy(path, folder / path.name)
+        # Not the files themselves, which grow, have pictures in them, and the host's name in theirs.
+        logs = map(scalar_records, sorted(self.output_dir.glob("*/events.out.tfevents.*")))
+        for number, records in enumerate(filter(None, logs)):
+            _in_folder(folder / self._logs, f"events.out.tfevents.{number}").write_bytes(b"".join(records))
+        if self.config.hub_pictures:
+            for path in sorted((self.output_dir / PICTURES_FOLDER).glob("*.png")):
+                _link_or_copy(path, _in_folder(folder / self._pictures, path.name))
         card = model_card(self.config, model_folder, record)
-        (folder / "README.md").write_text(str(card), encoding="utf-8")
-        (folder / "training_config.yaml").write_text(public_config(self.config) + "\n", encoding="utf-8")
+        (folder / _CARD_FILE).write_text(str(card), encoding="utf-8")
+        (folder / _CONFIG_FILE).write_text(public_config(self.config) + "\n", encoding="utf-8")
 
     def _work(self) -> None:
         while True:
@@ -181,10 +204,9 @@ class Publisher:
 
     def _upload(self, steps: int) -> str:
         repo_id, folder = self.config.hub_model_id, self._folder(steps)
-        self._make_repo()
+        self._open_repository()
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-        # Weights in another number of shards would stay beside the new ones and could be loaded instead.
-        stale = [path for path in self._api.list_repo_files(repo_id) if _WEIGHTS.fullmatch(path) and path not in files]
+        stale = [path for path in self._api.list_repo_files(repo_id) if self._is_replaced(path) and path not in files]
         operations = [CommitOperationDelete(path_in_repo=path) for path in stale]
         operations += [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(path)) for name, path in files.items()
@@ -192,6 +214,14 @@ class Publisher:
         # Not `upload_folder`, which may make several commits: a pull in between would get a mixture.
         commit = self._api.create_commit(repo_id, operations, commit_message=f"{self.config.stage}: step {steps}")
         return commit.commit_url
+
+    def _is_replaced(self, path: str) -> bool:
+        """
+        Whether a push replaces this file, even by none. Weights in another number of shards would stay beside the new
+        ones and could be loaded instead, and logs of earlier versions hold more than scalars.
+        """
+        is_weights = "/" not in path and any(fnmatch(path, pattern) for pattern in WEIGHT_FILES)
+        return is_weights or path.startswith(f"{self._logs}/")
 
     def _supersede(self, steps: int) -> None:
         logger.info("Hub: step %d is not pushed, as there is a newer one", steps)
@@ -249,7 +279,12 @@ def _described(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}{cause}".split())
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def _in_folder(folder: Path, name: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
     # A link takes no time or space. The files of a checkpoint are never written again, only unlinked.
     try:
         os.link(source, target)

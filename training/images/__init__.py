@@ -1,1 +1,1 @@
-"""Images of a training run: their order, their crops, and cached base latents."""
+"""Images of a training run: their order, their crops, and cached outputs of a frozen part."""

@@ -15,8 +15,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 from tqdm import trange
 
-from alit_hf.data.image_rows import ImageColumnError, ImageRows, fetch, open_rows, read_picture
+from alit_hf.data.image_rows import ImageColumnError, ImageRows, open_rows
 from alit_hf.data.images import Images, open_images
+from alit_hf.data.picture_cells import fetch, read_picture
 from alit_hf.data.sources import is_on_hub
 from alit_hf.utils.error_reason import reason
 
@@ -51,11 +52,17 @@ def open_source(config: DataConfig, part: Literal["train", "validation"], open_a
         # Without a network this takes half a minute of retries to fail.
         logger.info("%s: there is no file or folder %r here, asking the Hub", name, source[0])
     try:
-        return open_as(source, split, config.image_column)
+        opened = open_as(source, split, config.image_column)
     except ImageColumnError as error:
         raise ValueError(f"`data.image_column` is {config.image_column!r}, but {error}.") from error
     except ValueError as error:
         raise ValueError(f"`{name}` is {source}: {error}") from error
+    for note in opened.passed_over:
+        logger.info("%s: %s", name, note)
+    # A stream comes to it later.
+    for file in opened.damage if isinstance(opened, Images) else ():
+        logger.warning("%s: %s", name, file)
+    return opened
 
 
 def center_crop(picture: Image.Image, size: int) -> np.ndarray:
@@ -92,7 +99,7 @@ def load_validation(config: DataConfig) -> torch.Tensor:
         try:
             crops.append(center_crop(images.read(number), config.image_size))
         except (OSError, ValueError) as error:
-            logger.warning("Validation image skipped: %s", error)
+            logger.warning("Validation image skipped: %s", reason(error))
             first_error = first_error or error
     if not crops:
         raise _no_images("data.validation", config.validation, first_error)
@@ -120,7 +127,7 @@ class TrainingImages(Dataset):
     seed, the image and the epoch: epochs cycle through an image's fixed crops.
 
     An item is `{"pixel_values": uint8 (3, image_size, image_size), "undecodable": int}`, and with a cache
-    `"base_latents": (E, rows, columns)`; if an image cannot be decoded, the next one of the epoch takes its place.
+    `"frozen": (…)`; if an image cannot be decoded, the next one of the epoch takes its place.
 
     Raises:
         `UndecodableImagesError`: with `in_memory`, at construction.
@@ -130,8 +137,8 @@ class TrainingImages(Dataset):
         self.config = config
         self.seed = seed
         self.images = open_source(config, "train", open_images)
-        self.base_latents: Callable[[int, int], torch.Tensor] | None = None
-        """Returns the base latents of an image's fixed crop, given both indices; None without a cache."""
+        self.frozen: Callable[[int, int], torch.Tensor] | None = None
+        """Returns the frozen part's outputs for an image's fixed crop, given both indices; None without a cache."""
         self.decoded = self._decode_all(show_progress) if config.in_memory else None
         self._epoch_order = (-1, np.empty(0, dtype=np.int64))
 
@@ -146,7 +153,7 @@ class TrainingImages(Dataset):
             except (OSError, ValueError) as error:
                 undecodable += 1
                 first_error = first_error or error
-                logger.warning("Image %d of the training data skipped: %s", number, error)
+                logger.warning("Image %d of the training data skipped: %s", number, reason(error))
         check_undecodable(undecodable, len(self.images), self.config.max_undecodable)
         if not decoded:
             raise _no_images("data.train", self.config.train, first_error)
@@ -163,7 +170,7 @@ class TrainingImages(Dataset):
             try:
                 item = self._item(int(order[(place + undecodable) % len(self)]), epoch, position)
             except ValueError as error:
-                logger.warning("Image at position %d skipped: %s", position + undecodable, error)
+                logger.warning("Image at position %d skipped: %s", position + undecodable, reason(error))
             else:
                 return {**item, "undecodable": undecodable}
         raise UndecodableImagesError(f"None of the {len(self)} training images can be decoded.")
@@ -173,8 +180,8 @@ class TrainingImages(Dataset):
             crop = random_crop(self.picture(index), self.config, (self.seed, 1, position))
             return {"pixel_values": _as_tensor(crop)}
         crop = epoch % self.config.cached_crops
-        latents = {} if self.base_latents is None else {"base_latents": self.base_latents(index, crop)}
-        return {"pixel_values": self.fixed_crop(self.picture(index), index, crop), **latents}
+        frozen = {} if self.frozen is None else {"frozen": self.frozen(index, crop)}
+        return {"pixel_values": self.fixed_crop(self.picture(index), index, crop), **frozen}
 
     def picture(self, index: int) -> Image.Image:
         """The image of that index. Raises `ValueError` if it cannot be decoded."""
@@ -254,7 +261,9 @@ class StreamedImages(IterableDataset):
             try:
                 picture = read_picture(fetch(row[self.image_column]))
             except (OSError, ValueError) as error:
-                logger.warning("Image %d of worker %d, rank %d, skipped: %s", slot, number, self.split.rank, error)
+                logger.warning(
+                    "Image %d of worker %d, rank %d, skipped: %s", slot, number, self.split.rank, reason(error)
+                )
                 undecodable += 1
                 continue
             for late in range(undecodable, -1, -1):
@@ -313,7 +322,7 @@ def training_batches(
 ) -> Iterator[dict]:
     """
     This rank's endless micro-batches, starting at a step: `{"pixel_values": uint8 (B, 3, H, W), "undecodable": (B,)}`,
-    with `"base_latents"` `(B, E, rows, columns)` if they are cached.
+    with `"frozen"` `(B, …)` if the outputs of the frozen part are cached.
 
     Args:
         images: the indexed images; None for a stream.

@@ -12,7 +12,7 @@ from alit_hf import ALITConfig, ALITImageProcessor, ALITModel
 from ..configuration import TrainingConfig, require
 from .adversary import Adversary
 from .codebook_care import CodebookCare
-from .loss_config import ALITLossConfig
+from .loss_config import ALITLossConfig, LengthsLossConfig
 from .stage import Replaced, Stage
 
 
@@ -34,12 +34,16 @@ class ALITStage(Stage):
     layer_classes = ("ALITLayer",)
 
     def __init__(
-        self, model: ALITModel, loss: ALITLossConfig, adversary: Adversary | None = None, quantize_from: int = 0
+        self,
+        model: ALITModel,
+        loss: ALITLossConfig | LengthsLossConfig,
+        adversary: Adversary | None = None,
+        quantize_from: int = 0,
     ):
         super().__init__(model, adversary)
         self.loss = loss
         self.codebook_care = None
-        if model.quantizer is not None:
+        if model.quantizer is not None and model.quantizer.codebook.weight.requires_grad:
             self.codebook_care = CodebookCare(
                 lambda: model.quantizer.codebook.weight,
                 model.config.codebook_size,
@@ -63,6 +67,14 @@ class ALITStage(Stage):
 
     def end_step(self) -> list[Replaced]:
         return [] if self.codebook_care is None else self.codebook_care.end_step(self.step)
+
+    def gather_counts(self) -> None:
+        if self.codebook_care is not None:
+            self.codebook_care.gather_counts()
+
+    def leave_counts_to_first_rank(self) -> None:
+        if self.codebook_care is not None:
+            self.codebook_care.leave_counts_to_first_rank()
 
     def summary(self) -> dict[str, torch.Tensor]:
         return {} if self.codebook_care is None else self.codebook_care.summary()
@@ -134,6 +146,25 @@ def new_model(config: TrainingConfig) -> ALITModel:
     base_class = _BASE_CLASSES[model.config.base_tokenizer_config["_class_name"]]
     base = base_class.from_pretrained(config.init_from)
     model.base_tokenizer.model.load_state_dict(base.state_dict())
+    if config.optimization.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def finished_model(config: TrainingConfig) -> ALITModel:
+    """
+    The `ALITModel` that `init_from` names.
+
+    Raises:
+        `ValueError`: if there is none, or it has another size.
+    """
+    try:
+        model = ALITModel.from_pretrained(config.init_from, attn_implementation=attention(config))
+    except OSError as error:
+        raise ValueError(f"`init_from` is {config.init_from!r}, it must be an ALIT model: {error}") from error
+    size = config.data.image_size
+    expected = model.config.image_height_width
+    require((size, size) == expected, "data.image_size", size, f"the model's, {expected}")
     if config.optimization.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model

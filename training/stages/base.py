@@ -71,6 +71,12 @@ class BaseStage(Stage):
     def end_step(self) -> list[Replaced]:
         return self.codebook_care.end_step(self.step)
 
+    def gather_counts(self) -> None:
+        self.codebook_care.gather_counts()
+
+    def leave_counts_to_first_rank(self) -> None:
+        self.codebook_care.leave_counts_to_first_rank()
+
     def summary(self) -> dict[str, torch.Tensor]:
         return self.codebook_care.summary()
 
@@ -86,8 +92,9 @@ class BaseStage(Stage):
         return {"reconstruction": self.reconstruct(pixel_values)}
 
     def save_pretrained(self, folder: str, weights: dict[str, torch.Tensor]) -> None:
-        # diffusers' `save_pretrained` does not take a state dict.
-        model = VQModel.from_config(self.model.config)
+        # diffusers' `save_pretrained` does not take a state dict, and would write down the folder it was loaded from.
+        fields = {name: value for name, value in self.model.config.items() if not name.startswith("_")}
+        model = VQModel.from_config(fields)
         model.load_state_dict(weights)
         model.save_pretrained(folder)
 

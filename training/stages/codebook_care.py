@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from alit_hf.losses.codebook import (
@@ -101,6 +102,18 @@ class CodebookCare(nn.Module):
             codebook.copy_(like(codebook, codes))
         self.since_revival.zero_()
         return Replaced(parameter=codebook, rows=rows)
+
+    def gather_counts(self) -> None:
+        """See `Stage`."""
+        for counts in (self.since_revival, self.since_summary):
+            counts.copy_(sum_over_ranks(counts))
+        self.leave_counts_to_first_rank()
+
+    def leave_counts_to_first_rank(self) -> None:
+        """See `Stage`."""
+        if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
+            self.since_revival.zero_()
+            self.since_summary.zero_()
 
     def summary(self) -> dict[str, torch.Tensor]:
         """Codebook usage and perplexity since the last call; empty if nothing was quantised."""

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ _LEAST_PICTURES = 8
 class DistillStage(ALITStage):
     """Trains all of an `ALITModel` except its base tokenizer: its rollouts predict base codes or latents."""
 
-    takes_base_latents = True
+    has_frozen_part = True
 
     def __init__(self, model: ALITModel, loss: DistillLossConfig, seed: int = 0):
         super().__init__(model, loss, quantize_from=loss.quantize_from)
@@ -76,13 +77,24 @@ class DistillStage(ALITStage):
         return rollout_weights(self.model.config.max_rollouts)
 
     @torch.no_grad()
-    def base_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def frozen_outputs(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The base's latents `(B, E, rows, columns)`."""
         return self.model.base_tokenizer.encode(pixel_values)
 
+    @property
+    def frozen_shape(self) -> tuple[int, ...]:
+        return (self.model.config.base_embed_dim, *self.model.config.grid_size)
+
+    def frozen_weights(self) -> dict[str, torch.Tensor]:
+        return self.model.base_tokenizer.state_dict()
+
+    def frozen_settings(self) -> dict[str, Any]:
+        return self.model.config.base_tokenizer_config
+
     def training_loss(
-        self, pixel_values: torch.Tensor, base_latents: torch.Tensor | None = None
+        self, pixel_values: torch.Tensor, frozen: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        latents = self.base_latents(pixel_values) if base_latents is None else base_latents
+        latents = self.frozen_outputs(pixel_values) if frozen is None else frozen
         if self.loss.rollouts == "drawn":
             loss, logs = self._drawn_loss(pixel_values, latents)
         else:
@@ -178,7 +190,7 @@ class DistillStage(ALITStage):
         and the spread of latents.
         """
         base, length = self.model.base_tokenizer, self.model.config.tokens_per_rollout
-        latents = self.base_latents(pixel_values)
+        latents = self.frozen_outputs(pixel_values)
         true = latents.float()
         if self.model.config.base_type == "vqgan":
             codes = F.embedding(base.codes(latents), base.codebook.float())
@@ -197,15 +209,15 @@ class DistillStage(ALITStage):
                 scores[f"ids/{name}"] = occurs.scatter_(1, rollout.token_ids, 1.0)
         return scores
 
-    def validation(self, means: dict[str, torch.Tensor], num_pictures: int) -> dict[str, float]:
+    def validation(self, scores: dict[str, torch.Tensor], num_pictures: int) -> dict[str, float]:
         """
         At each length: L1 and PSNR, R² of the soft code (VQGAN base) or latents (KL base), the number of different
         ids over all pictures, and the spread of the newest rollout's tokens: the variance of their unit-norm latents
         over pictures, averaged over tokens (0: the same for all pictures, near 1: as different as possible).
         """
-        variance = means["square"] - means["mean"].square().mean()
+        variance = scores["square"] - scores["mean"].square().mean()
         logged = {}
-        for name, mean in means.items():
+        for name, mean in scores.items():
             kind, _, length = name.partition("/")
             if kind in ("l1", "psnr"):
                 logged[name] = float(mean)

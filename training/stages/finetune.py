@@ -7,7 +7,7 @@ from alit_hf import ALITModel
 
 from ..configuration import TrainingConfig, require
 from .adversary import Adversary
-from .alit import ALITStage, attention
+from .alit import ALITStage, finished_model
 from .loss_config import FinetuneLossConfig
 from .pixel_loss import PixelLoss
 
@@ -20,6 +20,8 @@ class FinetuneStage(ALITStage):
         super().__init__(model, loss, adversary)
         self.seed = seed
         self.pixel_loss = PixelLoss(loss)
+        # It predicts what this stage changes.
+        model.set_length_criterion(None)
         # There is no halting in this stage.
         model.config.halting_threshold = None
         model.embeddings.mask_token.requires_grad_(False)
@@ -35,16 +37,7 @@ class FinetuneStage(ALITStage):
 
     @classmethod
     def build(cls, config: TrainingConfig) -> "FinetuneStage":
-        try:
-            model = ALITModel.from_pretrained(config.init_from, attn_implementation=attention(config))
-        except OSError as error:
-            raise ValueError(f"`init_from` is {config.init_from!r}, it must be an ALIT model: {error}") from error
-        size = config.data.image_size
-        expected = model.config.image_height_width
-        require((size, size) == expected, "data.image_size", size, f"the model's, {expected}")
-        if config.optimization.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
-        return cls(model, config.loss, config.seed)
+        return cls(finished_model(config), config.loss, config.seed)
 
     def drawn_rollout(self) -> int:
         """The index of this step's rollout, counted from 0, the same on every rank."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..configuration import require
+from ..configuration import changeable, require
 
 
 @dataclass(kw_only=True)
@@ -42,9 +42,9 @@ class AdversaryConfig:
     adversarial_start: int = 0
     discriminator_size: int = 64
     discriminator_layers: int = 3
-    discriminator_learning_rate: float = 1.0
+    discriminator_learning_rate: float = changeable(default=1.0)
     regularizer: Literal["none", "r1", "lecam"] = "lecam"
-    regularizer_weight: float = 0.001
+    regularizer_weight: float = changeable(default=0.001)
 
     def validate(self) -> None:
         for name in ("adversarial_weight", "adversarial_start", "regularizer_weight"):
@@ -165,10 +165,24 @@ class FinetuneLossConfig(ALITLossConfig, PixelLossConfig, AdversaryConfig):
         require(self.quantizer_weight >= 0, "loss.quantizer_weight", self.quantizer_weight, "at least 0")
 
 
+@dataclass(kw_only=True)
+class LengthsLossConfig:
+    """
+    Args:
+        criterion (`str`): token selection criterion to predict, a name that `ALITModel.encode` knows.
+    """
+
+    criterion: str = "l1"
+
+    def validate(self) -> None:
+        """The stage checks the name, which takes libraries."""
+
+
 LOSS_CONFIGS = {
     "base": BaseLossConfig,
     "distill": DistillLossConfig,
     "finetune": FinetuneLossConfig,
     "fixed": DistillLossConfig,
+    "lengths": LengthsLossConfig,
 }
 """The section's fields for each stage."""

@@ -15,6 +15,7 @@ from .base import BaseStage
 from .distill import DistillStage
 from .finetune import FinetuneStage
 from .fixed import FixedStage
+from .lengths import LengthsStage
 from .loss_config import LOSS_CONFIGS
 from .stage import Stage
 
@@ -24,6 +25,7 @@ STAGES: dict[str, type[Stage]] = {
     "distill": DistillStage,
     "finetune": FinetuneStage,
     "fixed": FixedStage,
+    "lengths": LengthsStage,
 }
 
 
@@ -101,10 +103,10 @@ def config_from_dict(values: dict[str, Any]) -> TrainingConfig:
         raise ValueError(_explained(error, values)) from error
     config.validate()
     require(
-        config.data.cached_crops == 0 or stage.takes_base_latents,
+        config.data.cached_crops == 0 or stage.has_frozen_part,
         "data.cached_crops",
         config.data.cached_crops,
-        f"0 in stage {stage_name}, which trains the base",
+        f"0 in stage {stage_name}, which trains the whole model",
     )
     require(
         config.optimization.optimizer == "adamw" or bool(stage.layer_classes),

@@ -1,7 +1,7 @@
 """The interface between training stages and the loop."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -30,11 +30,14 @@ class Stage(nn.Module):
         adversary: trained alongside the stage with an optimiser of its own, and therefore not a submodule.
     """
 
-    takes_base_latents: bool = False
-    """Whether the base is frozen, so that `training_loss` takes what `base_latents` returns for the same pixels."""
+    has_frozen_part: bool = False
+    """Whether `training_loss` takes what `frozen_outputs` returns for the same pixels, computed once."""
 
     layer_classes: tuple[str, ...] = ()
-    """Classes of transformer layers: Muon moves their matrices, and FSDP2 gathers them one at a time."""
+    """Classes of transformer layers that train: Muon moves their matrices, and FSDP2 gathers them one at a time."""
+
+    individual_scores: tuple[str, ...] = ()
+    """Names of `score` whose values for all held-out images are passed to `validation`, and not their means."""
 
     step: int = 0
     """The current step, counted from 0; set by the loop."""
@@ -83,7 +86,7 @@ class Stage(nn.Module):
     def forward(
         self,
         pixel_values: torch.Tensor,
-        purpose: Literal["training_loss", "base_latents", "score", "pictures"],
+        purpose: Literal["training_loss", "frozen_outputs", "score", "pictures"],
         **arguments: torch.Tensor,
     ):
         """Calls the method of that name on float pixels `(B, 3, H, W)` in [0, 1]."""
@@ -93,25 +96,47 @@ class Stage(nn.Module):
         """The loss, a scalar, and detached scalars to log."""
         raise NotImplementedError
 
-    def base_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Latents `(B, E, rows, columns)` of the frozen base, if the stage `takes_base_latents`."""
+    def frozen_outputs(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the stage takes from its frozen part, `(B, *frozen_shape)`, if it `has_frozen_part`."""
+        raise NotImplementedError
+
+    @property
+    def frozen_shape(self) -> tuple[int, ...]:
+        """The shape of `frozen_outputs` for one image."""
+        raise NotImplementedError
+
+    def frozen_weights(self) -> dict[str, torch.Tensor]:
+        """The weights that `frozen_outputs` depends on."""
+        raise NotImplementedError
+
+    def frozen_settings(self) -> Any:
+        """What else it depends on, as JSON knows it."""
         raise NotImplementedError
 
     def end_step(self) -> list[Replaced]:
         """Called after each optimiser step, without gradients."""
         return []
 
+    def gather_counts(self) -> None:
+        """
+        Called on all ranks before a checkpoint, which has the buffers of the first one: moves there what each rank has
+        counted for itself.
+        """
+
+    def leave_counts_to_first_rank(self) -> None:
+        """Called on all ranks after loading a checkpoint: drops copies of what `gather_counts` has gathered."""
+
     def summary(self) -> dict[str, torch.Tensor]:
         """Further scalars to log, computed only when logging."""
         return {}
 
     def score(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Named scores `(B, …)` of held-out images, whose means are passed to `validation`."""
+        """Named scores `(B, …)` of held-out images."""
         raise NotImplementedError
 
-    def validation(self, means: dict[str, torch.Tensor], num_pictures: int) -> dict[str, float]:
-        """The values to log, from the means of `score` over all held-out images."""
-        return {name: float(mean) for name, mean in means.items()}
+    def validation(self, scores: dict[str, torch.Tensor], num_pictures: int) -> dict[str, float]:
+        """The values to log, from the means of `score` over all held-out images, and its `individual_scores`."""
+        return {name: float(mean) for name, mean in scores.items()}
 
     def warnings(self, validation: dict[str, float], num_pictures: int) -> dict[str, str]:
         """Problems that `validation` reveals, by kind, each with the likely cause and what to change."""

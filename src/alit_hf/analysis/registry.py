@@ -12,6 +12,7 @@ ANALYSES = {
     "attention": "where latent tokens look, and whether at less and less over rollouts (Figs. 3, 11-13)",
     "complexity": "whether complex images have larger errors and need more tokens (Figs. 4-5)",
     "familiarity": "whether unfamiliar images can be told by their errors and lengths (A.2)",
+    "lengths": "whether predicted lengths keep their promise, and what they cost in tokens",
     "probe": "what a linear classifier can read from frozen features (A.4)",
     "segmentation": "how well attention maps cover the segments that people see (Tab. 2)",
     "strength": "what reconstructions of every length cost weak and strong classifiers (Fig. 10)",

@@ -4,7 +4,9 @@ import dataclasses
 import hashlib
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from alit_hf import __version__
-from alit_hf.data.images import check_columns
+from alit_hf.data.images import Images, check_columns
 from alit_hf.evaluation.description import (
     check_crop,
     describe_crop,
@@ -23,7 +25,10 @@ from alit_hf.evaluation.description import (
     describe_versions,
 )
 from alit_hf.evaluation.settings import SettingsError
+from alit_hf.utils.error_reason import reason
 from alit_hf.utils.processes import Processes
+from alit_hf.utils.public_names import public_name
+from alit_hf.utils.sole_use import sole_use
 
 from .analysis import Analysis, Context, ImageBatch
 from .store import ImageStore
@@ -66,9 +71,9 @@ def run_analysis(
 
     Raises:
         `SettingsError`: before any work, if model, image processor, data and options do not fit together, or if
-            `folder` holds results of other ones.
+            `folder` holds results of other ones, or another run is writing to it.
         `ValueError`: if a data set has no image that can be decoded; for a model whose pictures have NaN; and if
-            `folder` lacks measured images at the end, because another run writes there or processes do not share it.
+            `folder` lacks measured images at the end, because processes do not share it.
     """
     processes = processes or Processes()
     check_crop(context.model, context.processor)
@@ -78,6 +83,15 @@ def run_analysis(
         except ValueError as error:
             raise SettingsError(str(error)) from error
     analysis.check(context)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(sole_use(folder, processes))
+        except OSError as error:
+            raise SettingsError(f"the output cannot be used: {reason(error)}") from error
+        return _run(analysis, context, folder, processes)
+
+
+def _run(analysis: Analysis, context: Context, folder: Path, processes: Processes) -> tuple[dict, Figure] | None:
     chosen = {name: analysis.choose(images, context.settings) for name, images in context.data.items()}
     pass_ = _Pass(analysis, context, ImageStore(folder, _identity(analysis, context)))
     all_images = [(name, index) for name, indices in chosen.items() for index in indices]
@@ -97,8 +111,7 @@ def run_analysis(
     num_measured = len(all_images) - len(undecodable)
     if len(table) != num_measured:
         raise ValueError(
-            f"{num_measured} images were measured, but {folder} has {len(table)} of them: all processes must share "
-            "it, and no other run may write there"
+            f"{num_measured} images were measured, but {folder} has {len(table)} of them: all processes must share it"
         )
     for name, images in context.data.items():
         if not (table["data"] == name).any():
@@ -111,7 +124,7 @@ def run_analysis(
         "model": describe_model(context.model),
         "data": _describe_data(context, table, undecodable),
         "settings": {
-            **dataclasses.asdict(analysis),
+            **{name: _public(setting) for name, setting in dataclasses.asdict(analysis).items()},
             **dataclasses.asdict(context.settings),
             "processes": processes.count,
             "device": describe_device(context.model.device),
@@ -156,8 +169,7 @@ class _Pass:
                     try:
                         pictures[index] = self.context.data[name].read(index)
                     except (OSError, ValueError) as error:
-                        image = self.context.data[name].name(index)
-                        undecodable.append({"data": name, "index": index, "image": image, "reason": str(error)})
+                        undecodable.append({"data": name, **self.context.data[name].describe_failure(index, error)})
                 if pictures:
                     self._measure_batch(name, pictures)
                 progress.update(len(indices))
@@ -208,9 +220,20 @@ def _identity(analysis: Analysis, context: Context) -> dict:
         "halting_threshold": context.model.config.halting_threshold,
         "dtype": str(context.model.dtype).removeprefix("torch."),
         "crop": describe_crop(context.model, context.processor),
-        **{name: {"sources": images.sources, "split": images.split} for name, images in context.data.items()},
+        **{name: {"sources": _sources(images), "split": images.split} for name, images in context.data.items()},
         "settings": analysis.measure_settings(context),
     }
+
+
+def _sources(images: Images) -> list[str]:
+    return [public_name(source) for source in images.sources]
+
+
+def _public(setting: Any) -> Any:
+    """A setting without this machine's folders."""
+    if isinstance(setting, tuple):
+        return [_public(item) for item in setting]
+    return public_name(setting) if isinstance(setting, str) else setting
 
 
 def _table(analysis: Analysis, context: Context, stored: pd.DataFrame, chosen: set[tuple[str, int]]) -> pd.DataFrame:
@@ -229,7 +252,7 @@ def _describe_data(context: Context, table: pd.DataFrame, undecodable: list[dict
     for name, images in context.data.items():
         rows = table[table["data"] == name]
         described[name] = {
-            "sources": images.sources,
+            "sources": _sources(images),
             "split": images.split,
             "available": len(images),
             "num_images": len(rows),
@@ -238,6 +261,7 @@ def _describe_data(context: Context, table: pd.DataFrame, undecodable: list[dict
                 for image in undecodable
                 if image["data"] == name
             ],
+            "damage": images.damage,
             "crop": describe_crop(context.model, context.processor),
             "sha256": hashlib.sha256("".join(rows["digest"]).encode()).hexdigest(),
         }

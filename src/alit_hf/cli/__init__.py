@@ -12,11 +12,12 @@ import warnings
 from collections.abc import Sequence
 
 from alit_hf import __version__
+from alit_hf.utils.processes import is_first_process
 
 from . import analyze, convert, decode, demo, encode, evaluate, explore, info, tokenize
-from .errors import FAILED, INTERRUPTED, NO_READER, WRONG_USE, FileError, UsageError, print_error
+from .errors import FAILED, INTERRUPTED, NO_READER, WRONG_USE, FileError, UsageError
 from .options import OneLineParser
-from .shared_work import is_first_process
+from .printing import print_error
 
 
 def _parser() -> OneLineParser:

@@ -12,9 +12,10 @@ from alit_hf.utils.option_types import positive_integer, whole_number
 from alit_hf.utils.processes import Processes
 from alit_hf.utils.whole_file import whole_file, write_json
 
-from .errors import FAILED, FileError, UsageError, file_problem, print_error
-from .jobs import check_writable
+from .errors import FAILED, FileError, UsageError, file_problem, named
+from .jobs import check_no_input_is_overwritten, check_outside_data, check_writable
 from .options import OneLineParser, add_batch_size_argument, add_model_arguments
+from .printing import print_error, print_line, print_note
 from .shared_work import run_shared
 
 
@@ -99,6 +100,9 @@ def parse_options(analysis_class: "type[Analysis]", options: list[str]) -> argpa
 def _analyze(analysis_class: "type[Analysis]", options: argparse.Namespace, processes: Processes) -> int:
     """With several processes, the first one sums up, writes and prints."""
     folder = Path(options.output)
+    given = [option for option in analysis_class.data_options if getattr(options, option) is not None]
+    for option in given:
+        check_outside_data(folder, getattr(options, option))
     check_writable(folder)
 
     import datasets
@@ -111,9 +115,13 @@ def _analyze(analysis_class: "type[Analysis]", options: argparse.Namespace, proc
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    given = [option for option in analysis_class.data_options if getattr(options, option) is not None]
     data = {option: _open(option, options) for option in given}
-    model, processor = load_model(options.model, options.device, options.dtype)
+    results_path, figure_path = folder / "results.json", folder / "figure.png"
+    for images in data.values():
+        check_no_input_is_overwritten([results_path, figure_path], images.files)
+        for note in images.passed_over if processes.rank == 0 else ():
+            print_note(note)
+    model, processor = load_model(options.model, options.device, options.dtype, processes)
     settings = RunSettings(limit=options.limit, seed=options.seed, batch_size=options.batch_size)
     try:
         analysis = analysis_class.from_arguments(options)
@@ -128,7 +136,6 @@ def _analyze(analysis_class: "type[Analysis]", options: argparse.Namespace, proc
         return 0
 
     results, figure = outcome
-    results_path, figure_path = folder / "results.json", folder / "figure.png"
     try:
         write_json(results_path, results)
         with whole_file(figure_path) as unfinished:
@@ -137,10 +144,13 @@ def _analyze(analysis_class: "type[Analysis]", options: argparse.Namespace, proc
         raise FileError(file_problem(folder, error)) from error
     undecodable = [image for described in results["data"].values() for image in described["undecodable"]]
     for image in undecodable:
-        print_error(f"{image['image']}: {image['reason']}")
-    print(f"{analysis.name}: {results['finding']}")
-    print(f"{results_path}; {figure_path}")
-    return FAILED if undecodable else 0
+        print_error(named(image["image"], image["reason"]))
+    damage = [file for images in data.values() for file in images.damage]
+    for file in damage:
+        print_error(file)
+    print_line(f"{analysis.name}: {results['finding']}")
+    print_line(f"{results_path}; {figure_path}")
+    return FAILED if undecodable or damage else 0
 
 
 def _flag(option: str) -> str:

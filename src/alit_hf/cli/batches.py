@@ -2,13 +2,17 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from .errors import file_problem, print_error
+from alit_hf.utils.prefetch import map_batches, map_in_threads
+
+from .errors import file_problem
 from .jobs import Job
+from .printing import print_error
 
 
 def run_jobs(
@@ -17,6 +21,7 @@ def run_jobs(
     compute: Callable[[list], list],
     write: Callable[[Any, Path], Any],
     batch_size: int,
+    num_workers: int,
     progress_label: str,
 ) -> tuple[list[tuple[Job, Any]], int]:
     """
@@ -27,30 +32,47 @@ def run_jobs(
         read: turns a source into an item; an exception means that the file failed.
         compute: turns a list of items into a list of results, one for each item.
         write: writes a result to the target, whose folder exists; returns what the summary needs.
+        num_workers: threads that read the next files, and as many that write results, while the caller's thread
+            computes.
 
     Returns:
         the jobs that succeeded, each with what `write` returned, and the number of those that failed.
     """
+
+    def read_one(job: Job) -> Any:
+        try:
+            return read(job.source)
+        except Exception as error:
+            # Whatever is wrong with one file must not stop the others.
+            return error
+
+    def write_one(computed: tuple[Job, Any]) -> tuple[Job, Any]:
+        job, result = computed
+        if not isinstance(result, Exception):
+            try:
+                job.target.parent.mkdir(parents=True, exist_ok=True)
+                result = write(result, job.target)
+            except (OSError, ValueError, RuntimeError, MemoryError) as error:
+                result = error
+        return job, result
+
+    batches = (jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size))
+    computed = (
+        outcome
+        for batch, items in map_batches(read_one, batches, batch_size, num_workers)
+        for outcome in _compute(list(zip(batch, items, strict=True)), compute)
+    )
     done, failures = [], []
-    with tqdm(total=len(jobs), desc=progress_label, unit="file", file=sys.stderr, disable=len(jobs) == 1) as progress:
-        for start in range(0, len(jobs), batch_size):
-            batch = []
-            for job in jobs[start : start + batch_size]:
-                try:
-                    batch.append((job, read(job.source)))
-                except Exception as error:
-                    # Whatever is wrong with one file must not stop the others.
-                    failures.append(file_problem(job.source, error))
-                    progress.update()
-            for job, result in _compute(batch, compute):
-                try:
-                    if isinstance(result, Exception):
-                        raise result
-                    job.target.parent.mkdir(parents=True, exist_ok=True)
-                    done.append((job, write(result, job.target)))
-                except (OSError, ValueError, RuntimeError, MemoryError) as error:
-                    failures.append(file_problem(job.source, error))
-                progress.update()
+    with (
+        closing(map_in_threads(write_one, computed, num_workers, num_workers)) as outcomes,
+        tqdm(total=len(jobs), desc=progress_label, unit="file", file=sys.stderr, disable=len(jobs) == 1) as progress,
+    ):
+        for job, outcome in outcomes:
+            if isinstance(outcome, Exception):
+                failures.append(file_problem(job.source, outcome))
+            else:
+                done.append((job, outcome))
+            progress.update()
     for failure in failures:
         print_error(failure)
     return done, len(failures)
@@ -58,12 +80,12 @@ def run_jobs(
 
 def _compute(batch: list[tuple[Job, Any]], compute: Callable[[list], list]) -> list[tuple[Job, Any]]:
     """The batch's jobs with their results, or with the exception if there is none."""
-    if not batch:
-        return []
+    good = [item for _, item in batch if not isinstance(item, Exception)]
     try:
-        return list(zip([job for job, _ in batch], compute([item for _, item in batch]), strict=True))
+        results = iter(compute(good) if good else [])
     except (ValueError, RuntimeError, MemoryError) as error:
         if len(batch) == 1:
             return [(batch[0][0], error)]
-    # One bad item must not fail the others, and what needs too much memory together may fit alone.
-    return [result for single in batch for result in _compute([single], compute)]
+        # One bad item must not fail the others, and what needs too much memory together may fit alone.
+        return [outcome for single in batch for outcome in _compute([single], compute)]
+    return [(job, item if isinstance(item, Exception) else next(results)) for job, item in batch]

@@ -9,6 +9,7 @@ from alit_hf.utils.option_types import positive_integer
 
 from .errors import FileError, UsageError, file_problem
 from .jobs import check_writable
+from .printing import print_line
 
 
 def add_parser(commands) -> None:
@@ -63,5 +64,5 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise FileError(file_problem(folder, error)) from error
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{folder}: {num_parameters:,} parameters, up to {model.config.max_tokens} tokens")
+    print_line(f"{folder}: {num_parameters:,} parameters, up to {model.config.max_tokens} tokens")
     return 0

@@ -3,16 +3,23 @@
 import argparse
 from pathlib import Path
 
+from alit_hf.data.sources import FileKind
+from alit_hf.utils.shown_text import shown
 from alit_hf.utils.whole_file import whole_file
 
 from .batches import run_jobs
 from .errors import FAILED
 from .jobs import add_job_arguments, make_output_folder, plan_jobs
-from .options import add_batch_size_argument, add_model_arguments
+from .options import add_batch_size_argument, add_model_arguments, add_num_workers_argument
+from .printing import print_line
 
 
 # Folders get the first; Pillow writes the others at its default quality.
 OUTPUT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+
+# In the PNG files, by which they are told from others' pictures.
+_SOFTWARE = "alit decode"
+_CODES = FileKind(".alit files", lambda: {".alit"})
 
 
 def add_parser(commands) -> None:
@@ -25,16 +32,17 @@ def add_parser(commands) -> None:
     add_job_arguments(
         parser,
         inputs_help=".alit files, or folders of them (with their subfolders)",
-        output_help="a folder, which gets PNG files, or for one input the name of a picture file; existing files are "
-        "replaced",
+        output_help="a folder, which gets PNG files (only those of an earlier `alit decode` are replaced), or for one "
+        "input the name of a picture file; an existing file is replaced",
     )
     add_model_arguments(parser)
     add_batch_size_argument(parser)
+    add_num_workers_argument(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    jobs = plan_jobs(arguments.inputs, arguments.output, frozenset({".alit"}), OUTPUT_SUFFIXES)
+    jobs = plan_jobs(arguments.inputs, arguments.output, _CODES, OUTPUT_SUFFIXES, _is_own)
 
     from alit_hf.codes.picture_codes import decode_pictures
     from alit_hf.codes.token_file import TokenFile, model_fingerprint
@@ -48,25 +56,42 @@ def run(arguments: argparse.Namespace) -> int:
     def read(path: Path) -> TokenFile:
         tokens = TokenFile.load(path)
         tokens.check_model(fingerprint)
-        tokens.check_grid(model)
+        tokens.check_sizes(model)
         return tokens
 
     def decode(files: list[TokenFile]) -> list:
         return decode_pictures(model, processor, files)
 
-    done, num_failed = run_jobs(jobs, read, decode, _save_picture, arguments.batch_size, "decoding")
+    done, num_failed = run_jobs(
+        jobs, read, decode, _save_picture, arguments.batch_size, arguments.num_workers, "decoding"
+    )
     if len(done) == 1:
-        print(f"{done[0][0].target}: {done[0][1]}")
+        print_line(f"{shown(done[0][0].target)}: {done[0][1]}")
     elif done:
-        print(f"{len(done)} files in {arguments.output}")
+        print_line(f"{len(done)} files in {arguments.output}")
     return FAILED if num_failed else 0
 
 
 def _save_picture(picture, path: Path) -> str:
     """Writes the picture whole or not at all; returns its size as text."""
+    from PIL.PngImagePlugin import PngInfo
+
+    software = PngInfo()
+    software.add_text("Software", _SOFTWARE)
     with whole_file(path) as unfinished:
-        picture.save(unfinished)
+        # Other formats do not read it.
+        picture.save(unfinished, pnginfo=software)
     return f"{picture.width}x{picture.height}"
+
+
+def _is_own(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("Software") == _SOFTWARE
+    except Exception:  # whatever Pillow raises for what is no picture
+        return False
 
 
 __all__ = ["OUTPUT_SUFFIXES", "add_parser", "run"]

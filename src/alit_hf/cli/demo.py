@@ -10,6 +10,7 @@ from alit_hf.utils.error_reason import reason
 
 from .errors import FileError, UsageError
 from .options import add_model_arguments
+from .printing import print_line
 
 
 def add_parser(commands) -> None:
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _push(arguments.push, arguments.model)
     try:
         with _ended_by_signals(), served_demo(tokenizer) as url:
-            print(f"{url} (Ctrl-C ends it)", flush=True)
+            print_line(f"{url} (Ctrl-C ends it)")
             threading.Event().wait()
     except OSError as error:
         raise UsageError(f"the demo cannot be served: {reason(error)}") from error
@@ -95,7 +96,7 @@ def _push(name: str, model: str | None) -> int:
     from alit_hf.demo.space import push_space
 
     try:
-        print(push_space(name, model))
+        print_line(push_space(name, model))
     except LocalTokenNotFoundError as error:
         raise UsageError("--push needs a login: run `hf auth login`, or set HF_TOKEN") from error
     except Exception as error:  # the Hub's client raises its own and those of the libraries below it

@@ -1,9 +1,9 @@
 """How the command line fails: exit codes, exceptions and the one line that reports them."""
 
 import os
-import sys
 
 from alit_hf.utils.error_reason import reason
+from alit_hf.utils.shown_text import shown
 
 
 FAILED = 1
@@ -23,10 +23,9 @@ class FileError(Exception):
 
 def file_problem(path: str | os.PathLike, error: Exception) -> str:
     """Names the file and what went wrong."""
-    text = reason(error)
-    return text if os.fspath(path) in text else f"{os.fspath(path)}: {text}"
+    return named(shown(path), reason(error, path, shown(path)))
 
 
-def print_error(message: str) -> None:
-    """Prints one line to stderr."""
-    print("alit: error:", " ".join(message.split()), file=sys.stderr)
+def named(name: str, text: str) -> str:
+    """The text, with the name in front if it is not in it."""
+    return text if name in text else f"{name}: {text}"

@@ -1,6 +1,7 @@
 """`alit evaluate`: how good a model's pictures are at every length, compared with other uses of the same bytes."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,11 @@ from alit_hf.utils.option_types import distinct_numbers, positive_integer
 from alit_hf.utils.processes import Processes
 from alit_hf.utils.whole_file import write_json
 
-from .errors import FAILED, FileError, UsageError, file_problem, print_error
+from .errors import FAILED, FileError, UsageError, file_problem, named
 from .explore import FIGURE_SUFFIXES
-from .jobs import check_writable
-from .options import add_batch_size_argument, add_model_arguments
+from .jobs import check_no_input_is_overwritten, check_writable
+from .options import add_batch_size_argument, add_model_arguments, add_num_workers_argument
+from .printing import print_error, print_line, print_note
 from .shared_work import run_shared
 
 
@@ -75,6 +77,7 @@ def add_parser(commands) -> None:
     parser.add_argument("--limit", metavar="N", type=positive_integer, help="only the first N images")
     add_model_arguments(parser)
     add_batch_size_argument(parser)
+    add_num_workers_argument(parser)
     parser.set_defaults(run=run)
 
 
@@ -89,6 +92,8 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
     _check_file(output, (".json",))
     for figure in figures:
         _check_file(figure, FIGURE_SUFFIXES)
+    if len(figures) > 1 and os.path.realpath(figures[0]) == os.path.realpath(figures[1]):
+        raise UsageError(f"--figure and --worst-figure are both {figures[0]}, they must differ")
 
     try:
         import torchmetrics  # noqa: F401
@@ -112,8 +117,12 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
         images = open_images(arguments.data, arguments.split)
     except ValueError as error:
         raise UsageError(f"--data: {reason(error)}") from error
+    check_no_input_is_overwritten([output, *figures], images.files)
+    if processes.rank == 0:
+        for note in images.passed_over:
+            print_note(note)
     _check_frechet(arguments.frechet, len(images) if arguments.limit is None else min(len(images), arguments.limit))
-    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype, processes)
     _check_lpips(arguments.lpips)
     settings = EvaluationSettings(
         thresholds=arguments.thresholds,
@@ -121,6 +130,7 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
         feature_network=_load_feature_network(arguments.frechet),
         limit=arguments.limit,
         batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
     )
     try:
         results = evaluate_model(model, processor, images, settings, processes)
@@ -142,13 +152,16 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
             save_figure(draw_worst_pictures(results, model, processor, images), arguments.worst_figure)
     except OSError as error:
         raise FileError(file_problem(output, error)) from error
-    print(results_table(results))
+    for line in results_table(results).splitlines():
+        print_line(line)
     undecodable = results["data"]["undecodable"]
     for image in undecodable:
-        print_error(f"{image['image']}: {image['reason']}")
+        print_error(named(image["image"], image["reason"]))
+    for file in images.damage:
+        print_error(file)
     counted = f"{results['data']['num_images']} images" + (f", {len(undecodable)} undecodable" if undecodable else "")
-    print("; ".join([f"{output}: {counted}", *map(str, figures)]))
-    return FAILED if undecodable else 0
+    print_line("; ".join([f"{output}: {counted}", *map(str, figures)]))
+    return FAILED if undecodable or images.damage else 0
 
 
 def _lpips_networks(text: str) -> tuple[str, ...]:

@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 
 from alit_hf.codes.length_choice import add_threshold_argument
+from alit_hf.utils.shown_text import shown
 
 from .errors import FileError, UsageError, file_problem
-from .jobs import check_writable
+from .jobs import check_no_input_is_overwritten, check_writable
 from .options import add_model_arguments
+from .printing import print_line
 
 
 FIGURE_SUFFIXES = (".png", ".jpg", ".webp", ".pdf", ".svg")
@@ -39,15 +41,14 @@ def run(arguments: argparse.Namespace) -> int:
     image_path, figure_path = Path(arguments.image), Path(arguments.output)
     if not os.path.lexists(image_path):
         raise UsageError(f"{image_path} does not exist")
-    if image_path.is_dir():
+    if os.path.isdir(image_path):
         raise UsageError(f"{image_path} is a folder, it must be a picture")
     if figure_path.suffix.lower() not in FIGURE_SUFFIXES:
         raise UsageError(f"the output {figure_path} must end in {', '.join(FIGURE_SUFFIXES)}")
-    if figure_path.is_dir():
+    if os.path.isdir(figure_path):
         raise UsageError(f"the output {figure_path} is a folder")
     check_writable(figure_path.parent)
-    if figure_path.resolve() == image_path.resolve():
-        raise UsageError(f"the input {image_path} would be overwritten by the output")
+    check_no_input_is_overwritten([figure_path], [image_path])
 
     from alit_hf.codes.figure import draw_panels, frame_caption, rollout_panels, save_figure
     from alit_hf.codes.rollout_pictures import pick_rollout, rollout_pictures
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise FileError(file_problem(image_path, error)) from error
     picked = pick_rollout(rollouts, arguments.threshold)
 
-    panels = rollout_panels(image_path.name, processor.postprocess(pixel_values)[0], rollouts, picked)
+    panels = rollout_panels(shown(image_path.name), processor.postprocess(pixel_values)[0], rollouts, picked)
     rows = [panels[start : start + _PANELS_IN_A_ROW] for start in range(0, len(panels), _PANELS_IN_A_ROW)]
     try:
         figure_path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,12 +72,12 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise FileError(file_problem(figure_path, error)) from error
 
-    print(f"{'tokens':>6}  {'bytes':>6}  {'L1':>7}  {'PSNR':>8}")
+    print_line(f"{'tokens':>6}  {'bytes':>6}  {'L1':>7}  {'PSNR':>8}")
     for rollout in rollouts:
         size = "-" if rollout.payload_bytes is None else rollout.payload_bytes
         line = f"{rollout.num_tokens:6d}  {size:>6}  {rollout.l1:7.4f}  {rollout.psnr:5.2f} dB"
-        print(line + ("  <- picked" if rollout is picked else ""))
+        print_line(line + ("  <- picked" if rollout is picked else ""))
     if picked.l1 >= arguments.threshold:
-        print(f"no length has an L1 below {arguments.threshold:g}")
-    print(figure_path)
+        print_line(f"no length has an L1 below {arguments.threshold:g}")
+    print_line(str(figure_path))
     return 0

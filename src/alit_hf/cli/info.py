@@ -1,9 +1,13 @@
 """`alit info`: what is in an `.alit` file or a model."""
 
 import argparse
+import os
 from pathlib import Path
 
+from alit_hf.utils.shown_text import shown
+
 from .errors import FileError, UsageError, file_problem
+from .printing import print_line
 
 
 def add_parser(commands) -> None:
@@ -23,7 +27,7 @@ def add_parser(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     target = arguments.target
-    if target is not None and Path(target).is_file():
+    if target is not None and os.path.lexists(target) and not os.path.isdir(target):
         lines = _describe_file(Path(target))
     elif target is not None and Path(target).suffix == ".alit":
         raise UsageError(f"{target} does not exist")
@@ -31,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         lines = _describe_model(target)
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
-        print(f"{name:{width}}  {value}")
+        print_line(f"{name:{width}}  {value}")
     return 0
 
 
@@ -46,7 +50,7 @@ def _describe_file(path: Path) -> list[tuple[str, str]]:
     width, height = tokens.original_size
     rows, columns = tokens.grid_size
     return [
-        ("file", f"{path}, {len(tokens.to_bytes())} bytes"),
+        ("file", f"{shown(path)}, {len(tokens.to_bytes())} bytes"),
         ("original", f"{width} x {height} pixels"),
         ("grid", f"{rows} x {columns} positions"),
         ("tokens", f"{tokens.num_tokens}, {(tokens.num_tokens * bits + 7) // 8} bytes at {bits} bits"),

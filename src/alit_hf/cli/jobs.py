@@ -2,14 +2,18 @@
 
 import argparse
 import os
+import unicodedata
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from alit_hf.data.sources import find_files, find_paths
+from alit_hf.data.sources import FileKind, describe_passed_over, find_files, find_paths
 from alit_hf.utils.error_reason import reason
+from alit_hf.utils.shown_text import shown
 
 from .errors import UsageError
+from .printing import print_note
 
 
 @dataclass(frozen=True)
@@ -26,51 +30,105 @@ def add_job_arguments(parser: argparse.ArgumentParser, inputs_help: str, output_
 
 
 def plan_jobs(
-    inputs: list[str], output: str, input_suffixes: frozenset[str], output_suffixes: tuple[str, ...]
+    inputs: list[str],
+    output: str,
+    kind: FileKind,
+    output_suffixes: tuple[str, ...],
+    is_own: Callable[[Path], bool],
 ) -> list[Job]:
     """
-    Finds the input files and names their outputs.
+    Finds the input files and names their outputs. Notes on stderr what folders have that is of another kind.
 
-    A folder and its subfolders, which the output mirrors, are searched for files with one of `input_suffixes`; hidden
-    ones are left out. With several inputs, each folder's files go into a folder of its name. If files of one folder
-    differ only in their suffix, their outputs keep it: `a.jpg` and `a.png` become `a.jpg.alit` and `a.png.alit`,
-    `a.jpg` alone `a.alit`.
+    A folder and its subfolders, which the output mirrors, are searched for files of the kind; hidden ones are left
+    out. With several inputs, each folder's files go into a folder of its name. If files of one folder differ only in
+    their suffix, or in letters' case before it, their outputs keep it: `a.jpg` and `a.png` become `a.jpg.alit` and
+    `a.png.alit`, `a.jpg` alone `a.alit`. That holds for files of one folder that are worked on one after another, too.
 
     Args:
         inputs (`list[str]`): files and folders, or glob patterns of them.
         output (`str`): a folder, which need not exist, or for a single file a file name with a suffix.
-        input_suffixes (`frozenset[str]`): lower-case suffixes to look for in folders.
+        kind ([`FileKind`]): to look for in folders.
         output_suffixes (`tuple[str, ...]`): allowed suffixes of outputs; folders get files with the first.
+        is_own (`Callable[[Path], bool]`): whether the command can have written an existing file, so that it may
+            replace it in an output folder.
 
     Raises:
         `UsageError`: if an input does not exist or a folder has nothing to work on, if the output cannot be a file or
-            folder as needed, cannot be written to or is one of the inputs, or if two files would get the same output.
+            folder as needed, cannot be written to or is one of the inputs, if an output folder has another's file of
+            an output's name, or if two files would get the same output.
     """
     if any(name == "" for name in (*inputs, output)):
         raise UsageError("a file name is empty")
     try:
         paths = [path for name in inputs for path in find_paths(name)]
-        files = {path: find_files(path, input_suffixes, len(paths) > 1) for path in paths}
+        found = {path: find_files(path, kind, len(paths) > 1) for path in paths}
     except ValueError as error:
         raise UsageError(str(error)) from error
-    for path, found in files.items():
-        if not found:
-            raise UsageError(f"the folder {path} has no files that end in {', '.join(sorted(input_suffixes))}")
-    is_single_file = len(paths) == 1 and not paths[0].is_dir()
+    notes = {path: describe_passed_over(files.passed_over, kind) for path, files in found.items()}
+    for path, files in found.items():
+        if not files.files:
+            more = f"; {notes[path]}" if notes[path] else ""
+            raise UsageError(f"the folder {shown(path)} has no {kind.name}{more}")
+    is_single_file = len(paths) == 1 and not os.path.isdir(paths[0])
     out = Path(output)
-    if _is_file_name(output, is_single_file, output_suffixes):
+    is_file = _is_file_name(output, is_single_file, output_suffixes)
+    if is_file:
         jobs = [Job(paths[0], out)]
         check_writable(out.parent)
     else:
-        if out.exists() and not out.is_dir():
+        if os.path.exists(out) and not os.path.isdir(out):
             raise UsageError(f"the output {out} is a file, it must be a folder")
         check_writable(out)
+        for path in paths:
+            if os.path.isdir(path) and os.path.isdir(out) and os.path.samefile(path, out):
+                raise UsageError(f"the output {out} is the input {shown(path)}, it must be another folder")
         # An input that was given twice is one.
-        once = {(source.resolve(), relative): source for found in files.values() for source, relative in found}
-        targets = _targets([relative for _, relative in once], output_suffixes[0])
+        sources = [pair for files in found.values() for pair in files.files]
+        once = {(os.path.realpath(source), relative): source for source, relative in sources}
+        taken = _names_of_siblings([path for path in paths if not os.path.isdir(path)], kind)
+        targets = _targets([relative for _, relative in once], taken, output_suffixes[0])
         jobs = [Job(source, out / target) for source, target in zip(once.values(), targets, strict=True)]
-    _raise_on_collisions(jobs)
+        _raise_on_collisions(jobs)
+    check_no_input_is_overwritten([job.target for job in jobs], [job.source for job in jobs])
+    for job in jobs:
+        if not is_file and os.path.isfile(job.target) and not is_own(job.target):
+            raise UsageError(
+                f"{shown(job.target)} would be overwritten, which this command has not written: choose another output"
+            )
+    for path, note in notes.items():
+        if note:
+            print_note(f"{shown(path)}: {note}")
     return jobs
+
+
+def check_outside_data(folder: Path, sources: Iterable[str]) -> None:
+    """
+    Raises:
+        `UsageError`: if the folder for results is, or lies in, a folder of data, which they would become a part of.
+    """
+    for source in sources:
+        if os.path.isdir(source) and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(source)):
+            raise UsageError(f"the output {folder} lies in the data {source}, it must be elsewhere")
+
+
+def check_no_input_is_overwritten(outputs: Iterable[Path], inputs: Iterable[str | os.PathLike]) -> None:
+    """
+    Raises:
+        `UsageError`: if an output is one of the inputs, by whatever name.
+    """
+    written = {place for output in outputs if (place := _place(output)) is not None}
+    for path in inputs if written else ():
+        if _place(path) in written:
+            raise UsageError(f"the input {shown(path)} would be overwritten by an output")
+
+
+def _place(path: str | os.PathLike) -> tuple[int, int] | None:
+    """What all names of an existing file have in common."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino
 
 
 def check_writable(folder: Path) -> None:
@@ -79,7 +137,7 @@ def check_writable(folder: Path) -> None:
         `UsageError`: if `folder` is not a folder and cannot become one, or is not writable.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    if not existing.is_dir():
+    if not os.path.isdir(existing):
         raise UsageError(f"the output cannot be written: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(f"the output cannot be written: no permission to write to {existing}")
@@ -99,7 +157,7 @@ def make_output_folder(jobs: list[Job]) -> None:
 
 def _is_file_name(output: str, is_single_file: bool, output_suffixes: tuple[str, ...]) -> bool:
     path = Path(output)
-    if output.endswith(("/", os.sep)) or path.is_dir() or not path.suffix:
+    if output.endswith(("/", os.sep)) or os.path.isdir(path) or not path.suffix:
         return False
     allowed = path.suffix.lower() in output_suffixes
     if not is_single_file:
@@ -113,18 +171,36 @@ def _is_file_name(output: str, is_single_file: bool, output_suffixes: tuple[str,
     return True
 
 
-def _targets(relative: list[Path], suffix: str) -> list[Path]:
-    """Names of the outputs; names that would be the same keep the suffix of their input."""
+def _names_of_siblings(files: list[Path], kind: FileKind) -> list[Path]:
+    """Names of what is beside the files and may be an input another time."""
+    suffixes, names = kind.suffixes(), []
+    given = {(file.parent, file.name) for file in files}
+    for folder in {file.parent for file in files}:
+        try:
+            names += [Path(name) for name in os.listdir(folder) if (folder, name) not in given]
+        except OSError:  # who may only search a folder sees nothing beside the files
+            continue
+    return [name for name in names if name.suffix.lower() in suffixes]
+
+
+def _targets(relative: list[Path], taken: list[Path], suffix: str) -> list[Path]:
+    """Names of the outputs; those that would be the same, or that of a `taken` file, keep the suffix of the input."""
     short = [path.with_name(path.stem + suffix) for path in relative]
     full = [path.with_name(path.name + suffix) for path in relative]
+    others = [_in_any_case(path.with_name(path.stem + suffix)) for path in taken]
     targets = short
     while True:
-        count = Counter(targets)
-        renamed = [long if count[target] > 1 else target for target, long in zip(targets, full, strict=True)]
+        count = Counter([*map(_in_any_case, targets), *others])
+        renamed = [long if count[_in_any_case(name)] > 1 else name for name, long in zip(targets, full, strict=True)]
         # A kept suffix can collide with another file's name: a.jpg.png beside a.jpg and a.png.
         if renamed == targets:
             return targets
         targets = renamed
+
+
+def _in_any_case(path: Path) -> str:
+    """The same for names that some file systems take for one."""
+    return unicodedata.normalize("NFC", str(path)).casefold()
 
 
 def _raise_on_collisions(jobs: list[Job]) -> None:
@@ -132,8 +208,6 @@ def _raise_on_collisions(jobs: list[Job]) -> None:
     for job in jobs:
         other = jobs_of_targets.setdefault(job.target, job)
         if other is not job:
-            raise UsageError(f"{other.source} and {job.source} would both be written to {job.target}")
-    sources = {job.source.resolve() for job in jobs}
-    for target in jobs_of_targets:
-        if target.resolve() in sources:
-            raise UsageError(f"the input {target} would be overwritten by an output")
+            raise UsageError(
+                f"{shown(other.source)} and {shown(job.source)} would both be written to {shown(job.target)}"
+            )

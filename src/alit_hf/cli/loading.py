@@ -1,6 +1,7 @@
 """The model and image processor that `--model`, `--device` and `--dtype` ask for."""
 
 import os
+import platform
 from collections.abc import Iterable
 
 import diffusers
@@ -10,8 +11,10 @@ from transformers import PreTrainedConfig
 
 from alit_hf import ALITImageProcessor, ALITModel, pretrained_path
 from alit_hf.utils.error_reason import reason
+from alit_hf.utils.processes import Processes
 
 from .errors import UsageError
+from .printing import print_note
 
 
 def quiet_libraries() -> None:
@@ -22,13 +25,19 @@ def quiet_libraries() -> None:
 
 
 def load_model(
-    name: str | None = None, device: str | None = None, dtype: str = "float32"
+    name: str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    processes: Processes | None = None,
 ) -> tuple[ALITModel, ALITImageProcessor]:
     """
     Args:
         name (`str`, *optional*): a folder or a Hub id. Defaults to the checkpoint that comes with the package.
         device (`str`, *optional*): defaults to the GPU if there is one.
-        dtype (`str`, *optional*, defaults to `"float32"`): the name of a torch dtype.
+        dtype (`str`, *optional*, defaults to `"float32"`): the name of a torch dtype; or `"auto"`, which is bfloat16
+            if the devices of all processes compute it natively, and float32 otherwise. The first process then says on
+            stderr which.
+        processes ([`Processes`], *optional*): the processes that load the model. Defaults to this one alone.
 
     Returns:
         the model in evaluation mode, and its image processor.
@@ -39,6 +48,8 @@ def load_model(
     """
     quiet_libraries()
     checked_device = _check_device(device)
+    if dtype == "auto":
+        dtype = _choose_dtype(checked_device, processes or Processes())
     name = pretrained_path() if name is None else name
     try:
         kind = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
@@ -61,6 +72,26 @@ def load_model(
     if broken := [weight for weight, tensor in weights.items() if not tensor.isfinite().all()]:
         raise UsageError(f"the model {name} has NaN or infinite values in {dtype}: in its {_first(broken)}")
     return model.eval().to(checked_device), processor
+
+
+def _choose_dtype(device: torch.device, processes: Processes) -> str:
+    """What `--dtype auto` means, the same on all processes."""
+    is_native = all(processes.gather([_computes_bfloat16(device)]))
+    dtype = "bfloat16" if is_native else "float32"
+    if processes.rank == 0:
+        print_note(f"--dtype auto takes {dtype}")
+    return dtype
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16. Everywhere else it is emulated, slower than float32."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and platform.machine().lower() in ("x86_64", "amd64"):
+        # That of oneDNN is true for any AVX-512.
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _foreign_weights(report: dict) -> str | None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from alit_hf.codes.length_choice import DEFAULT_THRESHOLD, LengthChoice
 from alit_hf.utils.error_reason import reason
-from alit_hf.utils.option_types import finite_number, positive_integer
+from alit_hf.utils.option_types import finite_number, positive_integer, whole_number
 
 from .errors import UsageError
 
@@ -28,6 +28,17 @@ def add_batch_size_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_num_workers_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--num-workers",
+        metavar="N",
+        type=whole_number,
+        default=2,
+        help="threads of each process that read and decode files while the model computes; 0 for none (default: "
+        "%(default)s)",
+    )
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", metavar="M", help="a folder or a Hub id (default: the checkpoint that comes with the package)"
@@ -35,9 +46,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="D", help="such as cpu, cuda or cuda:1 (default: cuda if there is one)")
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16", "float16"),
+        choices=("auto", "float32", "bfloat16", "float16"),
         default="float32",
-        help="dtype that the model computes in (default: %(default)s)",
+        help="dtype that the model computes in; auto is bfloat16 where the processor or GPU has instructions for it, "
+        "else float32 (default: %(default)s)",
     )
 
 
@@ -58,6 +70,13 @@ def add_length_arguments(parser: argparse.ArgumentParser) -> None:
         help="l1 (mean absolute error of pixels in [0, 1]), l2 (mean squared error), psnr (dB: --threshold 25 for "
         "more than 25 dB) or lpips (default: l1)",
     )
+    parser.add_argument(
+        "--confidence",
+        metavar="P",
+        type=finite_number,
+        help="choose lengths by the model's length predictor, without decoding: P of the pictures, such as 0.9, meet "
+        "the threshold or get all tokens",
+    )
 
 
 def length_choice(arguments: argparse.Namespace) -> LengthChoice:
@@ -68,15 +87,16 @@ def length_choice(arguments: argparse.Namespace) -> LengthChoice:
         `UsageError`: for a criterion without a threshold.
     """
     if arguments.num_tokens is not None:
-        if arguments.criterion is not None:
-            raise UsageError("--criterion chooses lengths together with --threshold, not with --num-tokens")
+        for name in ("criterion", "confidence"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--{name} chooses lengths together with --threshold, not with --num-tokens")
         return LengthChoice(num_tokens=arguments.num_tokens)
     criterion = arguments.criterion or "l1"
     if arguments.threshold is None:
         if criterion != "l1":
             raise UsageError(f"--criterion {criterion} needs a --threshold in its own units")
-        return LengthChoice(threshold=DEFAULT_THRESHOLD)
-    return LengthChoice(threshold=arguments.threshold, criterion=criterion)
+        return LengthChoice(threshold=DEFAULT_THRESHOLD, confidence=arguments.confidence)
+    return LengthChoice(threshold=arguments.threshold, criterion=criterion, confidence=arguments.confidence)
 
 
 def make_encoder(model: "ALITModel", choice: LengthChoice) -> "PictureEncoder":

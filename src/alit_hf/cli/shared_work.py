@@ -45,9 +45,4 @@ def run_shared(work: Callable[[argparse.Namespace, Processes], int], options: ar
     return code
 
 
-def is_first_process() -> bool:
-    """Whether this process reports the errors that all of them find."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-__all__ = ["is_first_process", "run_shared"]
+__all__ = ["run_shared"]

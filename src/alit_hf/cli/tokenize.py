@@ -5,16 +5,24 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alit_hf.data.sources import is_hub_id
+from alit_hf.data.sources import is_hub_id, is_on_hub
 from alit_hf.utils.cache import cache_folder
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.image_count import image_count
 from alit_hf.utils.option_types import positive_integer
 from alit_hf.utils.processes import Processes
 
-from .errors import FAILED, FileError, UsageError, print_error
-from .jobs import check_writable
-from .options import add_batch_size_argument, add_length_arguments, add_model_arguments, length_choice, make_encoder
+from .errors import FAILED, FileError, UsageError
+from .jobs import check_outside_data, check_writable
+from .options import (
+    add_batch_size_argument,
+    add_length_arguments,
+    add_model_arguments,
+    add_num_workers_argument,
+    length_choice,
+    make_encoder,
+)
+from .printing import print_error, print_line, print_note
 from .shared_work import run_shared
 
 
@@ -55,6 +63,7 @@ def add_parser(commands) -> None:
     )
     add_model_arguments(parser)
     add_batch_size_argument(parser)
+    add_num_workers_argument(parser)
     parser.set_defaults(run=run)
 
 
@@ -67,9 +76,7 @@ def _tokenize(arguments: argparse.Namespace, processes: Processes) -> int:
     choice = length_choice(arguments)
     repo_id = arguments.output if _is_on_the_hub(arguments.output) else None
     folder = Path(arguments.output) if repo_id is None else _folder_before_push(repo_id)
-    for source in arguments.dataset:
-        if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
-            raise UsageError(f"the output {folder} lies in the data {source}, it must be elsewhere")
+    check_outside_data(folder, arguments.dataset)
     check_writable(folder)
 
     import datasets
@@ -87,13 +94,17 @@ def _tokenize(arguments: argparse.Namespace, processes: Processes) -> int:
         rows = open_rows(arguments.dataset, arguments.split)
     except ValueError as error:
         raise UsageError(f"DATASET: {reason(error)}") from error
-    model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
+    for note in rows.passed_over if processes.rank == 0 else ():
+        print_note(note)
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype, processes)
     encoder = make_encoder(model, choice)
     info = TokenDatasetInfo.describe(rows, encoder, processor, arguments.rows_per_shard)
     try:
         if repo_id is not None:
             check_repository(repo_id, info)
-        summary = tokenize_rows(rows, encoder, processor, info, folder, arguments.batch_size, processes)
+        summary = tokenize_rows(
+            rows, encoder, processor, info, folder, arguments.batch_size, processes, arguments.num_workers
+        )
     except OutputError as error:
         raise UsageError(reason(error)) from error
     except Exception as error:  # the libraries that read the data raise their own
@@ -102,18 +113,24 @@ def _tokenize(arguments: argparse.Namespace, processes: Processes) -> int:
         ) from error
     if summary is None:
         return 0
+    for file in summary.damage:
+        print_error(file)
+    if summary.damage and not is_on_hub(arguments.dataset):
+        print_error("once these files are whole, the same command goes on with them")
     if summary.num_images == 0:
         raise FileError(f"none of {image_count(summary.num_undecodable)} can be decoded, see {folder}")
     if repo_id is not None:
+        if summary.damage:
+            raise FileError(f"{repo_id} was not pushed, as rows are missing; the others are in {folder}")
         try:
-            print(push(folder, repo_id))
+            print_line(push(folder, repo_id))
         except Exception as error:
             raise FileError(f"{repo_id} was not pushed: {reason(error)} (the same command pushes {folder})") from error
     if summary.num_undecodable:
         undecodable = image_count(summary.num_undecodable)
         print_error(f"{undecodable} could not be decoded, {folder} lists them in undecodable.jsonl")
-    print(_summary(folder, summary, encoder))
-    return FAILED if summary.num_undecodable else 0
+    print_line(_summary(folder, summary, encoder))
+    return FAILED if summary.num_undecodable or summary.damage else 0
 
 
 def _is_on_the_hub(output: str) -> bool:
@@ -126,7 +143,10 @@ def _folder_before_push(repo_id: str) -> Path:
 
 def _summary(folder: Path, summary: "TokenDatasetSummary", encoder: "PictureEncoder") -> str:
     shortest, longest = min(summary.lengths), max(summary.lengths)
-    complete = " was complete, nothing was tokenized" if summary.was_complete else ""
+    complete = ""
+    if summary.was_complete:
+        complete = " has what can be read" if summary.damage else " was complete"
+        complete += ", nothing was tokenized"
     text = (
         f"{folder}{complete}: {image_count(summary.num_images)}, {shortest} to {longest} tokens, "
         f"{summary.num_tokens / summary.num_images:.1f} on average"

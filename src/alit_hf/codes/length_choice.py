@@ -22,11 +22,14 @@ class LengthChoice:
             be given.
         criterion (`str`, *optional*, defaults to `"l1"`): the token selection criterion that the threshold is compared
             with, one of `selection.criterion_names()`.
+        confidence (`float`, *optional*): lengths are chosen by the model's length predictor, with this probability of
+            meeting the threshold.
     """
 
     threshold: float | None = None
     num_tokens: int | None = None
     criterion: str = "l1"
+    confidence: float | None = None
 
 
 def add_threshold_argument(parser: argparse.ArgumentParser) -> None:

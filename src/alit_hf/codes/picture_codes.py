@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
-from alit_hf.model.checks import check_num_tokens, check_threshold
+from alit_hf.model.checks import check_confidence, check_num_tokens, check_threshold
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.model.modeling_alit import ALITModel
 from alit_hf.model.selection import good_side, resolve_criterion
@@ -29,7 +29,9 @@ def to_picture(image: Image.Image, processor: ALITImageProcessor) -> Picture:
 
 
 class PictureCode(NamedTuple):
-    """A picture's code, with the criterion's value if a threshold chose its length."""
+    """
+    A picture's code. If a threshold chose its length: the criterion's value, or the bound on it for a confidence.
+    """
 
     tokens: TokenFile
     score: float | None
@@ -46,7 +48,8 @@ class PictureEncoder:
 
     Raises:
         `ValueError`: for a model with continuous latent tokens, which has no ids, a length that the model does not
-            have, an unknown criterion, or a threshold that makes no sense for it.
+            have, an unknown criterion, a threshold that makes no sense for it, or a confidence that the model's length
+            predictor cannot promise.
         `OSError`: if the criterion's network is missing.
     """
 
@@ -59,6 +62,7 @@ class PictureEncoder:
         self.choice = choice
         self.criterion = resolve_criterion(choice.criterion)
         check_threshold(choice.threshold, self.criterion)
+        check_confidence(config, choice.confidence, choice.threshold, choice.criterion)
         self.fingerprint = model_fingerprint(model)
 
     @property
@@ -77,7 +81,8 @@ class PictureEncoder:
             pixel_values,
             num_tokens=choice.num_tokens,
             threshold=choice.threshold,
-            criterion=self.criterion,
+            criterion=self.criterion if choice.confidence is None else choice.criterion,
+            confidence=choice.confidence,
             generator=generator,
         )
         codes = []

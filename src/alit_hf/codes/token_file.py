@@ -20,6 +20,7 @@ smallest number that holds every id of the codebook: 81 bytes for 32 tokens at 4
 import hashlib
 import json
 import os
+import reprlib
 import struct
 import zlib
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ import numpy as np
 import torch
 
 from alit_hf.model.configuration_alit import MAX_POSITIONS, MAX_TOKENS
+from alit_hf.model.image_io import open_file
 from alit_hf.model.modeling_alit import ALITModel
 from alit_hf.utils.whole_file import whole_file
 
@@ -81,12 +83,12 @@ class TokenFile:
     fingerprint: bytes
 
     def __post_init__(self):
-        codebook_size = _whole_number("codebook_size", self.codebook_size, 2, MAX_CODEBOOK_SIZE)
+        codebook_size = checked_codebook_size(self.codebook_size)
         checked = {
             "codebook_size": codebook_size,
             "token_ids": _checked_ids(self.token_ids, codebook_size),
             "original_size": _checked_area("original_size", self.original_size, 2**32 - 1, MAX_PIXELS, "pixels"),
-            "grid_size": _checked_area("grid_size", self.grid_size, 2**16 - 1, MAX_POSITIONS, "positions"),
+            "grid_size": checked_grid_size(self.grid_size),
             "fingerprint": _checked_fingerprint(self.fingerprint),
         }
         for name, value in checked.items():
@@ -168,10 +170,10 @@ class TokenFile:
         Reads a file, but never more bytes than the longest `.alit` file has (128 KiB).
 
         Raises:
-            `ValueError`: naming the file, if it is not a whole and unaltered `.alit` file.
+            `ValueError`: naming the file, if it is not a whole and unaltered `.alit` file, or no file at all.
             `OSError`: if it cannot be read (`FileNotFoundError` if there is none).
         """
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             # One extra byte shows whether a file continues past its end.
             data = file.read(_MAX_FILE_SIZE + 1)
         try:
@@ -189,22 +191,20 @@ class TokenFile:
                 The model that will decode the ids, or its [`model_fingerprint`] if many files are checked.
 
         Raises:
-            `ValueError`: if another model made the ids, if the grid has more than 16 times the positions that the
-                model was trained on (if the model itself is given), or if `model` is bytes but not a fingerprint.
+            `ValueError`: if another model made the ids, or if `model` is bytes but not a fingerprint. If the model
+                itself is given, also as `check_sizes`.
         """
         fingerprint = _checked_fingerprint(model if isinstance(model, bytes) else model_fingerprint(model))
         check_fingerprints(self.fingerprint, fingerprint)
         if not isinstance(model, bytes):
-            self.check_grid(model)
+            self.check_sizes(model)
 
-    def check_grid(self, model: ALITModel) -> None:
-        """Raises `ValueError` if the grid has more than 16 times the positions that the model was trained on."""
-        rows, columns = self.grid_size
-        most = MAX_GRID_GROWTH * model.config.num_positions
-        if rows * columns > most:
-            raise ValueError(
-                f"the file declares a grid of {rows} × {columns} positions, this model decodes at most {most}"
-            )
+    def check_sizes(self, model: ALITModel) -> None:
+        """
+        Raises `ValueError` if the grid has more than 16 times the positions that the model was trained on, or if the
+        codebook's size is not the model's.
+        """
+        check_sizes(self.grid_size, self.codebook_size, model)
 
 
 @torch.no_grad()
@@ -236,6 +236,9 @@ def model_fingerprint(model: ALITModel) -> bytes:
     signs, values = hashlib.sha256(description), hashlib.sha256(description)
     values_known = True
     for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith("length_predictor."):
+            # Says nothing about what ids mean.
+            continue
         label = f"{name} {tuple(tensor.shape)}".encode()
         # The bits of a bfloat16 number, the topmost being the sign.
         bits = tensor.to(torch.bfloat16).contiguous().cpu().view(torch.int16).numpy().astype("<i2", copy=False)
@@ -249,6 +252,14 @@ def model_fingerprint(model: ALITModel) -> bytes:
     )
 
 
+def length_predictor_fingerprint(model: ALITModel) -> bytes:
+    """Eight bytes that identify a model's length predictor and its calibration, which decide lengths but not codes."""
+    hashed = hashlib.sha256(json.dumps([model.config.length_criterion, model.config.length_shortfalls]).encode())
+    for name, tensor in sorted(model.length_predictor.state_dict().items()):
+        hashed.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+    return hashed.digest()[:FINGERPRINT_SIZE]
+
+
 def check_fingerprints(of_tokens: bytes, of_model: bytes) -> None:
     """Raises `ValueError` if the [`model_fingerprint`] stored with tokens is not this model's."""
     same_signs = of_tokens[:_HALF_FINGERPRINT] == of_model[:_HALF_FINGERPRINT]
@@ -258,6 +269,35 @@ def check_fingerprints(of_tokens: bytes, of_model: bytes) -> None:
             f"the tokens were made by another model: their fingerprint is {of_tokens.hex()}, this model's is "
             f"{of_model.hex()}"
         )
+
+
+def check_sizes(grid_size: tuple[int, int], codebook_size: int, model: ALITModel) -> None:
+    """Raises `ValueError` unless the model decodes codes of this grid and codebook, see [`TokenFile.check_sizes`]."""
+    rows, columns = grid_size
+    most = MAX_GRID_GROWTH * model.config.num_positions
+    if rows * columns > most:
+        raise ValueError(f"the tokens have a grid of {rows} × {columns} positions, this model decodes at most {most}")
+    if codebook_size != model.config.codebook_size:
+        raise ValueError(
+            f"the tokens have a codebook of {codebook_size} entries, this model's has {model.config.codebook_size}"
+        )
+
+
+def checked_grid_size(grid_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the base tokenizer's grid, or `ValueError` for what cannot be any."""
+    return _checked_area("grid_size", grid_size, 2**16 - 1, MAX_POSITIONS, "positions")
+
+
+def checked_codebook_size(codebook_size: int) -> int:
+    """Entries of a latent codebook, or `ValueError` for what cannot be any."""
+    return whole_number("codebook_size", codebook_size, 2, MAX_CODEBOOK_SIZE)
+
+
+def whole_number(name: str, value: int, smallest: int, largest: int) -> int:
+    """The value, or `ValueError` with its name if it is no whole number of this range."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not smallest <= value <= largest:
+        raise ValueError(f"`{name}` is {reprlib.repr(value)}, it must be a whole number from {smallest} to {largest}")
+    return int(value)
 
 
 def _bits_per_token(codebook_size: int) -> int:
@@ -278,16 +318,10 @@ def _unpack_ids(payload: bytes, num_tokens: int, bits: int) -> np.ndarray:
     return np.packbits(rows, axis=1).view(">u2")[:, 0].astype(np.int64)
 
 
-def _whole_number(name: str, value: int, smallest: int, largest: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not smallest <= value <= largest:
-        raise ValueError(f"`{name}` is {value!r}, it must be a whole number from {smallest} to {largest}")
-    return int(value)
-
-
 def _checked_area(name: str, size: tuple[int, int], max_side: int, max_area: int, unit: str) -> tuple[int, int]:
     if not isinstance(size, tuple | list) or len(size) != 2:
-        raise ValueError(f"`{name}` is {size!r}, it must be two whole numbers")
-    first, second = (_whole_number(name, side, 1, max_side) for side in size)
+        raise ValueError(f"`{name}` is {reprlib.repr(size)}, it must be two whole numbers")
+    first, second = (whole_number(name, side, 1, max_side) for side in size)
     if first * second > max_area:
         raise ValueError(f"`{name}` is {first}x{second}, it must be at most {max_area} {unit}")
     return first, second

@@ -4,7 +4,7 @@ The one source of pictures: rows with a picture each, from whatever names mean (
 `open_rows` decides what holds the pictures (files, parquet files, tars, a data set) and which column they are in, and
 decodes none of them. The rows are read from their start to their end, part by part and without copying the whole
 ([`ImageRows`]: tokenizing, streamed training), or by number after `load` (`images.py`: evaluation, analyses,
-training). `read_picture` makes the picture of a row.
+training). `parts.py` reads them, and `picture_cells.py` makes the picture of a row.
 """
 
 import glob
@@ -12,27 +12,34 @@ import hashlib
 import json
 import os
 import tarfile
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
-import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
+import pyarrow.compute as pc
+from datasets.data_files import DataFilesList
+from datasets.packaged_modules.parquet.parquet import Parquet
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-from alit_hf.model.image_io import open_image
+from alit_hf.model.image_io import open_file
 from alit_hf.utils.error_reason import reason
+from alit_hf.utils.image_count import image_count
+from alit_hf.utils.shown_text import shown
 
-from .sources import DATA_SUFFIXES, choose_split, find_files, find_paths, is_on_hub
+from .parts import SPLIT, BuilderPart, ParquetPart, PartsBuilder, TarPart, parquet_footer, pictures_of, tar_columns
+from .picture_cells import CELL, Home, as_text, file_name, holds_pictures, holds_pixels, is_utf8
+from .sources import DATA, choose_split, describe_passed_over, find_files, find_paths, is_on_hub
 
 
 FILE_NAME = "file_name"
 
 _IMAGE = "image"
-_NOT_DECODED = datasets.Image(decode=False)
 # What makes a folder of pictures an `imagefolder` with further columns, by the convention of `datasets`.
 _METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # The builders of `datasets`; what ends in anything else is a picture.
@@ -40,6 +47,7 @@ _BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 _KINDS = {".parquet": "parquet files", ".tar": "tars", "": "pictures"}
 # In which `datasets` names the tar on this machine.
 _TAR_PATH = "__url__"
+_COLUMNS_SHOWN = 20
 
 
 class ImageColumnError(ValueError):
@@ -59,24 +67,31 @@ class ImageRows:
         split (`str`, *optional*): of a data set that has splits.
         fingerprint (`str`): another one where the data are others, by names of files and times of change, or by the
             Hub's revision.
+        part_fingerprints (`Sequence[str]`): the same of each part.
         num_rows (`int`, *optional*): of all parts; `None` where nobody knows before the end.
         image_column (`str`): the column of the picture.
-        stream (`datasets.IterableDataset`): the rows, pictures not decoded.
+        stream (`datasets.IterableDataset`): the rows, with a `CELL` for the picture. A part that is damaged ends in a
+            row that says so.
         load (`Callable`): gives the same rows as a `datasets.Dataset`, which is copied to the cache of `datasets`
             where it is not there yet. Raises a `ValueError` where they cannot be read.
         file_names (`Mapping[str, str]`): names for the paths of picture files, where the rows are these.
         root (`Path`, *optional*): the folder that names of other picture files are relative to.
+        files (`Sequence[str]`): paths and addresses of the files that the rows come from.
+        passed_over (`Sequence[str]`): lines for people, on the files of folders that are not among them.
     """
 
     sources: list[str]
     split: str | None
     fingerprint: str
+    part_fingerprints: Sequence[str]
     num_rows: int | None
     image_column: str
     stream: datasets.IterableDataset
     load: Callable[[], datasets.Dataset]
     file_names: Mapping[str, str] = field(default_factory=dict)
     root: Path | None = None
+    files: Sequence[str] = ()
+    passed_over: Sequence[str] = ()
 
     @property
     def num_parts(self) -> int:
@@ -95,7 +110,7 @@ class ImageRows:
         return rows.with_format("arrow").iter(batch_size)
 
     def pictures_and_columns(self, table: pa.Table) -> tuple[list[dict | None], pa.Table]:
-        """The picture files of some rows, `{"bytes": …, "path": …}` each, and the columns of `features`."""
+        """The pictures of some rows, a `CELL` each, and the columns of `features`."""
         cells = table[self.image_column].to_pylist()
         columns = table.drop_columns([self.image_column])
         if FILE_NAME not in columns.column_names:
@@ -104,38 +119,8 @@ class ImageRows:
         return cells, columns.select(list(self.features)).cast(self.features.arrow_schema)
 
     def _file_name(self, cell: dict | None) -> str | None:
-        path = None if cell is None else cell["path"]
-        if path in self.file_names:
-            return self.file_names[path]
-        if path is None or "://" in path:
-            return path and os.path.basename(path.split("::")[0])
-        return os.path.relpath(path, self.root) if self.root is not None else path
-
-
-def read_picture(cell: dict | None) -> Image.Image:
-    """
-    The upright RGB picture of a cell.
-
-    Raises:
-        `ValueError` or `OSError`: if there is none or it cannot be decoded.
-        other exceptions: where a remote file cannot be fetched, which says nothing of the picture.
-    """
-    if cell is None or (cell["bytes"] is None and cell["path"] is None):
-        raise ValueError("the row has no picture")
-    return open_image(cell["path"] if cell["bytes"] is None else cell["bytes"])
-
-
-def fetch(cell: dict | None) -> dict | None:
-    """
-    The cell with its bytes, where these are on another machine.
-
-    Raises:
-        Whatever the connection raises: it says nothing of the picture.
-    """
-    if cell is None or cell["bytes"] is not None or "://" not in (cell["path"] or ""):
-        return cell
-    with fsspec.open(cell["path"], "rb") as file:
-        return {**cell, "bytes": file.read()}
+        path = cell and cell["path"]
+        return self.file_names.get(path) or file_name(cell, self.root)
 
 
 def open_rows(sources: Sequence[str], split: str | None = None, image_column: str | None = None) -> ImageRows:
@@ -150,15 +135,19 @@ def open_rows(sources: Sequence[str], split: str | None = None, image_column: st
         split (`str`, *optional*): of a data set on the Hub, or in one folder that is laid out as such. It may be left
             out where there is one only. Without it all files of a folder are taken.
         image_column (`str`, *optional*): the column of the pictures; all others, and metadata files, are left out. By
-            default all columns are kept, and the pictures are in `image`, or else in the only column of pictures.
-            In tars, whose columns are called after suffixes, the first column of pictures stands for one of another
-            name.
+            default all columns are kept, and the pictures are in `image` if it has pictures, or else in the only
+            column of pictures. The columns of tars are called after suffixes, so there the only column of pictures
+            also stands for one of another name; samples may have different suffixes.
+
+    Files that are damaged are left out from where they are, and the rows end in one that says so. Pictures that rows
+    name instead of holding them are read only from the data set's own folder.
 
     Raises:
-        [`ImageColumnError`]: for data without the column of pictures, or with values in it that cannot be pictures.
+        [`ImageColumnError`]: for data without the column of pictures, or without pictures in it; it says which columns
+            there are.
         `ValueError`: for sources that do not exist, hold no pictures or cannot be read, a mixture of pictures, parquet
-            files and tars, parquet files whose class labels have different names, and a split that is missing, does
-            not exist or is given for files.
+            files and tars, parquet files whose columns or names of class labels differ, and a split that is missing,
+            does not exist or is given for files.
     """
     sources = list(sources)
     described = ", ".join(sources)
@@ -167,96 +156,246 @@ def open_rows(sources: Sequence[str], split: str | None = None, image_column: st
         return _open_dataset(sources, split, image_column, problem, sources[0])
     problem = f"{described}: no images can be read"
     paths = [path for source in sources for path in find_paths(source)]
-    alone = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
+    alone = paths[0] if len(paths) == 1 and os.path.isdir(paths[0]) else None
     if split is not None:
         if alone is None:
             raise ValueError(f"the split {split!r} is given, but {described} has no splits, data sets have them")
-        return _open_dataset(sources, split, image_column, problem, str(alone))
+        if glob.has_magic(os.path.realpath(alone)):
+            # `datasets` would take it for a pattern, and read another folder.
+            raise ValueError(
+                f"the split {split!r} cannot be found in {described}, whose path has one of *?[ in it: rename it, or "
+                "name the split's files"
+            )
+        root = Path(os.path.realpath(alone))
+        return _open_dataset(sources, split, image_column, problem, str(alone), root)
 
-    files = []
-    for path in paths:
-        found = find_files(path, DATA_SUFFIXES, len(paths) > 1)
-        if not found:
-            raise ValueError(f"the folder {path} holds no pictures and no parquet files or tars")
-        files += found
-    kinds = {suffix if (suffix := file.suffix.lower()) in _BUILDERS else "" for file, _ in files}
+    files, folders, passed_over = [], {}, []
     has_metadata = alone is not None and any((alone / name).is_file() for name in _METADATA_FILES)
+    for path in paths:
+        found = find_files(path, DATA, len(paths) > 1)
+        note = describe_passed_over(found.passed_over, DATA)
+        if not found.files:
+            more = f"; {note}" if note else ""
+            raise ValueError(f"the folder {shown(path)} holds no pictures and no parquet files or tars{more}")
+        files += found.files
+        folder = (path if os.path.isdir(path) else path.parent).absolute()
+        folders |= {os.path.abspath(file): (folder, name) for file, name in found.files}
+        passed_over += [f"{shown(path)}: {note}"] if note else []
+    kinds = {suffix if (suffix := file.suffix.lower()) in _BUILDERS else "" for file, _ in files}
     if has_metadata and "" in kinds and image_column is None:
-        return _open_dataset(sources, None, None, problem, "imagefolder", data_dir=str(alone))
+        return _open_imagefolder(sources, problem, alone, [str(name) for _, name in files])
     if len(kinds) > 1:
         names = " and ".join(sorted(_KINDS[kind] for kind in kinds))
         raise ValueError(f"{described} holds both {names}, it must be one of them")
     (kind,) = kinds
     if not kind:
-        return _open_pictures(
-            sources, {str(file): str(name) for file, name in files}, [str(file) for file, _ in files]
-        )
-    data_files = [str(file) for file, _ in files]
-    if kind == ".parquet" and image_column is None:
-        _check_class_names(data_files)
-    return _open_dataset(
-        sources, None, image_column, problem, _BUILDERS[kind], data_files=[glob.escape(file) for file in data_files]
-    )
+        return _open_pictures(sources, files, passed_over)
+    for file, _ in files:
+        with _named(f"{shown(file)} cannot be read"):
+            open_file(file).close()
+    patterns = [glob.escape(str(file)) for file, _ in files]
+    rows = _open_dataset(sources, None, image_column, problem, _BUILDERS[kind], None, folders, data_files=patterns)
+    return replace(rows, passed_over=passed_over)
 
 
-def _open_pictures(sources: list[str], file_names: dict[str, str], files: list[str]) -> ImageRows:
+def _open_pictures(sources: list[str], files: list[tuple[Path, Path]], passed_over: list[str]) -> ImageRows:
     # Not as `imagefolder`, which leaves out what Pillow cannot read, where it should be reported.
-    features = datasets.Features({_IMAGE: _NOT_DECODED})
-    # A link that leads nowhere is a picture that cannot be decoded.
-    states = [os.stat(file) if os.path.exists(file) else os.lstat(file) for file in files]
+    features = datasets.Features({_IMAGE: CELL})
+    states = [_state(file) for file, _ in files]
+    paths = [as_text(file) for file, _ in files]
+    fingerprint = _fingerprint(
+        [[str(name), s.st_size, s.st_mtime_ns] for (_, name), s in zip(files, states, strict=True)]
+    )
     return ImageRows(
         sources=sources,
         split=None,
-        fingerprint=_fingerprint(
-            [[file_names[file], s.st_size, s.st_mtime_ns] for file, s in zip(files, states, strict=True)]
-        ),
+        fingerprint=fingerprint,
+        part_fingerprints=[fingerprint],
         num_rows=len(files),
         image_column=_IMAGE,
-        stream=datasets.IterableDataset.from_generator(_cells, features, gen_kwargs={"files": files}),
-        load=lambda: datasets.Dataset.from_dict({_IMAGE: files}).cast_column(_IMAGE, _NOT_DECODED),
-        file_names=file_names,
+        stream=datasets.IterableDataset.from_generator(_cells, features, gen_kwargs={"files": paths}),
+        load=lambda: datasets.Dataset.from_list(list(_cells(paths)), features),
+        file_names={path: shown(name) for path, (_, name) in zip(paths, files, strict=True)},
+        files=[str(file) for file, _ in files],
+        passed_over=passed_over,
     )
+
+
+def _state(file: Path) -> os.stat_result:
+    try:
+        # A link that leads nowhere is a picture that cannot be decoded.
+        return os.stat(file) if os.path.exists(file) else os.lstat(file)
+    except OSError as error:
+        raise ValueError(f"the folder {shown(file.parent)} cannot be read: {reason(error)}") from error
 
 
 def _cells(files: list[str]) -> Iterator[dict]:
     for file in files:
-        yield {_IMAGE: {"bytes": None, "path": file}}
+        yield {_IMAGE: {**dict.fromkeys(CELL), "path": file}}
+
+
+def _open_imagefolder(sources: list[str], problem: str, folder: Path, pictures: list[str]) -> ImageRows:
+    """A folder with a metadata file; `pictures` are the relative names of those in it."""
+    root = Path(os.path.realpath(folder))
+    if not is_utf8(root):
+        raise ValueError(f"the name {shown(root)} is not UTF-8, as it must be with a metadata file: rename it")
+    pattern = os.path.join(glob.escape(str(root)), "**")
+    rows = _open_dataset(sources, None, None, problem, "imagefolder", root, data_files=[pattern])
+    others = [name for name, feature in rows.stream.features.items() if isinstance(feature, datasets.Image)]
+    unlisted = set(map(shown, pictures))
+    with _named(problem):
+        for table in rows.stream.with_format("arrow").iter(1000):
+            for column in (rows.image_column, *others):
+                paths = pc.struct_field(table[column], "path").to_pylist()
+                unlisted.difference_update(file_name({"path": path}, root) for path in paths)
+    if not unlisted:
+        return rows
+    note = f"{shown(folder)}: {image_count(len(unlisted))} passed over, which the metadata file does not list"
+    return replace(rows, passed_over=[note])
+
+
+class _Place(NamedTuple):
+    """A file of a data set, the data set's folder (`None` on the Hub), and what to call the file in there."""
+
+    file: str
+    folder: Path | None
+    name: str | Path
 
 
 def _open_dataset(
-    sources: list[str], split: str | None, image_column: str | None, problem: str, name: str, **arguments
+    sources: list[str],
+    split: str | None,
+    image_column: str | None,
+    problem: str,
+    name: str,
+    root: Path | None = None,
+    folders: Mapping[str, tuple[Path, Path]] | None = None,
+    **arguments,
 ) -> ImageRows:
+    """
+    Args:
+        root (`Path`, *optional*): the folder that is the data set.
+        folders (`Mapping[str, tuple[Path, Path]]`, *optional*): for each file its folder and its name in there, where
+            the data set is files.
+    """
     with _named(problem):
         builder = datasets.load_dataset_builder(name, **arguments)
     described = ", ".join(sources)
     split = choose_split(described, [str(known) for known in builder.config.data_files], split)
-    files = builder.config.data_files[split]
+    found = builder.config.data_files[split]
+    files = [str(file) for file in found]
+    places = [_Place(file, *(folders or {}).get(file, (root, _name_in_data_set(file, root)))) for file in files]
+    is_tar, num_rows, stream = isinstance(builder, WebDataset), None, None
     with _named(problem):
-        stream = builder.as_streaming_dataset(split)
-        is_parquet = name == "parquet"
-        known = (builder.info.splits or {}).get(split)
-        num_rows = (
-            sum(pq.read_metadata(file).num_rows for file in files) if is_parquet else known and known.num_examples
+        if is_tar:
+            columns = _columns_of_tars(places)
+        elif isinstance(builder, Parquet):
+            columns, num_rows = _columns_of_parquet_files(places, builder.info.features, image_column)
+        else:
+            stream = builder.as_streaming_dataset(split)
+            # Where the columns are not declared, none is of pictures.
+            columns = stream.features or datasets.Dataset.from_list(list(stream.take(1))).features
+            known = (builder.info.splits or {}).get(split)
+            num_rows = known and known.num_examples
+    column = _image_column(described, columns, image_column, is_tar)
+    names = [column] if image_column is not None else [name for name in columns if name != _TAR_PATH]
+    if is_tar:
+        parts = [TarPart(place.file, shown(place.name), column) for place in places]
+    elif stream is None:
+        parts = [ParquetPart(place.file, shown(place.name), Home(place.folder)) for place in places]
+    else:
+        home = Home(root, frozenset(files))
+        # Decoding would open whatever files and addresses the rows name, in any column.
+        stream = stream.decode(False)
+        parts = [BuilderPart(stream, number, stream.num_shards, home) for number in range(stream.num_shards)]
+    fingerprint = _fingerprint([files, list(found.origin_metadata)])
+
+    def rows(embed: bool) -> PartsBuilder:
+        return PartsBuilder(
+            dataset_name="alit_rows",
+            config_id=_fingerprint([fingerprint, names, [[str(place.folder), str(place.name)] for place in places]]),
+            parts=parts,
+            columns=datasets.Features({name: columns[name] for name in names}),
+            picture=column,
+            embed=embed,
         )
-    features = stream.features or {}
-    column = _image_column(described, features, image_column)
-    columns = [column] if image_column is not None else [other for other in features if other != _TAR_PATH]
 
     def load() -> datasets.Dataset:
         with _named(problem):
+            builder = rows(embed=True)
             builder.download_and_prepare()
-            return builder.as_dataset(split).select_columns(columns).cast_column(column, _NOT_DECODED)
+            return builder.as_dataset(SPLIT)
 
+    homes = {place.folder for place in places}
     return ImageRows(
         sources=sources,
-        split=None if "data_files" in arguments else split,
-        fingerprint=_fingerprint([list(map(str, files)), list(files.origin_metadata)]),
+        split=None if folders else split,
+        fingerprint=fingerprint,
+        part_fingerprints=_part_fingerprints(found, len(parts)),
         num_rows=num_rows,
         image_column=column,
-        stream=stream.select_columns(columns).cast_column(column, _NOT_DECODED),
+        stream=rows(embed=False).as_streaming_dataset(SPLIT),
         load=load,
-        root=Path(arguments["data_dir"]).absolute() if "data_dir" in arguments else None,
+        root=homes.pop() if len(homes) == 1 else None,
+        files=files,
     )
+
+
+def _part_fingerprints(files: DataFilesList, num_parts: int) -> list[str]:
+    states = list(files.origin_metadata)
+    if len(states) == len(files) == num_parts:
+        return [_fingerprint([str(file), state]) for file, state in zip(files, states, strict=True)]
+    # On the Hub, a revision has all files; and other builders divide them in their own way.
+    return [_fingerprint([list(map(str, files)), states])] * num_parts
+
+
+def _name_in_data_set(file: str, root: Path | None) -> str:
+    if root is not None:
+        return os.path.relpath(file, root)
+    # On the Hub: hf://datasets/ORGANIZATION/NAME@REVISION/…
+    return file.partition("@")[2].partition("/")[2] or os.path.basename(file)
+
+
+def _columns_of_tars(places: Sequence[_Place]) -> datasets.Features:
+    """Those of the first tar that is not damaged from its start on."""
+    problems = []
+    for file, _, name in places:
+        if isinstance(columns := tar_columns(file), datasets.Features):
+            return columns
+        problems.append(f"{name}: {columns}")
+    raise ValueError(problems[0])
+
+
+def _columns_of_parquet_files(
+    places: Sequence[_Place], columns: datasets.Features | None, image_column: str | None
+) -> tuple[datasets.Features, int]:
+    """Those of the first file whose end is there, which all others must have, and the number of rows."""
+    problems, num_rows, first = [], 0, None
+    # `datasets` takes the classes of the first file for those of all.
+    classes: dict[str, tuple[list[str], str]] = {}
+    for file, _, name in places:
+        footer = parquet_footer(file)
+        if isinstance(footer, str):
+            problems.append(f"{name}: {footer}")
+            continue
+        num_rows += footer.num_rows
+        features = datasets.Features.from_arrow_schema(footer.schema.to_arrow_schema())
+        columns, first = columns or features, first or name
+        missing = {image_column} & columns.keys() - features.keys()
+        if missing or (image_column is None and features.keys() != columns.keys()):
+            raise ValueError(f"{name} has the columns {', '.join(features)}, but the data have {', '.join(columns)}")
+        if image_column is not None:
+            continue
+        for column, feature in features.items():
+            if isinstance(feature, datasets.ClassLabel):
+                known, other = classes.setdefault(column, (feature.names, name))
+                if known != feature.names:
+                    raise ValueError(
+                        f"the classes of `{column}` are {known} in {other}, but {feature.names} in {name}"
+                    )
+    if first is None:
+        raise ValueError(problems[0])
+    return columns, num_rows
 
 
 @contextmanager
@@ -273,41 +412,34 @@ def _named(problem: str) -> Iterator[None]:
         raise ValueError(f"{problem}: {reason(why)}") from error
 
 
-def _image_column(described: str, features: datasets.Features, wanted: str | None) -> str:
+def _image_column(described: str, columns: datasets.Features, wanted: str | None, is_tar: bool) -> str:
     name = wanted or _IMAGE
-    pictures = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    if name not in features:
-        is_tar = _TAR_PATH in features
-        if not pictures or (not is_tar and (wanted is not None or len(pictures) > 1)):
-            raise ImageColumnError(
-                f"{described} has no column `{name}`, and {len(pictures)} columns of pictures among "
-                f"{', '.join(features)}"
-            )
-        name = pictures[0]
-    try:
-        _NOT_DECODED.cast_storage(pa.array([], datasets.Features({name: features[name]}).arrow_schema.types[0]))
-    except (pa.ArrowException, TypeError) as error:
-        raise ImageColumnError(f"{described}: its column `{name}` has no pictures, but {features[name]}") from error
-    return name
-
-
-def _check_class_names(files: Sequence[str]) -> None:
-    """`datasets` takes the names of the first file for those of all."""
-    known: dict[str, tuple[list[str], str]] = {}
-    for file in files:
-        try:
-            features = datasets.Features.from_arrow_schema(pq.read_schema(file))
-        except (pa.ArrowInvalid, OSError):
-            continue  # a file that is no parquet is named when it is loaded
-        for name, feature in features.items():
-            if isinstance(feature, datasets.ClassLabel):
-                names, first = known.setdefault(name, (feature.names, file))
-                if names != feature.names:
-                    raise ValueError(f"the classes of `{name}` are {names} in {first}, but {feature.names} in {file}")
+    has_name = name in columns
+    if has_name and holds_pictures(columns[name]):
+        return name
+    candidates = [column for column, feature in columns.items() if isinstance(feature, datasets.Image)]
+    candidates = candidates or [column for column, feature in columns.items() if holds_pictures(feature)]
+    if is_tar:
+        candidates = pictures_of(candidates) or candidates
+    # The columns of tars are called after suffixes, which are no reason to refuse them.
+    if len(candidates) == 1 and (wanted is None or (is_tar and not has_name)):
+        return candidates[0]
+    if has_name and holds_pixels(columns[name]) and (wanted is not None or not candidates):
+        return name
+    types = datasets.Features(columns).arrow_schema
+    listed = [
+        f"`{column}` ({'pictures' if column in candidates else textwrap.shorten(str(types.field(column).type), 60)})"
+        for column in islice(columns, _COLUMNS_SHOWN)
+    ]
+    problem = f"no pictures in its column `{name}`" if has_name else f"no column `{name}`"
+    raise ImageColumnError(
+        f"{described} has {problem}, and {len(candidates)} columns of pictures among {', '.join(listed)}"
+        + (f" and {len(columns) - _COLUMNS_SHOWN} more" if len(columns) > _COLUMNS_SHOWN else "")
+    )
 
 
 def _fingerprint(facts: list) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-__all__ = ["FILE_NAME", "ImageColumnError", "ImageRows", "fetch", "open_rows", "read_picture"]
+__all__ = ["FILE_NAME", "ImageColumnError", "ImageRows", "open_rows"]

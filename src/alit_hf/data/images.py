@@ -5,9 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
-from .image_rows import ImageRows, open_rows, read_picture
+from alit_hf.utils.error_reason import reason
+from alit_hf.utils.shown_text import shown
+
+from .image_rows import ImageRows, open_rows
+from .picture_cells import picture_path, read_picture
 
 
 class Images:
@@ -18,8 +25,9 @@ class Images:
         rows ([`ImageRows`]): are copied to the cache of `datasets` where they are neither picture files nor there yet.
 
     Attributes:
-        sources (`list[str]`), split (`str` or `None`), fingerprint (`str`): as of the rows.
+        sources (`list[str]`), split (`str` or `None`), fingerprint (`str`), files, passed_over: as of the rows.
         column_names (`list[str]`): those of what the data set says of each image, none for picture files.
+        damage (`list[str]`): of each damaged file, which of its images are missing here and why.
 
     Raises:
         `ValueError`: if the rows cannot be read, or there are none.
@@ -27,24 +35,39 @@ class Images:
 
     def __init__(self, rows: ImageRows):
         self.sources, self.split, self.fingerprint = rows.sources, rows.split, rows.fingerprint
-        self._are_files = bool(rows.file_names)
+        self.files, self.passed_over = rows.files, rows.passed_over
         table = rows.load()
+        damage = pc.struct_field(table.data[rows.image_column], "damage")
+        self.damage: list[str] = damage.drop_null().to_pylist()
+        if self.damage:
+            table = table.select(np.flatnonzero(damage.is_null()))
         if len(table) == 0:
-            raise ValueError(f"{', '.join(rows.sources)} has no rows")
+            raise ValueError(f"{', '.join(rows.sources)} has no rows" + "".join(f"; {file}" for file in self.damage))
         self._column = rows.image_column
         self._cells = table.select_columns([rows.image_column])
         self._others = table.remove_columns([rows.image_column])
         self.column_names = self._others.column_names
+        # In Arrow, as worker processes share it.
+        paths = pc.struct_field(table.data.column(self._column), "path").to_pylist() if rows.file_names else []
+        self._names = pa.array([rows.file_names[path] for path in paths], pa.string())
 
     def __len__(self) -> int:
         return len(self._cells)
 
     def name(self, index: int) -> str:
-        """What to call the image: a file's path, or a row's number and file name."""
-        path = (self._cells[index][self._column] or {}).get("path")
-        if self._are_files:
-            return path
-        return f"row {index}" + (f" ({os.path.basename(path)})" if path else "")
+        """What to call the image: a file's name relative to its source, or a row's number and file name."""
+        if len(self._names):
+            return self._names[index].as_py()
+        path = self._path(index)
+        return f"row {index}" + (f" ({shown(os.path.basename(path))})" if path else "")
+
+    def describe_failure(self, index: int, error: Exception) -> dict[str, Any]:
+        """What results say of an image that cannot be decoded: `index`, `image` (its name) and `reason`."""
+        name = self.name(index)
+        return {"index": index, "image": name, "reason": reason(error, self._path(index), name)}
+
+    def _path(self, index: int) -> str | None:
+        return picture_path(self._cells[index][self._column])
 
     def read(self, index: int) -> Image.Image:
         """
@@ -64,7 +87,8 @@ class Images:
         """
         if name not in self.column_names:
             raise KeyError(name)
-        values = self._others[name]
+        # Decoding a column of pictures would open whatever files and addresses the data set names in it.
+        values = self._others.with_format("arrow")[name][:].to_pylist()
         feature = self._others.features[name]
         if not isinstance(feature, datasets.ClassLabel):
             return values

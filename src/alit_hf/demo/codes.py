@@ -56,9 +56,9 @@ class EncodedPicture:
     maps: Sequence[np.ndarray]
     token_files: Sequence[TokenFile | None]
 
-    def choose(self, threshold: float) -> ChosenCode:
-        """The code that `ALITModel.encode(threshold=threshold)` returns."""
-        rollout = pick_rollout(self.rollouts, threshold)
+    def choose(self, threshold: float, is_predicted: bool = False) -> ChosenCode:
+        """The code that `ALITModel.encode(threshold=threshold)` returns, or that of the predicted length."""
+        rollout = pick_rollout(self.rollouts, threshold, is_predicted)
         index = self.rollouts.index(rollout)
         return ChosenCode(
             position=1 + index,
@@ -91,7 +91,7 @@ class DecodedFile:
     payload_bytes: int
     token_file: TokenFile
 
-    def choose(self, threshold: float) -> ChosenCode:
+    def choose(self, threshold: float, is_predicted: bool = False) -> ChosenCode:
         """The file's code, whatever the threshold: the original is not known."""
         return ChosenCode(
             position=0,

@@ -5,10 +5,10 @@ from functools import cache
 from typing import Any
 
 import gradio as gr
-from gradio_client.utils import is_http_url_like
 
 from alit_hf.codes.length_choice import DEFAULT_THRESHOLD
 
+from .checked_requests import CheckedBlocks, chosen
 from .codes import EncodedPicture, Kept
 from .example_photos import EXAMPLE_NAMES, example_photo
 from .rendering import chosen_html, examples_html, message_html, strip_html, tokens_html
@@ -50,7 +50,7 @@ def build_demo(tokenizer: DemoTokenizer) -> gr.Blocks:
     """
     encode_example = cache(lambda name: tokenizer.encode(name, example_photo(name)))
     first_example = encode_example(EXAMPLE_NAMES[0])
-    with gr.Blocks(title="ALIT", analytics_enabled=False) as demo:
+    with CheckedBlocks(title="ALIT", analytics_enabled=False) as demo:
         gr.Markdown(_ABOUT)
         with gr.Row(equal_height=True):
             with gr.Column(scale=3, min_width=_PART_WIDTH):
@@ -65,17 +65,25 @@ def build_demo(tokenizer: DemoTokenizer) -> gr.Blocks:
                 )
             with gr.Column(scale=1, min_width=_PART_WIDTH):
                 compare = gr.Checkbox(label="Compare with a second picture", elem_id="compare")
+                predict = gr.Checkbox(
+                    label="Predict the length",
+                    info="chosen without decoding, so that 9 of 10 pictures meet the threshold or get all tokens",
+                    visible=tokenizer.confidence is not None,
+                    elem_id="predict",
+                )
         with gr.Row():
             with gr.Column(min_width=_COLUMN_WIDTH):
                 first = _View("first", starts_empty=False)
             with gr.Column(min_width=_COLUMN_WIDTH, visible=False) as second_column:
                 second = _View("second", starts_empty=True)
         for view in (first, second):
-            _connect(view, threshold, tokenizer, encode_example)
+            _connect(view, threshold, predict, tokenizer, encode_example)
         compare.change(
             lambda wanted: gr.Column(visible=wanted), compare, second_column, show_progress="hidden", **_PRIVATE
         )
-        demo.load(lambda level: _shown(first_example, level), threshold, first.outputs, **_AT_ONCE, **_PRIVATE)
+        demo.load(
+            lambda *wanted: _shown(first_example, *wanted), [threshold, predict], first.outputs, **_AT_ONCE, **_PRIVATE
+        )
     return demo
 
 
@@ -90,7 +98,6 @@ class _View:
         with gr.Row():
             with gr.Column(min_width=_PART_WIDTH):
                 self.file = gr.File(label="Drop in a picture or an .alit file", height=140, elem_id=f"{name}-file")
-                _refuse_addresses(self.file)
             with gr.Column(min_width=_PART_WIDTH):
                 self.examples = _html(
                     f"{name}-examples",
@@ -109,60 +116,51 @@ def _html(elem_id: str, value: str = "", **kwargs: Any) -> gr.HTML:
     return gr.HTML(value, elem_id=elem_id, elem_classes="alit", apply_default_css=False, **kwargs)
 
 
-def _refuse_addresses(file: gr.File) -> None:
-    """Refuses URLs instead of uploads, which Gradio would fetch whatever their size and time."""
-    move = file.async_move_resource_to_block_cache
-
-    async def move_upload(path: str) -> str | None:
-        if is_http_url_like(path):
-            raise gr.Error("Only files can be dropped in, no addresses.", print_exception=False)
-        return await move(path)
-
-    file.async_move_resource_to_block_cache = move_upload
-
-
 def _connect(
     view: _View,
     threshold: gr.Slider,
+    predict: gr.Checkbox,
     tokenizer: DemoTokenizer,
     encode_example: Callable[[str], EncodedPicture],
 ) -> None:
-    def drop(path: str, level: float) -> list:
+    all_tokens = [str(token) for token in range(tokenizer.model.config.max_tokens)]
+
+    def drop(path: str, level: float, is_predicted: bool) -> list:
         try:
-            return _shown(process_upload(tokenizer, path), level)
+            return _shown(process_upload(tokenizer, path), level, is_predicted)
         except UploadError as error:
             message = gr.HTML(message_html(str(error)), visible=True)
             return [message, None, *[gr.skip()] * 5]  # the previous picture stays
 
-    def pick_example(level: float, event: gr.EventData) -> list:
-        return _shown(encode_example(event.example), level)
+    def pick_example(level: float, is_predicted: bool, event: gr.EventData) -> list:
+        return _shown(encode_example(chosen(event, "example", EXAMPLE_NAMES)), level, is_predicted)
 
-    def press_token(kept: Kept | None, level: float, event: gr.EventData) -> list:
+    def press_token(kept: Kept | None, level: float, is_predicted: bool, event: gr.EventData) -> list:
         if kept is None:
             raise _forgotten()
-        return _choice(kept, level, int(event.token))
+        return _choice(kept, level, is_predicted, int(chosen(event, "token", all_tokens)))
 
-    def move(kept: Kept | None, level: float, token: int | None) -> list:
+    def move(kept: Kept | None, level: float, is_predicted: bool, token: int | None) -> list:
         if kept is None:
             if view.starts_empty:
                 return _nothing()
             raise _forgotten()
-        return _choice(kept, level, token)
+        return _choice(kept, level, is_predicted, token)
 
-    def catch_up(kept: Kept | None, level: float, token: int | None) -> list:
-        return _nothing() if kept is None else _choice(kept, level, token)
+    def catch_up(kept: Kept | None, level: float, is_predicted: bool, token: int | None) -> list:
+        return _nothing() if kept is None else _choice(kept, level, is_predicted, token)
 
-    choice = [view.kept, threshold, view.token]
+    choice = [view.kept, threshold, predict, view.token]
     dropped = view.file.upload(
         drop,
-        [view.file, threshold],
+        [view.file, threshold, predict],
         view.outputs,
         show_progress_on=view.chosen,
         api_name=f"{view.name}_drop",
         **_ON_MODEL,
     )
     picked = view.examples.click(
-        pick_example, threshold, view.outputs, show_progress_on=view.chosen, **_ON_MODEL, **_PRIVATE
+        pick_example, [threshold, predict], view.outputs, show_progress_on=view.chosen, **_ON_MODEL, **_PRIVATE
     )
     # The slider may have moved while the picture waited for its turn.
     for shown in (dropped, picked):
@@ -175,9 +173,10 @@ def _connect(
         api_name=f"{view.name}_choose",
         **_AT_ONCE,
     )
+    predict.change(move, choice, view.outputs_of_choice, trigger_mode="always_last", **_AT_ONCE, **_PRIVATE)
     view.tokens.click(
         press_token,
-        [view.kept, threshold],
+        [view.kept, threshold, predict],
         view.outputs_of_choice,
         trigger_mode="always_last",
         **_AT_ONCE,
@@ -194,18 +193,18 @@ def _nothing() -> list:
     return [None, gr.HTML("", picked=0), "", gr.HTML("", pressed=0)]
 
 
-def _shown(kept: Kept, threshold: float) -> list:
+def _shown(kept: Kept, threshold: float, is_predicted: bool) -> list:
     """A view's outputs for a new picture."""
     message = gr.HTML("", visible=False)
-    return [message, None, kept, *_choice(kept, threshold, None, value=strip_html(kept))]
+    return [message, None, kept, *_choice(kept, threshold, is_predicted, None, value=strip_html(kept))]
 
 
-def _choice(kept: Kept, threshold: float, token: int | None, **strip: str) -> list:
+def _choice(kept: Kept, threshold: float, is_predicted: bool, token: int | None, **strip: str) -> list:
     """
     The outputs of a choice for a threshold and a token; nothing is encoded or decoded. Without arguments for the
     `strip`, only its frame moves.
     """
-    chosen = kept.choose(threshold)
+    chosen = kept.choose(threshold, is_predicted)
     if token is not None and not 0 <= token < chosen.num_tokens:
         token = None
     pressed = 0 if token is None else 1 + token

@@ -15,6 +15,7 @@ import gradio as gr
 from gradio import route_utils
 from starlette.middleware import Middleware
 
+from .checked_requests import NoAddresses
 from .layout import build_demo
 from .tokenizer import DemoTokenizer
 from .upload_limits import UploadLimits
@@ -59,7 +60,9 @@ def served_demo(tokenizer: DemoTokenizer) -> Iterator[str]:
                 # With only the variable, Gradio would also take a later port.
                 server_port=None if port is None else int(port),
                 max_file_size=MAX_UPLOAD_BYTES,
-                app_kwargs={"middleware": [Middleware(UploadLimits, max_bytes=MAX_UPLOAD_BYTES)]},
+                app_kwargs={
+                    "middleware": [Middleware(NoAddresses), Middleware(UploadLimits, max_bytes=MAX_UPLOAD_BYTES)]
+                },
                 state_session_capacity=_MOST_SESSIONS,
                 theme=gr.themes.Default(font=_SYSTEM_FONTS, font_mono=["ui-monospace", "monospace"]).set(
                     body_text_color_subdued="*neutral_600"

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import gradio
@@ -10,10 +10,14 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Sp
 from packaging.requirements import Requirement
 
 import alit_hf
+from alit_hf.utils.hub_repository import MODEL_FILES, open_repository
 
 
 _PACKAGE = Path(alit_hf.__file__).parent
 _DISTRIBUTION = "alit-hf"
+# What setup.py installs.
+_PACKAGE_FILES = ("**/*.py", "py.typed", "demo/*.css", "networks/*.txt")
+_CHECKPOINT_FILES = tuple(f"checkpoints/*/{name}" for name in MODEL_FILES)
 _MODEL_FOLDER = "model"
 _APP_FILE = "app.py"
 
@@ -41,7 +45,7 @@ Made with `alit demo --push` of alit_hf {version}; the folder `alit_hf` is that 
 
 def push_space(repo_id: str, model: str | None) -> str:
     """
-    Creates or updates the Space in one commit.
+    Creates or updates the Space in one commit. A new one is private.
 
     Args:
         repo_id (`str`): `ORG/NAME`.
@@ -54,21 +58,22 @@ def push_space(repo_id: str, model: str | None) -> str:
     Raises:
         `HfHubHTTPError`: if the Hub refuses it.
         `LocalTokenNotFoundError`: without a login.
+        `PermissionError`: with a login that may not write to it.
     """
     api = HfApi()
-    api.whoami()  # the other calls do not distinguish a missing login from a repository without write access
-    url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", exist_ok=True)
+    url, _ = open_repository(repo_id, "space", space_sdk="gradio")
     files = space_files(model)
     stale = set(api.list_repo_files(repo_id, repo_type="space")) - {".gitattributes", *files}
     operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()]
     operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(stale)]
     api.create_commit(repo_id, operations, repo_type="space", commit_message=f"Demo of alit_hf {alit_hf.__version__}")
-    return str(url)
+    return url
 
 
 def space_files(model: str | None) -> dict[str, bytes | Path]:
     """
-    The Space's files by name: their contents or local paths.
+    The Space's files by name: their contents or local paths. Of the folders of package and model, only what belongs to
+    them.
 
     Args:
         model (`str`, *optional*): as for `push_space`.
@@ -76,20 +81,16 @@ def space_files(model: str | None) -> dict[str, bytes | Path]:
     arguments, models, model_files = ["demo"], None, {}
     if model is not None and Path(model).is_dir():
         arguments += ["--model", _MODEL_FOLDER]
-        model_files = dict(_files(Path(model), _MODEL_FOLDER))
+        model_files = dict(_files(Path(model), _MODEL_FOLDER, MODEL_FILES))
     elif model is not None:
         arguments += ["--model", model]
         models = [model]
-    package_files = {
-        name: path
-        for name, path in _files(_PACKAGE, _PACKAGE.name)
-        if model is None or not name.startswith(f"{_PACKAGE.name}/checkpoints/")
-    }
+    package_patterns = _PACKAGE_FILES + (_CHECKPOINT_FILES if model is None else ())
     return {
         "README.md": _readme(models).encode(),
         "requirements.txt": "".join(f"{requirement}\n" for requirement in space_requirements()).encode(),
         _APP_FILE: _APP.format(arguments=arguments).encode(),
-        **package_files,
+        **dict(_files(_PACKAGE, _PACKAGE.name, package_patterns)),
         **model_files,
     }
 
@@ -119,10 +120,10 @@ def _readme(models: list[str] | None) -> str:
     return _README.format(metadata=metadata.to_yaml(), version=alit_hf.__version__)
 
 
-def _files(folder: Path, name: str) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.rglob("*")):
+def _files(folder: Path, name: str, patterns: Iterable[str]) -> Iterator[tuple[str, Path]]:
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
         inside = path.relative_to(folder)
-        if path.is_file() and not any(part == "__pycache__" or part.startswith(".") for part in inside.parts):
+        if not any(part.startswith(".") for part in inside.parts):
             yield f"{name}/{inside.as_posix()}", path
 
 

@@ -9,11 +9,15 @@ from PIL import Image
 from alit_hf.analysis.attention_maps import AttentionSource, recorded_maps
 from alit_hf.codes.rollout_pictures import payload_bytes, rollout_pictures
 from alit_hf.codes.token_file import TokenFile, model_fingerprint
+from alit_hf.model.checks import check_confidence
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.model.modeling_alit import ALITModel
 
 from .codes import DecodedFile, EncodedPicture
 
+
+# With which lengths are predicted.
+_CONFIDENCE = 0.9
 
 # Larger grids, relative to the trained one, are refused: everyone else waits while they are decoded.
 _LARGEST_GRID = 4
@@ -37,6 +41,12 @@ class DemoTokenizer:
         self.model = model
         self.processor = processor
         self._fingerprint = model_fingerprint(model)
+        self.confidence: float | None = _CONFIDENCE
+        """With which lengths can be predicted; `None` where the model has no length predictor for L1."""
+        try:
+            check_confidence(model.config, _CONFIDENCE, 0.0, "l1")
+        except ValueError:
+            self.confidence = None
         # The recording covers whatever runs through the layer, so two pictures at a time would mix.
         self._lock = threading.Lock()
 
@@ -50,7 +60,7 @@ class DemoTokenizer:
         """
         pixel_values = self.processor(image, return_tensors="pt").pixel_values
         with self._lock, recorded_maps(self.model, self._source) as maps:
-            rollouts = rollout_pictures(self.model, self.processor, pixel_values)
+            rollouts = rollout_pictures(self.model, self.processor, pixel_values, self.confidence)
         return EncodedPicture(
             name=name,
             original=self.processor.postprocess(pixel_values)[0],
@@ -73,7 +83,7 @@ class DemoTokenizer:
         if not self.model.config.quantize:
             raise ValueError("this model's latent tokens are continuous, it reads no .alit files")
         token_file.check_model(self._fingerprint)
-        token_file.check_grid(self.model)
+        token_file.check_sizes(self.model)
         most = _LARGEST_GRID * math.prod(self.model.config.grid_size)
         if math.prod(token_file.grid_size) > most:
             rows, columns = token_file.grid_size

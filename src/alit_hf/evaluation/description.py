@@ -30,7 +30,12 @@ def describe_model(model: ALITModel) -> dict:
     return {
         "name": public_name(config.name_or_path),
         "fingerprint": model_fingerprint(model).hex(),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        # Without the length predictor, which has no part in what is measured.
+        "parameters": sum(
+            parameter.numel()
+            for name, parameter in model.named_parameters()
+            if not name.startswith("length_predictor.")
+        ),
         "image_size": list(config.image_height_width),
         "tokens_per_rollout": config.tokens_per_rollout,
         "max_rollouts": config.max_rollouts,

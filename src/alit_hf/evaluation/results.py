@@ -11,6 +11,7 @@ from alit_hf.data.images import Images
 from alit_hf.losses.codebook import codebook_usage, perplexity
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.model.modeling_alit import ALITModel
+from alit_hf.utils.public_names import public_name
 
 from .description import describe_crop, describe_device, describe_model, describe_versions
 from .frechet import result_name
@@ -120,10 +121,11 @@ def build_results(
     return {
         "model": describe_model(model),
         "data": {
-            "sources": images.sources,
+            "sources": [public_name(source) for source in images.sources],
             "split": images.split,
             "num_images": len(records),
             "undecodable": undecodable,
+            "damage": images.damage,
             "crop": describe_crop(model, processor),
             # Of the crops themselves, so that the same reference images are recognised in any kind of file.
             "pixels_sha256": hashlib.sha256(b"".join(record.digest for record in records)).hexdigest(),

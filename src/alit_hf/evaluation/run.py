@@ -3,17 +3,20 @@
 import hashlib
 import sys
 from collections import defaultdict
+from contextlib import closing
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
+from alit_hf.codes.picture_codes import to_picture
 from alit_hf.codes.rollout_pictures import payload_bytes
 from alit_hf.data.images import Images
 from alit_hf.losses.codebook import code_counts
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.model.modeling_alit import ALITModel
 from alit_hf.model.selection import l1, score_images
+from alit_hf.utils.prefetch import map_batches
 from alit_hf.utils.processes import Processes
 
 from .base_pictures import base_pictures
@@ -69,20 +72,33 @@ def evaluate_model(
     undecodable, speed = [], None
     indices = range(processes.rank, num_images, processes.count)
     label = "evaluating" if processes.count == 1 else f"evaluating, process 0 of {processes.count}"
-    with tqdm(total=len(indices), desc=label, unit="image", file=sys.stderr, disable=processes.rank > 0) as progress:
-        for start in range(0, len(indices), settings.batch_size):
-            batch = indices[start : start + settings.batch_size]
-            pictures = {}
-            for index in batch:
-                try:
-                    pictures[index] = images.read(index)
-                except (OSError, ValueError) as error:
-                    undecodable.append({"index": index, "image": images.name(index), "reason": str(error)})
-            if pictures:
-                pixel_values = processor(list(pictures.values()), return_tensors="pt").pixel_values
-                pass_.add(list(pictures), pixel_values)
+
+    def read(index: int) -> torch.Tensor | Exception:
+        try:
+            image = images.read(index)
+        except (OSError, ValueError) as error:
+            return error
+        return to_picture(image, processor).pixel_values
+
+    size = settings.batch_size
+    batches = (indices[start : start + size] for start in range(0, len(indices), size))
+    with (
+        closing(map_batches(read, batches, size, settings.num_workers)) as read_batches,
+        tqdm(total=len(indices), desc=label, unit="image", file=sys.stderr, disable=processes.rank > 0) as progress,
+    ):
+        for batch, contents in read_batches:
+            pixel_values = {}
+            for index, image in zip(batch, contents, strict=True):
+                if isinstance(image, Exception):
+                    undecodable.append(images.describe_failure(index, image))
+                else:
+                    pixel_values[index] = image
+            if pixel_values:
+                stacked = torch.stack(list(pixel_values.values()))
+                pass_.add(list(pixel_values), stacked)
+                # The threads have long decoded the next batch and stand still.
                 if speed is None and processes.rank == 0:
-                    speed = measure_speed(model, pixel_values.to(model.device), settings.thresholds)
+                    speed = measure_speed(model, stacked.to(model.device), settings.thresholds)
             progress.update(len(batch))
 
     # All processes get here, even one without images: the Fréchet distances need every one of them.

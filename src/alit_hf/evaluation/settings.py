@@ -30,6 +30,7 @@ class EvaluationSettings:
             one.
         limit (`int`, *optional*): only the first so many images.
         batch_size (`int`): images at a time.
+        num_workers (`int`): threads that decode the next images while the model computes; 0 for none.
     """
 
     thresholds: Sequence[float] = DEFAULT_THRESHOLDS
@@ -37,6 +38,7 @@ class EvaluationSettings:
     feature_network: "FeatureNetwork | None" = None
     limit: int | None = None
     batch_size: int = 8
+    num_workers: int = 0
 
 
 __all__ = ["DEFAULT_THRESHOLDS", "FEATURE_NETWORK_NAMES", "LPIPS_NETWORKS", "EvaluationSettings", "SettingsError"]

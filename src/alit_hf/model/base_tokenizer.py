@@ -41,6 +41,10 @@ class ALITBaseTokenizer(PreTrainedModel):
                 f"`base_tokenizer_config` is {config.base_tokenizer_config}, which diffusers' {base_class.__name__} "
                 f"cannot be built from: {error}"
             ) from error
+        resnets = config.base_tokenizer_config.get("_decoder_resnets_per_block")
+        if resnets is not None:
+            for block in self.model.decoder.up_blocks:
+                del block.resnets[resnets:]
         self.post_init()
 
     @torch.no_grad()

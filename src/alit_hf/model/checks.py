@@ -13,6 +13,7 @@ import torch
 from transformers.utils import is_tracing
 
 from .configuration_alit import ALITConfig
+from .length_prediction import least_calibration_size
 from .outputs import GridOutput, OffGridTokens
 from .selection import Criterion, with_unit
 
@@ -124,6 +125,44 @@ def check_threshold(
             f"{with_unit(criterion, f'{lowest:g}')}."
         )
     return threshold.expand(batch_size)
+
+
+def check_confidence(
+    config: ALITConfig, confidence: float | None, threshold: float | torch.Tensor | None, criterion: object
+) -> None:
+    """Whether the model's length predictor can promise `confidence`."""
+    if confidence is None:
+        return
+    given = f"`confidence` is {confidence!r}"
+    if not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
+        raise ValueError(f"{given}, it must be a number above 0 and below 1.")
+    if threshold is None:
+        raise ValueError(f"{given}, it must come with a `threshold`.")
+    if config.length_shortfalls is None:
+        lacks = "no length predictor" if config.length_criterion is None else "a length predictor without calibration"
+        raise ValueError(
+            f"{given}, but this model has {lacks}: train one by the stage `lengths` of training/train.py."
+        )
+    if criterion != config.length_criterion:
+        raise ValueError(
+            f"`criterion` is {criterion!r}, but the length predictor of this model was trained for "
+            f"{config.length_criterion!r}: leave out `confidence`, or train another by the stage `lengths` of "
+            "training/train.py."
+        )
+    calibrated, needed = len(config.length_shortfalls), least_calibration_size(confidence)
+    if calibrated < needed:
+        raise ValueError(
+            f"{given}, but the length predictor was calibrated on {calibrated} pictures, which allow at most "
+            f"{calibrated / (calibrated + 1):.4g}: {confidence} takes {needed}."
+        )
+
+
+def check_calibrated_size(config: ALITConfig, pixel_values: torch.Tensor) -> None:
+    if tuple(pixel_values.shape[2:]) != config.image_height_width:
+        raise ValueError(
+            f"`pixel_values` has shape {tuple(pixel_values.shape)}, but the length predictor was calibrated on "
+            f"pictures of height and width {config.image_height_width}: leave out `confidence`."
+        )
 
 
 def check_halting_threshold(halting_threshold: float | None) -> None:
@@ -305,7 +344,9 @@ __all__ = [
     "check_attention_mask",
     "check_attention_weights",
     "check_base_latents",
+    "check_calibrated_size",
     "check_codes",
+    "check_confidence",
     "check_grid_size",
     "check_halting_threshold",
     "check_num_tokens",

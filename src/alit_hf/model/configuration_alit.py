@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 import os
+import reprlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,12 @@ class ALITConfig(PreTrainedConfig):
         unscale_base_latents (`bool`, *optional*, defaults to `True`):
             KL base only: whether latents are divided by the base's `scaling_factor` before they are decoded. Off for
             converted published checkpoints, which were trained without.
+        length_criterion (`str`, *optional*):
+            Token selection criterion that the model's length predictor was trained for, see
+            [`ALITModel.set_length_criterion`]. `None`: the model has none.
+        length_shortfalls (`list[float]`, *optional*):
+            The length predictor's calibration: for each picture of the calibration by how much the prediction was too
+            good, in natural logarithms, in ascending order. `None`: it is not calibrated.
 
     Raises:
         `ValueError`: where a field has the wrong type or the fields do not fit together.
@@ -186,12 +193,15 @@ class ALITConfig(PreTrainedConfig):
     halting_threshold: float | int | None = None
     base_tokenizer_config: dict | None = None
     unscale_base_latents: bool = True
+    length_criterion: str | None = None
+    length_shortfalls: list[float] | None = None
 
     def __post_init__(self, **kwargs):
         base = self.base_tokenizer_config
         # A copy, because the lists in it can be changed in place; lists and not tuples, because JSON has no tuples.
         base = copy.deepcopy(dict(_PAPER_BASE_TOKENIZERS["vqgan"] if base is None else base))
-        self.base_tokenizer_config = {name: _as_list(value) for name, value in base.items()}
+        # diffusers adds the folder that a base was loaded from, which is no business of those who get the model.
+        self.base_tokenizer_config = {name: _as_list(value) for name, value in base.items() if name != "_name_or_path"}
         self.image_size = _as_list(self.image_size)
         num_labels = kwargs.get("num_labels")
         # It becomes a table of that many names, before anything is validated.
@@ -263,6 +273,14 @@ class ALITConfig(PreTrainedConfig):
             raise ValueError(f"`commitment_cost` is {self.commitment_cost}, it must be at least 0.")
         if self.halting_threshold is not None and not self.halting_threshold > 0:
             raise ValueError(f"`halting_threshold` is {self.halting_threshold}, it must be above 0 or None.")
+        shortfalls = self.length_shortfalls
+        if shortfalls is not None:
+            ascending = all(map(math.isfinite, shortfalls)) and shortfalls == sorted(shortfalls)
+            if not shortfalls or not ascending or self.length_criterion is None:
+                raise ValueError(
+                    f"`length_shortfalls` is {reprlib.repr(shortfalls)} and `length_criterion` is "
+                    f"{self.length_criterion!r}, they must be finite numbers in ascending order and a criterion."
+                )
         self._validate_base_tokenizer()
         self._validate_totals()
 
@@ -312,6 +330,11 @@ class ALITConfig(PreTrainedConfig):
                 refuse(name, f"an integer of at least 1 and at most {MAX_PARAMETERS}")
         if base.get("vq_embed_dim") is not None and not _is_count(base["vq_embed_dim"]):
             refuse("vq_embed_dim", f"an integer of at least 1 and at most {MAX_PARAMETERS}, or None")
+        # diffusers' decoders have one resnet more in a block than `layers_per_block`, the published VQGAN's have not.
+        most = base.get("layers_per_block", 1) + 1
+        resnets = base.get("_decoder_resnets_per_block", most)
+        if not _is_count(resnets) or resnets > most:
+            refuse("_decoder_resnets_per_block", f"an integer from 1 to {most}")
         scaling_factor = base.get("scaling_factor", 1)
         if not isinstance(scaling_factor, (int, float)) or not 0 < scaling_factor < math.inf:
             refuse("scaling_factor", "a number above 0")

@@ -3,18 +3,66 @@
 Needs Pillow and NumPy only: the image processor takes this file along when it is copied to the Hub.
 """
 
+import functools
+import importlib
+import importlib.util
 import io
 import math
 import os
+import stat
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 
 MAX_IMAGE_PIXELS = 100_000_000
 """Width × height above which a file is refused as a decompression bomb, before anything is decoded."""
+
+# Modules of other packages that register formats when they are imported: HEIF, JPEG XL, JPEG-LS.
+_PILLOW_PLUGINS = ("pillow_heif.HeifImagePlugin", "pillow_jxl", "pillow_jpls")
+
+# PostScript is a program, and Pillow has no decoder for MPEG.
+_NO_PICTURES = {"EPS", "MPEG"}
+
+
+@functools.cache
+def picture_suffixes() -> frozenset[str]:
+    """Suffixes, in lower case, of the formats that [`open_image`] reads: those of Pillow and of installed plugins."""
+    _load_plugins()
+    Image.init()
+    # Stubs only recognise a format.
+    stubs = {
+        name
+        for name, (kind, _) in Image.OPEN.items()
+        if isinstance(kind, type) and issubclass(kind, ImageFile.StubImageFile)
+    }
+    # Pillow reads the pictures of cameras with several lenses (MPO) as JPEG.
+    readable = {*Image.OPEN, "MPO"} - stubs - _NO_PICTURES
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in readable)
+
+
+@functools.cache
+def _load_plugins() -> None:
+    for module in _PILLOW_PLUGINS:
+        if importlib.util.find_spec(module.partition(".")[0]) is not None:
+            importlib.import_module(module)
+
+
+def open_file(path: str | os.PathLike) -> IO[bytes]:
+    """
+    Opens a file for reading, and nothing that could wait for ever or never end.
+
+    Raises:
+        ValueError: the path is a directory, pipe, socket or device.
+        OSError: it cannot be opened (FileNotFoundError, PermissionError).
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise ValueError(f"{os.fspath(path)} is {kind}, not a file")
+    return open(path, "rb")
 
 
 def open_image(source: str | Path | bytes | IO[bytes]) -> Image.Image:
@@ -32,20 +80,18 @@ def open_image(source: str | Path | bytes | IO[bytes]) -> Image.Image:
 
     Raises:
         FileNotFoundError, PermissionError: a path that does not exist or may not be read.
-        ValueError: the message names the file and the reason. A directory; an empty file; not a picture, or in a
-            format that Pillow cannot read; a truncated or corrupt picture; one that declares more than
-            `MAX_IMAGE_PIXELS` (a decompression bomb); a PostScript program; pixel values without a known scale.
+        ValueError: the message names the file and the reason. A directory, pipe, socket or device; an empty file; not
+            a picture, or in a format that neither Pillow nor an installed plugin reads; a truncated or corrupt
+            picture; one that declares more than `MAX_IMAGE_PIXELS` (a decompression bomb); a PostScript program; pixel
+            values without a known scale.
         TypeError: `source` is none of the above.
     """
     if isinstance(source, (bytes, bytearray)):
         return _decode(io.BytesIO(source), f"<{len(source)} bytes>")
     if isinstance(source, (str, os.PathLike)):
-        name = os.fspath(source)
-        if os.path.isdir(name):
-            raise ValueError(f"{name} is a directory, not a picture file")
         # Opened here and not by Pillow, so that only errors of the file system itself stay OSErrors.
-        with open(name, "rb") as stream:
-            return _decode(stream, name)
+        with open_file(source) as stream:
+            return _decode(stream, os.fspath(source))
     if not hasattr(source, "read"):
         raise TypeError(f"source must be a path, bytes or a binary file object, got {type(source).__name__}")
     name = str(getattr(source, "name", f"<{type(source).__name__}>"))
@@ -170,6 +216,7 @@ def _decode(stream: IO[bytes], name: str) -> Image.Image:
     if not start:
         raise ValueError(f"{name} is empty")
 
+    _load_plugins()
     # Corrupt files make Pillow's decoders raise nearly anything (OSError, SyntaxError, struct.error, RuntimeError, …).
     try:
         image = Image.open(stream)

@@ -17,7 +17,9 @@ from .checks import (
     check_attention_mask,
     check_attention_weights,
     check_base_latents,
+    check_calibrated_size,
     check_codes,
+    check_confidence,
     check_grid_size,
     check_halting_threshold,
     check_num_tokens,
@@ -28,6 +30,7 @@ from .checks import (
 )
 from .configuration_alit import ALITConfig
 from .layers import ALITEmbeddingTables, ALITLayer, ALITLinear, image_by_image, per_image
+from .length_prediction import ALITLengthPredictor, bound_margin, from_logs, to_logs
 from .outputs import (
     ALITDecoderOutput,
     ALITEncoderOutput,
@@ -38,7 +41,7 @@ from .outputs import (
 )
 from .pretrained import ALITPreTrainedModel
 from .quantizer import ALITVectorQuantizer
-from .selection import Criterion, meets_threshold, resolve_criterion, score_images
+from .selection import Criterion, is_higher_better, meets_threshold, resolve_criterion, score_images
 
 
 class ALITPositionEmbeddings(ALITEmbeddingTables):
@@ -283,7 +286,22 @@ class ALITModel(ALITPreTrainedModel):
         self.latent_projection = ALITLinear(config.hidden_size, config.codebook_dim)
         self.quantizer = ALITVectorQuantizer(config) if config.quantize else None
         self.decoder = ALITDecoder(config)
+        self.length_predictor = None if config.length_criterion is None else ALITLengthPredictor(config)
         self.post_init()
+
+    def set_length_criterion(self, criterion: str | None) -> None:
+        """
+        Gives the model a new length predictor, which `encode(confidence=…)` needs; the stage `lengths` of training
+        trains and calibrates it. Takes the predictor away if `criterion` is `None`.
+
+        Args:
+            criterion (`str`, *optional*): name of the token selection criterion to predict.
+        """
+        self.config.length_shortfalls, self.config.length_criterion = None, criterion
+        self.length_predictor = None
+        if criterion is not None:
+            self.length_predictor = ALITLengthPredictor(self.config).to(self.device, self.dtype)
+            self.length_predictor.apply(self._init_weights)
 
     def freeze_for_features(self) -> None:
         """
@@ -293,6 +311,7 @@ class ALITModel(ALITPreTrainedModel):
         """
         base = self.base_tokenizer.model
         unused = [self.encoder.layernorm_post, self.latent_projection, self.quantizer, self.decoder]
+        unused.append(self.length_predictor)
         unused += [base.decoder, base.post_quant_conv, getattr(base, "quantize", None)]
         if self.config.max_rollouts == 1:
             unused.append(self.encoder.layernorm_rollout)
@@ -312,12 +331,18 @@ class ALITModel(ALITPreTrainedModel):
         return_reconstruction: bool = False,
         interpolate_pos_encoding: bool = False,
         generator: torch.Generator | None = None,
+        confidence: float | None = None,
     ) -> ALITEncoderOutput:
         """
         Gives each image a code: of a fixed length, or the smallest that meets a criterion (paper section 3).
 
         With `num_tokens` nothing is decoded on the way. With `threshold` every image leaves the batch at its own first
         rollout whose score meets it; the others go on as a smaller batch.
+
+        With `threshold` and `confidence` nothing is decoded on the way, either: after the first rollout the length
+        predictor bounds the score at every length, and each image gets the smallest length whose bound meets the
+        threshold. For images like those of the calibration, at least the share `confidence` of codes then has a score
+        that meets the threshold, or the full length.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`):
@@ -339,6 +364,10 @@ class ALITModel(ALITPreTrainedModel):
             generator (`torch.Generator`, *optional*):
                 Source of randomness where the config turns dynamic halting on for a VQGAN base. All images of a batch
                 share its draws, so that a code does not depend on batch mates.
+            confidence (`float`, *optional*):
+                Chooses lengths by the length predictor, with this probability of meeting the threshold, in (0, 1). The
+                `criterion` must be the name that the predictor was trained for, `config.length_criterion`, and images
+                have the trained size.
 
         Returns:
             [`ALITEncoderOutput`]
@@ -346,15 +375,21 @@ class ALITModel(ALITPreTrainedModel):
         Raises:
             `ValueError`: for pixels of the wrong size or type, with NaN or clearly not in [0, 1], a length that does
             not exist, both length and threshold, a threshold that is NaN or makes no sense for the criterion (negative
-            dB), an unknown criterion, or a criterion that does not give one score an image.
+            dB), an unknown criterion, a criterion that does not give one score an image, or a confidence that the
+            model's length predictor cannot promise.
         """
         num_rollouts = check_num_tokens(self.config, num_tokens, threshold)
-        criterion = resolve_criterion(criterion)
         check_pixels(self.config, pixel_values, interpolate_pos_encoding)
+        check_confidence(self.config, confidence, threshold, criterion)
+        if confidence is not None:
+            check_calibrated_size(self.config, pixel_values)
+        criterion = resolve_criterion(criterion)
         threshold = check_threshold(threshold, criterion, pixel_values.shape[0], pixel_values.device)
         check_range(pixel_values, self.training)
 
         recurrence = self._start(pixel_values, self.config.halting_threshold, generator)
+        if confidence is not None:
+            return self._encode_by_prediction(recurrence, threshold, criterion, confidence, return_reconstruction)
         if threshold is not None:
             return self._encode_adaptively(recurrence, pixel_values, threshold, criterion, return_reconstruction)
         recurrence = self._run(recurrence, num_rollouts)
@@ -394,6 +429,7 @@ class ALITModel(ALITPreTrainedModel):
                         "num_tokens": recurrence.lengths()[leaving],
                         "latents": output.latents[leaving],
                         "score": score[leaving],
+                        "score_is_bound": torch.zeros_like(satisfied[leaving]),
                         "satisfied": satisfied[leaving],
                         "reconstruction": output.reconstruction[leaving] if return_reconstruction else None,
                     }
@@ -401,20 +437,51 @@ class ALITModel(ALITPreTrainedModel):
             waiting = waiting[~leaving]
             if len(waiting):
                 recurrence = self._halt(recurrence.rows(~leaving), output.decoder_output[~leaving])
+        return _in_order(finished, base_latents)
 
-        longest = int(finished[-1]["num_tokens"][0])
-        order = torch.cat([part.pop("row") for part in finished]).argsort()
-        padding = {"token_ids": PADDING_ID, "latents": 0}
+    def _encode_by_prediction(
+        self,
+        recurrence: _Recurrence,
+        threshold: torch.Tensor,
+        criterion: Criterion,
+        confidence: float,
+        return_reconstruction: bool,
+    ) -> ALITEncoderOutput:
+        """The smallest code whose bound meets `threshold` `(B,)`, image by image, chosen after the first rollout."""
+        base_latents = recurrence.base_latents
+        recurrence = self._next_rollout(recurrence)
+        higher_is_better = is_higher_better(criterion)
+        predicted = image_by_image(self.length_predictor.predict, recurrence.hidden_states)
+        bounds = predicted + bound_margin(self.config.length_shortfalls, confidence)
+        meets = bounds < to_logs(threshold, higher_is_better).unsqueeze(1)
+        # Where none does: the full length.
+        chosen = torch.where(meets.any(dim=1), meets.int().argmax(dim=1), self.config.max_rollouts - 1).unsqueeze(1)
+        score = from_logs(bounds.gather(1, chosen), higher_is_better).squeeze(1)
+        satisfied, num_rollouts = meets.gather(1, chosen).squeeze(1), 1 + chosen.squeeze(1)
 
-        def gather(name: str) -> torch.Tensor | None:
-            parts = [part[name] for part in finished]
-            if parts[0] is None:
-                return None
-            if name in padding:
-                parts = [_pad_tokens(part, longest, padding[name]) for part in parts]
-            return torch.cat(parts)[order]
-
-        return ALITEncoderOutput(**{name: gather(name) for name in finished[0]}, base_latents=base_latents)
+        waiting = torch.arange(len(threshold), device=threshold.device)
+        finished = []
+        while True:
+            leaving = num_rollouts[waiting] == recurrence.rollout
+            if leaving.any():
+                rows, those = waiting[leaving], recurrence.rows(leaving)
+                output = self._read(those, return_reconstruction, return_decoder_output=False)
+                finished.append(
+                    {
+                        "row": rows,
+                        "token_ids": output.token_ids,
+                        "num_tokens": those.lengths(),
+                        "latents": output.latents,
+                        "score": score[rows],
+                        "score_is_bound": torch.ones_like(satisfied[rows]),
+                        "satisfied": satisfied[rows],
+                        "reconstruction": output.reconstruction,
+                    }
+                )
+            waiting = waiting[~leaving]
+            if not len(waiting):
+                return _in_order(finished, base_latents)
+            recurrence = self._next_rollout(self._halt(recurrence.rows(~leaving)))
 
     @can_return_tuple
     def decode(
@@ -681,6 +748,23 @@ class ALITModel(ALITPreTrainedModel):
         true_codes = self.base_tokenizer.codes(recurrence.base_latents)
         probability = decoder_output.softmax(dim=-1).gather(-1, true_codes.unsqueeze(-1)).squeeze(-1)
         return (probability >= threshold) & (recurrence.halting_noise[:, recurrence.rollout - 1] < probability)
+
+
+def _in_order(finished: list[dict[str, torch.Tensor | None]], base_latents: torch.Tensor) -> ALITEncoderOutput:
+    """The codes of images that left the batch in groups, shortest codes first, in the order of their `"row"`."""
+    longest = int(finished[-1]["num_tokens"][0])
+    order = torch.cat([part.pop("row") for part in finished]).argsort()
+    padding = {"token_ids": PADDING_ID, "latents": 0}
+
+    def gather(name: str) -> torch.Tensor | None:
+        parts = [part[name] for part in finished]
+        if parts[0] is None:
+            return None
+        if name in padding:
+            parts = [_pad_tokens(part, longest, padding[name]) for part in parts]
+        return torch.cat(parts)[order]
+
+    return ALITEncoderOutput(**{name: gather(name) for name in finished[0]}, base_latents=base_latents)
 
 
 def _pad_tokens(tokens: torch.Tensor, length: int, value: int) -> torch.Tensor:

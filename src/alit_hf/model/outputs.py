@@ -46,6 +46,8 @@ class ALITEncoderOutput(GridOutput):
             The base tokenizer's latents of the images. `grid_size` gives (rows, columns), which `decode` rebuilds.
         score (`torch.FloatTensor` of shape `(B,)`, only with a `threshold`):
             The criterion's value at the chosen length, in its own unit (PSNR in dB).
+        score_is_bound (`torch.BoolTensor` of shape `(B,)`, only with a `threshold`):
+            Whether the score is not the value itself, but what it is at worst with the `confidence` asked for.
         satisfied (`torch.BoolTensor` of shape `(B,)`, only with a `threshold`):
             Whether the score meets the threshold: is below it, or above it where higher is better. Where not, the
             image has the full length.
@@ -58,6 +60,7 @@ class ALITEncoderOutput(GridOutput):
     latents: torch.FloatTensor | None = None
     base_latents: torch.FloatTensor | None = None
     score: torch.FloatTensor | None = None
+    score_is_bound: torch.BoolTensor | None = None
     satisfied: torch.BoolTensor | None = None
     reconstruction: torch.FloatTensor | None = None
 

@@ -109,12 +109,12 @@ def meets_threshold(
     criterion: Criterion, score: torch.Tensor | float, threshold: torch.Tensor | float
 ) -> torch.Tensor | bool:
     """Whether scores are strictly on the good side of a threshold."""
-    return score > threshold if _higher_is_better(criterion) else score < threshold
+    return score > threshold if is_higher_better(criterion) else score < threshold
 
 
 def good_side(criterion: Criterion) -> str:
     """Where scores meet a threshold, for messages: `"below"` or `"above"`."""
-    return "above" if _higher_is_better(criterion) else "below"
+    return "above" if is_higher_better(criterion) else "below"
 
 
 def with_unit(criterion: Criterion, value: str) -> str:
@@ -122,7 +122,8 @@ def with_unit(criterion: Criterion, value: str) -> str:
     return f"{value} {getattr(criterion, 'unit', '')}".rstrip()
 
 
-def _higher_is_better(criterion: Criterion) -> bool:
+def is_higher_better(criterion: Criterion) -> bool:
+    """Whether a higher score of the criterion is a better one."""
     return bool(getattr(criterion, "higher_is_better", False))
 
 
@@ -130,6 +131,7 @@ __all__ = [
     "Criterion",
     "criterion_names",
     "good_side",
+    "is_higher_better",
     "l1",
     "l2",
     "meets_threshold",

@@ -24,13 +24,18 @@ def card(info: TokenDatasetInfo, shards: Shards, summary: TokenDatasetSummary) -
             }
         ],
     }
+    score = "what the threshold was compared with"
     if info.threshold is None:
         lengths = f"{info.num_tokens} tokens each"
     else:
         criterion = resolve_criterion(info.criterion)
         threshold = with_unit(criterion, f"{info.threshold:g}")
         lengths = f"each in the fewest that bring `{info.criterion}` {good_side(criterion)} {threshold}, or in all"
+    if info.confidence is not None:
+        lengths += f"; predicted, so that a share of {info.confidence:g} of pictures like the calibration's keep this"
+        score = f"a bound on `{info.criterion}` that the length predictor gave"
     data = ", ".join(f"`{source}`" for source in info.sources) + (f", split `{info.split}`" if info.split else "")
+    damage = "".join(f" {file}." for file in summary.damage)
     counts = "\n".join(f"| {length} | {count} |" for length, count in summary.lengths.items())
     return f"""---
 {yaml.safe_dump(metadata, sort_keys=False).strip()}
@@ -39,14 +44,14 @@ def card(info: TokenDatasetInfo, shards: Shards, summary: TokenDatasetSummary) -
 The pictures of {data} in tokens of the [ALIT](https://arxiv.org/abs/2411.02393) model `{info.model}`, {lengths}.
 
 {image_count(summary.num_images)} with {summary.num_tokens} tokens. {summary.num_undecodable} could not be
-decoded and have no row, see `{UNDECODABLE_FILE}`.
+decoded and have no row, see `{UNDECODABLE_FILE}`.{damage}
 
 | tokens | images |
 |---|---|
 {counts}
 
 - `token_ids` mean something only together with `num_tokens`: a code is not a prefix of a longer one.
-- `score` is what the threshold was compared with, `original_size` width and height in pixels.
+- `score` is {score}, `original_size` width and height in pixels.
 - `file_name` is that of the picture, if it had one. The other columns are those of the data, whose terms apply.
 - `{INFO_FILE}` says how the tokens were made.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from PIL import Image
 
 from alit_hf.codes.picture_codes import decode_pictures
-from alit_hf.codes.token_file import check_fingerprints, model_fingerprint
+from alit_hf.codes.token_file import check_fingerprints, check_sizes, model_fingerprint
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.model.modeling_alit import ALITModel
 
@@ -28,7 +28,8 @@ class TokenDecoder:
         processor ([`ALITImageProcessor`]): makes pictures of pixels.
 
     Raises:
-        `ValueError`: if another model made the tokens, or if `dataset` is neither a folder nor a Hub id.
+        `ValueError`: if another model made the tokens; for a grid or codebook that the model does not decode (see
+            [`~token_file.TokenFile.check_sizes`]); and as [`TokenDatasetInfo.load`].
         `OSError`: if the data set is not there.
 
     Example:
@@ -51,6 +52,7 @@ class TokenDecoder:
         self.model = model
         self.processor = processor
         check_fingerprints(bytes.fromhex(self.info.fingerprint), model_fingerprint(model))
+        check_sizes(self.info.grid_size, self.info.codebook_size, model)
 
     def decode(self, rows: Mapping[str, Sequence] | Sequence[Mapping]) -> list[Image.Image]:
         """

@@ -6,6 +6,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, is_offline_mode
 from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import disable_progress_bars
 
+from alit_hf.utils.hub_repository import open_repository
+
 from .card import CARD_FILE, UNDECODABLE_FILE
 from .info import INFO_FILE, TokenDatasetInfo
 from .shards import Shards
@@ -17,24 +19,22 @@ _OF_EVERY_REPOSITORY = {".gitattributes", CARD_FILE}
 
 def check_repository(repo_id: str, info: TokenDatasetInfo) -> None:
     """
-    Creates the repository if there is none. It is private, as the name may have been meant for a folder.
+    Checks that this login may write to the repository, and creates it if there is none. It is then private.
 
     Args:
         repo_id (`str`): of a data set, `ORGANIZATION/NAME`.
         info ([`TokenDatasetInfo`]): of the tokens to push.
 
     Raises:
-        [`OutputError`]: without a login, if the Hub refuses or cannot be reached, or if the repository holds anything
-            but such tokens.
+        [`OutputError`]: without a login, with one that may not write there, if the Hub cannot be reached, or if the
+            repository holds anything but such tokens.
     """
     folder_instead = f"(for a folder write ./{repo_id})"
     if is_offline_mode():
         raise OutputError(f"{repo_id} is on the Hub, which is not asked while HF_HUB_OFFLINE is set {folder_instead}")
-    api = HfApi()
     try:
-        api.whoami()
-        api.create_repo(repo_id, repo_type="dataset", private=True, exist_ok=True)
-        files = set(api.list_repo_files(repo_id, repo_type="dataset"))
+        open_repository(repo_id, "dataset")
+        files = set(HfApi().list_repo_files(repo_id, repo_type="dataset"))
         differences = info.differences(TokenDatasetInfo.load(repo_id)) if INFO_FILE in files else []
     except LocalTokenNotFoundError as error:
         raise OutputError(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alit_hf.codes.token_file import whole_number
 from alit_hf.utils.whole_file import unfinished_files, whole_file
 
 
@@ -30,6 +32,11 @@ class ShardRecord:
             part.
         is_last (`bool`): whether the part ends here.
         undecodable (`list[dict]`): `{"part", "row", "file_name", "reason"}` of the pictures that could not be decoded.
+        damage (`list[dict]`): the same of the part's file, where the shard ends because it is damaged.
+        part_fingerprint (`str`, *optional*): of the part, see [`~image_rows.ImageRows`]; older shards have none.
+
+    Raises:
+        `ValueError`: if a field is not as above.
     """
 
     part: int
@@ -37,6 +44,18 @@ class ShardRecord:
     num_rows: int
     is_last: bool
     undecodable: list[dict]
+    damage: list[dict] = dataclasses.field(default_factory=list)
+    part_fingerprint: str | None = None
+
+    def __post_init__(self):
+        for name in ("part", "block", "num_rows"):
+            whole_number(name, getattr(self, name), 0, 2**63 - 1)
+        if not isinstance(self.is_last, bool):
+            raise ValueError(f"`is_last` is {reprlib.repr(self.is_last)}, it must be true or false")
+        for name in ("undecodable", "damage"):
+            value = getattr(self, name)
+            if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+                raise ValueError(f"`{name}` is {reprlib.repr(value)}, it must be a list of objects")
 
 
 class Shards:
@@ -71,6 +90,12 @@ class Shards:
             if table.num_rows:
                 writer.write_table(table)
 
+    def delete(self, part: int) -> None:
+        """Deletes the shards of a part, the last one last: it says whether the part was damaged."""
+        for path in self.paths():
+            if path.name.startswith(f"{self.split}-{part:05d}-"):
+                path.unlink()
+
     def prepare(self) -> None:
         """Creates the folder, and removes what a process killed while writing left behind."""
         self.folder.mkdir(exist_ok=True)
@@ -93,7 +118,7 @@ class Shards:
         for path in self.paths():
             try:
                 record = ShardRecord(**json.loads(pq.read_schema(path).metadata[_METADATA_KEY]))
-            except (pa.ArrowException, TypeError, KeyError, ValueError) as error:
+            except (pa.ArrowException, TypeError, KeyError, ValueError, RecursionError) as error:
                 raise ValueError(f"{path} is no shard that `alit tokenize` has written: {error}") from error
             if self.path(record.part, record.block) != path:
                 raise ValueError(f"{path} holds the rows of {self.path(record.part, record.block).name}")

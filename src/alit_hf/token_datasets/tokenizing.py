@@ -1,10 +1,13 @@
 """Turns the pictures of a data set into tokens, shard by shard, and continues where an earlier run stopped."""
 
+import dataclasses
 import json
 import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from alit_hf.codes.picture_codes import PictureCode, PictureEncoder, to_picture
-from alit_hf.data.image_rows import FILE_NAME, ImageRows, fetch, read_picture
+from alit_hf.codes.picture_codes import Picture, PictureCode, PictureEncoder, to_picture
+from alit_hf.data.image_rows import FILE_NAME, ImageRows
+from alit_hf.data.picture_cells import fetch, picture_path, read_picture
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.model.selection import meets_threshold, resolve_criterion
 from alit_hf.utils.error_reason import reason
+from alit_hf.utils.prefetch import map_batches, read_ahead
 from alit_hf.utils.processes import Processes
+from alit_hf.utils.shown_text import shown
+from alit_hf.utils.sole_use import LOCK_FILE, sole_use
 from alit_hf.utils.whole_file import unfinished_files, write_text
 
 from .card import CARD_FILE, UNDECODABLE_FILE, card
@@ -51,15 +58,17 @@ def tokenize_rows(
     folder: Path,
     batch_size: int,
     processes: Processes | None = None,
+    num_workers: int = 0,
 ) -> TokenDatasetSummary | None:
     """
     Writes a data set of tokens.
 
     The folder gets `data/*.parquet`, whose rows are those of the data in their order, without the picture and with
     `TOKEN_FEATURES`; `tokenization.json`, see [`TokenDatasetInfo`]; and at the end `undecodable.jsonl`, the pictures
-    without a row, and `README.md`. Which rows a shard holds depends only on the data and `info.rows_per_shard`, and a
-    shard exists whole or not at all. So the same call continues a run that was interrupted at any moment, even with
-    another number of processes.
+    without a row and the files that are damaged, and `README.md`. Which rows a shard holds depends only on the data
+    and `info.rows_per_shard`, and a shard exists whole or not at all. So the same call continues a run that was
+    interrupted at any moment, even with another number of processes. A damaged file that has changed is tokenized
+    again.
 
     Args:
         rows ([`ImageRows`]): from `open_rows`.
@@ -69,13 +78,16 @@ def tokenize_rows(
         folder (`Path`): new, empty, or from an earlier call with the same arguments; shared by all processes.
         batch_size (`int`): pictures at a time.
         processes ([`Processes`], *optional*): the processes that share the rows. Defaults to this one alone.
+        num_workers (`int`, *optional*, defaults to 0): threads of each process that decode the next pictures while the
+            model computes, after one more that reads the rows; 0 for none. The rows are the same.
 
     Returns:
         what the data set holds, on the first process; `None` on the others.
 
     Raises:
         [`OutputError`]: on all processes and before any work, if the folder holds something else, or tokens of other
-            data or of another model or length; and if the data have columns that the tokens' columns would replace.
+            data or of another model or length; if another run is writing to it; and if the data have columns that the
+            tokens' columns would replace.
         `ValueError`: if an existing shard has been altered.
         whatever reading the data raises, except for single pictures.
     """
@@ -84,43 +96,67 @@ def tokenize_rows(
     if taken:
         raise OutputError(f"the data have the columns {', '.join(taken)}, which the tokens need: rename them")
     shards = Shards(folder, info.output_split)
-    problem = None
-    if processes.rank == 0:
+    with ExitStack() as stack:
         try:
-            _prepare(folder, info)
-            shards.prepare()
-        except (OutputError, OSError) as error:
-            problem = str(error)
-    # The others wait here for the first.
-    if problem := processes.gather([problem])[0]:
-        raise OutputError(problem)
-    done = _records_by_part(shards)
-    was_complete = _missing_shard(rows, done) is None
-    _Run(rows, encoder, processor, shards, info.rows_per_shard, batch_size, processes).work(done)
-    processes.gather([])
-    return _finish(folder, rows, info, shards, was_complete) if processes.rank == 0 else None
+            stack.enter_context(sole_use(folder, processes))
+        except OSError as error:
+            raise OutputError(f"the output cannot be used: {reason(error)}") from error
+        problem = None
+        if processes.rank == 0:
+            try:
+                _prepare(folder, info, rows, shards)
+                shards.prepare()
+            except (OutputError, OSError) as error:
+                problem = str(error)
+        # The others wait here for the first.
+        if problem := processes.gather([problem])[0]:
+            raise OutputError(problem)
+        done = _records_by_part(shards)
+        was_complete = _missing_shard(rows, done) is None
+        _Run(rows, encoder, processor, shards, info.rows_per_shard, batch_size, processes, num_workers).work(done)
+        processes.gather([])
+        return _finish(folder, rows, info, shards, was_complete) if processes.rank == 0 else None
 
 
-def _prepare(folder: Path, info: TokenDatasetInfo) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _prepare(folder: Path, info: TokenDatasetInfo, rows: ImageRows, shards: Shards) -> None:
     path = folder / INFO_FILE
     left = unfinished_files(folder)
     if not path.is_file():
-        others = sorted(other.name for other in folder.iterdir() if other not in left)
+        others = sorted(other.name for other in folder.iterdir() if other not in left and other.name != LOCK_FILE)
         if others:
             raise OutputError(f"the output {folder} is not empty and holds no {INFO_FILE}, but {others[0]}")
         write_text(path, info.to_json())
     try:
-        differences = info.differences(TokenDatasetInfo.load(folder))
+        before = TokenDatasetInfo.load(folder)
+        repaired = _repaired_parts(rows, _records_by_part(shards))
     except ValueError as error:
         raise OutputError(f"the output {folder}: {error}") from error
-    if differences:
+    if repaired:
+        before = dataclasses.replace(before, data_fingerprint=info.data_fingerprint)
+    if differences := info.differences(before):
         raise OutputError(
             f"the output {folder} holds tokens of another run, {'; '.join(differences)}: choose another output, or "
             "delete it"
         )
+    if repaired:
+        write_text(path, info.to_json())
+        (folder / CARD_FILE).unlink(missing_ok=True)
+        for part in repaired:
+            shards.delete(part)
     for file in left:
         file.unlink()
+
+
+def _repaired_parts(rows: ImageRows, records: dict[int, dict[int, ShardRecord]]) -> list[int]:
+    """The parts whose files are others than their shards were made from, if all of these files were damaged."""
+    fingerprints = dict(enumerate(rows.part_fingerprints))
+    changed = [
+        part
+        for part, blocks in records.items()
+        if any(record.part_fingerprint != fingerprints.get(part) for record in blocks.values())
+    ]
+    were_damaged = all(any(record.damage for record in records[part].values()) for part in changed)
+    return changed if were_damaged else []
 
 
 class _Piece(NamedTuple):
@@ -151,6 +187,22 @@ def _pieces(tables: Iterable[pa.Table], rows_per_shard: int, batch_size: int) ->
     yield _Piece(None if waiting is None else waiting.table, True, True)
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Rows of one shard that this process tokenizes: the pictures' cells, and the other columns."""
+
+    part: int
+    block: int
+    row: int
+    cells: list[dict | None]
+    columns: pa.Table
+    ends_shard: bool
+    ends_part: bool
+
+    def __iter__(self) -> Iterator[dict | None]:
+        return iter(self.cells)
+
+
 class _Run:
     """The work of one process."""
 
@@ -163,6 +215,7 @@ class _Run:
         rows_per_shard: int,
         batch_size: int,
         processes: Processes,
+        num_workers: int,
     ):
         self.rows = rows
         self.encoder = encoder
@@ -171,23 +224,35 @@ class _Run:
         self.rows_per_shard = rows_per_shard
         self.batch_size = batch_size
         self.processes = processes
+        self.num_workers = num_workers
         self.schema = datasets.Features({**rows.features, **TOKEN_FEATURES}).arrow_schema
 
     def work(self, done: dict[int, dict[int, ShardRecord]]) -> None:
         """Makes this process's missing shards."""
         count = self.processes.count
         alone = count == 1
-        with tqdm(
-            total=self.rows.num_rows if alone else None,
-            initial=sum(record.num_rows for part in done.values() for record in part.values()) if alone else 0,
-            desc="tokenizing" if alone else f"tokenizing, process 0 of {count}",
-            unit="image",
-            file=sys.stderr,
-            disable=self.processes.rank > 0,
-        ) as progress:
-            for part in range(self.rows.num_parts):
-                if self._shares_part(part) and (block := first_missing_block(done[part])) is not None:
-                    self._tokenize_part(part, block, done[part], progress)
+        batches = read_ahead(self._batches(done), self.num_workers)
+        draft = None
+        with (
+            closing(map_batches(self._read, batches, self.batch_size, self.num_workers)) as read_batches,
+            tqdm(
+                total=self.rows.num_rows if alone else None,
+                initial=sum(record.num_rows for part in done.values() for record in part.values()) if alone else 0,
+                desc="tokenizing" if alone else f"tokenizing, process 0 of {count}",
+                unit="image",
+                file=sys.stderr,
+                disable=self.processes.rank > 0,
+            ) as progress,
+        ):
+            for batch, pictures in read_batches:
+                fingerprint = self.rows.part_fingerprints[batch.part]
+                draft = draft or _Draft(batch.part, batch.block, batch.row, fingerprint)
+                self._tokenize(batch, pictures, draft)
+                progress.update(len(batch.cells))
+                if batch.ends_shard:
+                    table = pa.concat_tables([self.schema.empty_table(), *draft.tables])
+                    self.shards.write(table, draft.record(batch.ends_part))
+                    draft = None
 
     def _shares_part(self, part: int) -> bool:
         """Each part is read by one process if there are enough parts, and by all processes otherwise."""
@@ -198,49 +263,60 @@ class _Run:
         rank, count = self.processes.rank, self.processes.count
         return self.rows.num_parts >= count or block % count == rank
 
-    def _tokenize_part(self, part: int, block: int, done: dict[int, ShardRecord], progress: tqdm) -> None:
-        row = block * self.rows_per_shard
-        draft = None
-        tables = self.rows.tables(part, row, self.batch_size)
-        for piece in _pieces(tables, self.rows_per_shard, self.batch_size):
-            if self._is_mine(block) and block not in done:
-                draft = draft or _Draft(part, block, row)
-                if piece.table is not None:
-                    self._tokenize(piece.table, draft)
-                    progress.update(piece.table.num_rows)
-                if piece.ends_shard:
-                    table = pa.concat_tables([self.schema.empty_table(), *draft.tables])
-                    self.shards.write(table, draft.record(piece.ends_part))
-                    draft = None
-            row += 0 if piece.table is None else piece.table.num_rows
-            block += piece.ends_shard
+    def _batches(self, done: dict[int, dict[int, ShardRecord]]) -> Iterator[_Batch]:
+        """The rows of this process's missing shards, shard after shard."""
+        for part in range(self.rows.num_parts):
+            block = first_missing_block(done[part])
+            if block is None or not self._shares_part(part):
+                continue
+            row = block * self.rows_per_shard
+            tables = self.rows.tables(part, row, self.batch_size)
+            for table, ends_shard, ends_part in _pieces(tables, self.rows_per_shard, self.batch_size):
+                if self._is_mine(block) and block not in done[part]:
+                    cells, columns = [], self.rows.features.arrow_schema.empty_table()
+                    if table is not None:
+                        cells, columns = self.rows.pictures_and_columns(table)
+                    yield _Batch(part, block, row, cells, columns, ends_shard, ends_part)
+                row += 0 if table is None else table.num_rows
+                block += ends_shard
 
-    def _tokenize(self, table: pa.Table, draft: "_Draft") -> None:
-        cells, columns = self.rows.pictures_and_columns(table)
-        pictures, kept = [], []
-        for number, cell in enumerate(cells):
-            cell = fetch(cell)
-            try:
-                pictures.append(to_picture(read_picture(cell), self.processor))
+    def _read(self, cell: dict | None) -> Picture | Exception | None:
+        """The picture, or what is wrong with it; nothing if the whole file is damaged."""
+        if cell is not None and cell["damage"]:
+            return None
+        cell = fetch(cell)
+        try:
+            return to_picture(read_picture(cell), self.processor)
+        except Exception as error:
+            # Whatever is wrong with one picture must not stop the others.
+            return error
+
+    def _tokenize(self, batch: _Batch, pictures: list[Picture | Exception | None], draft: "_Draft") -> None:
+        kept = []
+        for number, (cell, picture) in enumerate(zip(batch.cells, pictures, strict=True)):
+            if picture is None:
+                draft.add_damage(number, cell)
+            elif isinstance(picture, Exception):
+                draft.add_undecodable(number, cell, batch.columns[FILE_NAME][number].as_py(), picture)
+            else:
                 kept.append(number)
-            except Exception as error:
-                # Whatever is wrong with one picture must not stop the others.
-                draft.add_undecodable(number, cell, columns[FILE_NAME][number].as_py(), error)
-        codes = self.encoder.encode(pictures) if pictures else []
-        kept_columns = columns.take(pa.array(kept, pa.int64())).columns
-        draft.add(table.num_rows, pa.Table.from_arrays([*kept_columns, *_columns(codes)], schema=self.schema))
+        codes = self.encoder.encode([pictures[number] for number in kept]) if kept else []
+        columns = batch.columns.take(pa.array(kept, pa.int64())).columns
+        draft.add(len(pictures), pa.Table.from_arrays([*columns, *_columns(codes)], schema=self.schema))
 
 
 class _Draft:
     """A shard that is not complete yet."""
 
-    def __init__(self, part: int, block: int, first_row: int):
+    def __init__(self, part: int, block: int, first_row: int, part_fingerprint: str):
         self.part = part
         self.block = block
         self.first_row = first_row
+        self.part_fingerprint = part_fingerprint
         self.num_rows = 0
         self.tables: list[pa.Table] = []
         self.undecodable: list[dict] = []
+        self.damage: list[dict] = []
 
     def add(self, num_rows: int, table: pa.Table) -> None:
         """Adds the tokens of `num_rows` rows."""
@@ -249,15 +325,23 @@ class _Draft:
 
     def add_undecodable(self, number: int, cell: dict | None, file_name: str | None, error: Exception) -> None:
         """Records an undecodable picture among the rows that are added next."""
+        path = picture_path(cell)
+        # Data sets are shared, and others need not see this machine's folders.
+        why = reason(error, path, file_name or shown(os.path.basename(path or "")))
+        self.undecodable.append(self._entry(number, file_name, why))
+
+    def add_damage(self, number: int, cell: dict) -> None:
+        """Records that the part's file is damaged, in place of a row among those that are added next."""
+        self.damage.append(self._entry(number, cell["path"], cell["damage"]))
+
+    def _entry(self, number: int, file_name: str | None, why: str) -> dict:
         row = self.first_row + self.num_rows + number
-        why = reason(error)
-        if cell is not None and cell["path"]:
-            # Data sets are shared, and others need not see this machine's folders.
-            why = why.replace(cell["path"], file_name or os.path.basename(cell["path"]))
-        self.undecodable.append({"part": self.part, "row": row, "file_name": file_name, "reason": why})
+        return {"part": self.part, "row": row, "file_name": file_name, "reason": why}
 
     def record(self, is_last: bool) -> ShardRecord:
-        return ShardRecord(self.part, self.block, self.num_rows, is_last, self.undecodable)
+        return ShardRecord(
+            self.part, self.block, self.num_rows, is_last, self.undecodable, self.damage, self.part_fingerprint
+        )
 
 
 def _columns(codes: list[PictureCode]) -> list[pa.Array]:
@@ -291,15 +375,17 @@ def _finish(
 ) -> TokenDatasetSummary:
     if missing := _missing_shard(rows, _records_by_part(shards)):
         raise ValueError(f"{shards.path(*missing)} is not there, though all processes are done")
-    undecodable = [image for record in shards.records() for image in record.undecodable]
-    write_text(folder / UNDECODABLE_FILE, "".join(json.dumps(image) + "\n" for image in undecodable))
-    summary = _summarize(shards, info, len(undecodable), was_complete)
+    records = list(shards.records())
+    undecodable = [image for record in records for image in record.undecodable]
+    damage = [file for record in records for file in record.damage]
+    write_text(folder / UNDECODABLE_FILE, "".join(json.dumps(line) + "\n" for line in [*undecodable, *damage]))
+    summary = _summarize(shards, info, len(undecodable), was_complete, [file["reason"] for file in damage])
     write_text(folder / CARD_FILE, card(info, shards, summary))
     return summary
 
 
 def _summarize(
-    shards: Shards, info: TokenDatasetInfo, num_undecodable: int, was_complete: bool
+    shards: Shards, info: TokenDatasetInfo, num_undecodable: int, was_complete: bool, damage: list[str]
 ) -> TokenDatasetSummary:
     lengths: dict[int, int] = defaultdict(int)
     num_unsatisfied = 0
@@ -311,7 +397,7 @@ def _summarize(
             criterion = resolve_criterion(info.criterion)
             num_unsatisfied += sum(not meets_threshold(criterion, score, info.threshold) for score in columns["score"])
     return TokenDatasetSummary(
-        sum(lengths.values()), num_undecodable, dict(sorted(lengths.items())), num_unsatisfied, was_complete
+        sum(lengths.values()), num_undecodable, dict(sorted(lengths.items())), num_unsatisfied, was_complete, damage
     )
 
 

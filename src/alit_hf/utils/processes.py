@@ -1,5 +1,6 @@
-"""Which of several processes, which share the images, this one is. Knows nothing about how they were started."""
+"""Which of several processes, which share the work, this one is."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,4 +21,9 @@ class Processes:
     gather: Callable[[list], list] = list
 
 
-__all__ = ["Processes"]
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that a launcher started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+__all__ = ["Processes", "is_first_process"]

@@ -3,10 +3,14 @@
 import os
 from pathlib import Path
 
+from .shown_text import shown
+
 
 def public_name(name: str) -> str:
-    """A Hub id unchanged; the path of a file or folder without this machine's folders."""
-    return Path(name).resolve().name if os.path.lexists(name) else name
+    """A Hub id or relative pattern as it is; the path of a file or folder without this machine's folders."""
+    if os.path.lexists(name):
+        name = os.path.realpath(name)
+    return shown(Path(name).name if os.path.isabs(name) else name)
 
 
 __all__ = ["public_name"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         `OSError`: if it cannot be replaced.
     """
     # Only the end of the name, as names can be as long as the file system allows.
-    unfinished = path.with_name(f"{_PREFIX}{os.getpid()}-{path.name[-50:]}")
+    unfinished = path.with_name(f"{_PREFIX}{os.getpid()}-{threading.get_ident()}-{path.name[-50:]}")
     try:
         yield unfinished
         os.replace(unfinished, path)

@@ -1,7 +1,9 @@
 """Weak and strong classifiers on reconstructions of every length."""
 
 import io
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -133,6 +135,15 @@ def test_models_may_have_any_name(context, monkeypatch):
     analysis.draw(context, table, analysis.summarize(context, table)).savefig(io.BytesIO())
 
 
+def test_folders_of_this_machine_are_not_in_the_results(context, tmp_path, monkeypatch):
+    monkeypatch.setattr(strength, "load_classifier", lambda name, device: Shades(Path(name).name, device))
+    folders = [str(tmp_path / name) for name in ("2", "50")]
+    results, _ = run_analysis(Strength(models=tuple(folders)), context, tmp_path / "out")
+    assert list(results["results"]["models"]) == results["settings"]["models"] == ["2", "50"]
+    assert str(tmp_path) not in json.dumps(results)
+    assert str(tmp_path).encode() not in (tmp_path / "out" / "images.parquet").read_bytes()
+
+
 def test_few_images_and_one_model_are_said(context, tmp_path):
     context = Context(context.model, context.processor, context.data, RunSettings(limit=2))
     results, _ = run_analysis(Strength(models=("2",)), context, tmp_path / "out")
@@ -142,8 +153,9 @@ def test_few_images_and_one_model_are_said(context, tmp_path):
 
 
 def test_wrong_use(context):
-    with pytest.raises(SettingsError, match="the models are 2, 2, none may occur twice"):
-        Strength(models=("2", "2")).check(context)
+    for models in (("2", "2"), ("/one/2", "/two/2")):
+        with pytest.raises(SettingsError, match=f"the models are {', '.join(models)}, no name may occur twice"):
+            Strength(models=models).check(context)
 
 
 def test_nan_is_an_error(context, monkeypatch):

@@ -18,6 +18,7 @@ from alit_hf.analysis.statistics import in_words, share, share_difference
 from alit_hf.evaluation.lengths import code_lengths
 from alit_hf.evaluation.settings import SettingsError
 from alit_hf.networks.efficientnet_lite import EFFICIENTNET_NAMES
+from alit_hf.utils.public_names import public_name
 
 
 @dataclass(kw_only=True)
@@ -61,16 +62,20 @@ class Strength(Analysis):
     def columns(self) -> tuple[str, ...]:
         return () if self.label_column is None else (self.label_column,)
 
+    @property
+    def _names(self) -> list[str]:
+        return [public_name(model) for model in self.models]
+
     @functools.cached_property
     def _classifiers(self) -> dict[str, Classifier]:
         return {}
 
     def check(self, context: Context) -> None:
         """Loads the classifiers."""
-        if len(set(self.models)) < len(self.models):
-            raise SettingsError(f"the models are {', '.join(self.models)}, none may occur twice")
-        for name in self.models:
-            self._classifiers[name] = load_classifier(name, context.model.device)
+        if len(set(self._names)) < len(self.models):
+            raise SettingsError(f"the models are {', '.join(self.models)}, no name may occur twice")
+        for name, model in zip(self._names, self.models, strict=True):
+            self._classifiers[name] = load_classifier(model, context.model.device)
 
     def measure_settings(self, context: Context) -> dict:
         return {"models": {name: classifier.fingerprint for name, classifier in self._classifiers.items()}}
@@ -103,9 +108,9 @@ class Strength(Analysis):
             columns = zip(*(of_images.T for of_images in values), strict=True)
             return {length: estimate(*column) for length, column in zip(lengths, columns, strict=True)}
 
-        kept = {name: _kept_classes(table, name) for name in self.models}
+        kept = {name: _kept_classes(table, name) for name in self._names}
         models = {}
-        for name in self.models:
+        for name in self._names:
             models[name] = {"agreement": by_length(share, kept[name])}
             if self.label_column is not None:
                 correct = self._correct(table, name)
@@ -114,7 +119,7 @@ class Strength(Analysis):
                     length: share_difference(column, correct[:, 0])
                     for length, column in zip(lengths, correct[:, 1:].T, strict=True)
                 }
-        weak, strong = self.models[0], self.models[-1]
+        weak, strong = self._names[0], self._names[-1]
         difference = None
         if strong != weak:
             difference = by_length(share_difference, kept[weak], kept[strong])

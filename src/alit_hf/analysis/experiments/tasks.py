@@ -25,6 +25,7 @@ from alit_hf.evaluation.settings import SettingsError
 from alit_hf.evaluation.tally import FrechetDistances
 from alit_hf.model.selection import l1, score_images
 from alit_hf.networks.efficientnet_lite import EfficientNetLite
+from alit_hf.utils.public_names import public_name
 
 
 # The tasks of interest, each with the column that its criterion compares; the Fréchet distance has no criterion.
@@ -92,8 +93,8 @@ class Tasks(Analysis):
     def measure_settings(self, context: Context) -> dict:
         loaded = {name: network for name, network in self._networks.items() if name != "features"}
         return {
-            "classifier": self.classifier,
-            "depth": self.depth,
+            "classifier": public_name(self.classifier),
+            "depth": self.depth and public_name(self.depth),
             "fingerprints": {name: network.fingerprint for name, network in loaded.items()},
         }
 

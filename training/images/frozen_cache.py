@@ -1,4 +1,4 @@
-"""Base latents of fixed crops, computed once and kept on disk, so that steps need not run the base's encoder."""
+"""What the frozen part of a stage gives for fixed crops, computed once and kept on disk."""
 
 import hashlib
 import json
@@ -6,15 +6,19 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+
+from alit_hf.utils.error_reason import reason
+from alit_hf.utils.sole_use import sole_use
 
 from ..configuration import DataConfig, TrainingConfig
 from ..stages.sharding import let_go, whole
@@ -22,27 +26,27 @@ from ..stages.stage import Stage
 from .batches import TrainingImages, check_undecodable
 
 
-FOLDER = "base-latents"
+FOLDER = "frozen-outputs"
 """Folder inside the run's, used if `data.cache_dir` is empty."""
 
 # Part of the fingerprint: raise it when what is computed or how it is written changes.
-_VERSION = 1
-_LATENTS_FILE, _INDEX_FILE = "latents.bin", "index.json"
+_VERSION = 2
+_OUTPUTS_FILE, _INDEX_FILE = "outputs.bin", "index.json"
 _UNFINISHED = ".unfinished-"
 _DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
 
 
-class LatentCache:
+class FrozenCache:
     """
-    The base latents in a folder filled by `cached_latents`, read one crop at a time.
+    The outputs in a folder filled by `cached_outputs`, read one crop at a time.
 
     Args:
-        folder: has `latents.bin`, the latents of all images' crops in sequence without a header, and `index.json`,
+        folder: has `outputs.bin`, those of all images' crops in sequence without a header, and `index.json`,
             which describes them.
     """
 
     def __init__(self, folder: Path):
-        self.path = folder / _LATENTS_FILE
+        self.path = folder / _OUTPUTS_FILE
         index = json.loads((folder / _INDEX_FILE).read_text(encoding="utf-8"))
         self.crops, self.shape = index["crops"], tuple(index["shape"])
         self.dtype = _DTYPES[index["mixed_precision"]]
@@ -50,61 +54,79 @@ class LatentCache:
 
     def __call__(self, image: int, crop: int) -> torch.Tensor:
         """
-        Latents `(E, rows, columns)` of one of an image's fixed crops.
+        Outputs `(…)` for one of an image's fixed crops.
 
         Raises:
             `ValueError`: for an image that could not be decoded when they were computed.
         """
         if image in self.undecodable:
-            raise ValueError("it could not be decoded when its base latents were computed")
+            raise ValueError("it could not be decoded when the outputs were computed")
         size = math.prod(self.shape) * self.dtype.itemsize
         # Not a memory map, which would be pickled whole for workers that are not forked.
         content = np.fromfile(self.path, np.uint8, count=size, offset=(image * self.crops + crop) * size)
         return torch.from_numpy(content).view(self.dtype).view(self.shape)
 
 
-def cached_latents(
+def cached_outputs(
     config: TrainingConfig,
     accelerator: Accelerator,
     wrapped: nn.Module,
     stage: Stage,
     images: TrainingImages,
     batch_size: int,
-) -> LatentCache:
+) -> FrozenCache:
     """
-    The base latents of all images' fixed crops: from the disk if they have been computed before, otherwise computed
-    now, each rank its part. All ranks must call it.
+    The outputs of the stage's frozen part for all images' fixed crops: from the disk if they have been computed
+    before, otherwise computed now, each rank its part. All ranks must call it.
 
-    They are in a folder named by a fingerprint of everything that they depend on, so that latents of other weights,
+    They are in a folder named by a fingerprint of everything that they depend on, so that those of other weights,
     images or crops are never used instead.
 
     Args:
         config: with `data.cached_crops`.
         accelerator: has prepared `wrapped`.
-        wrapped, stage: the prepared stage and the stage itself, with the base's weights already loaded.
+        wrapped, stage: the prepared stage and the stage itself, with the frozen weights already loaded.
         images: the training images.
-        batch_size: crops that a rank encodes at once.
+        batch_size: crops that a rank computes at once.
 
     Raises:
-        `ValueError`: if the disk has no room for them, or is not shared by all ranks.
+        `ValueError`: if the disk has no room for them, or is not shared by all ranks, and if another run is computing
+            the same ones.
         `UndecodableImagesError`: for more undecodable images than `data.max_undecodable` allows.
     """
     folder = Path(config.data.cache_dir or Path(config.output_dir) / FOLDER) / _fingerprint(config, stage, images)
-    if not folder.is_dir():
-        _compute(folder, config, accelerator, wrapped, stage, images, batch_size)
-    return LatentCache(folder)
+    if not _is_there(folder):
+        with ExitStack() as stack:
+            if accelerator.is_main_process:
+                _enter(stack, folder)
+            # Unless another run has just computed them.
+            if not _is_there(folder):
+                _compute(folder, config, accelerator, wrapped, stage, images, batch_size)
+    return FrozenCache(folder)
+
+
+def _is_there(folder: Path) -> bool:
+    """What the first process sees, as all must see the same."""
+    return broadcast_object_list([folder.is_dir()])[0]
+
+
+def _enter(stack: ExitStack, folder: Path) -> None:
+    try:
+        stack.enter_context(sole_use(folder.parent, lock_file=f".{folder.name}.lock"))
+    except OSError as error:
+        raise ValueError(f"`data.cache_dir` is {str(folder.parent)!r}, it cannot be used: {reason(error)}.") from error
 
 
 def _fingerprint(config: TrainingConfig, stage: Stage, images: TrainingImages) -> str:
-    """A name for everything that the latents depend on. All ranks must call it."""
+    """A name for everything that the outputs depend on. All ranks must call it."""
     weights = hashlib.sha256()
-    for name, tensor in sorted(stage.model.base_tokenizer.state_dict().items()):
+    for name, tensor in sorted(stage.frozen_weights().items()):
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         weights.update(whole(tensor).cpu().flatten().view(torch.uint8).numpy())
     data = config.data
     source = {
         "version": _VERSION,
-        "base": [stage.model.config.base_tokenizer_config, weights.hexdigest()],
+        "frozen": [stage.frozen_settings(), weights.hexdigest()],
         "mixed_precision": config.optimization.mixed_precision,
         "images": [images.images.fingerprint, data.image_column, len(images), data.in_memory],
         "crops": [data.cached_crops, data.image_size, data.crop_scale, data.flip, config.seed],
@@ -123,7 +145,7 @@ def _compute(
 ) -> None:
     """Fills the folder under a temporary name and renames it."""
     crops, mixed_precision = config.data.cached_crops, config.optimization.mixed_precision
-    shape = (stage.model.config.base_embed_dim, *stage.model.config.grid_size)
+    shape = stage.frozen_shape
     image_bytes = crops * math.prod(shape) * _DTYPES[mixed_precision].itemsize
     unfinished = folder.with_name(_UNFINISHED + folder.name)
     if accelerator.is_main_process:
@@ -131,20 +153,20 @@ def _compute(
         shutil.rmtree(unfinished, ignore_errors=True)
         _check_space(folder.parent, len(images) * image_bytes, config.data)
         unfinished.mkdir()
-        (unfinished / _LATENTS_FILE).touch()
+        (unfinished / _OUTPUTS_FILE).touch()
     accelerator.wait_for_everyone()
     if not unfinished.is_dir():
         raise ValueError(f"`data.cache_dir` is {str(folder.parent)!r}, it must be a folder that all ranks share.")
 
     undecodable = []
     stage.eval()
-    with open(unfinished / _LATENTS_FILE, "r+b") as file:
-        for image, latents in _latents_of_part(accelerator, wrapped, images, config.data, batch_size):
-            if latents is None:
+    with open(unfinished / _OUTPUTS_FILE, "r+b") as file:
+        for image, outputs in _outputs_of_part(accelerator, wrapped, images, config.data, batch_size):
+            if outputs is None:
                 undecodable.append(image)
                 continue
             file.seek(image * image_bytes)
-            file.write(latents.to(_DTYPES[mixed_precision]).contiguous().view(torch.uint8).numpy())
+            file.write(outputs.to(_DTYPES[mixed_precision]).contiguous().view(torch.uint8).numpy())
         file.flush()
         os.fsync(file.fileno())
     let_go(wrapped)
@@ -162,16 +184,16 @@ def _check_space(folder: Path, needed: int, config: DataConfig) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
-            f"`data.cached_crops` is {config.cached_crops}, it must be smaller or `data.cache_dir` another: the base "
-            f"latents take {needed / 2**30:.1f} GiB, {folder} has room for {free / 2**30:.1f}."
+            f"`data.cached_crops` is {config.cached_crops}, it must be smaller or `data.cache_dir` another: the "
+            f"outputs take {needed / 2**30:.1f} GiB, {folder} has room for {free / 2**30:.1f}."
         )
 
 
 @torch.no_grad()
-def _latents_of_part(
+def _outputs_of_part(
     accelerator: Accelerator, wrapped: nn.Module, images: TrainingImages, config: DataConfig, batch_size: int
 ) -> Iterator[tuple[int, torch.Tensor | None]]:
-    """This rank's images, each with the latents `(N, E, rows, columns)` of its crops; None if undecodable."""
+    """This rank's images, each with the outputs `(N, …)` for its crops; None if undecodable."""
     # The same number for each rank, as all ranks gather sharded weights together.
     share = -(-len(images) // accelerator.num_processes)
     first = accelerator.process_index * share
@@ -180,17 +202,17 @@ def _latents_of_part(
         _FixedCrops(images, part), batch_size=max(1, batch_size // config.cached_crops), num_workers=config.num_workers
     )
     with tqdm(
-        total=share, desc="base latents", unit="image", disable=not accelerator.is_main_process, mininterval=5
+        total=share, desc="frozen part", unit="image", disable=not accelerator.is_main_process, mininterval=5
     ) as bar:
         for batch in loader:
-            encoded = []
+            computed = []
             for pixels in batch["pixel_values"].flatten(0, 1).split(batch_size):
                 with accelerator.autocast():
-                    encoded.append(wrapped(pixels.to(accelerator.device).float() / 255, "base_latents").cpu())
-            latents = torch.cat(encoded).unflatten(0, (-1, config.cached_crops))
-            for image, decodable, of_image in zip(batch["image"].tolist(), batch["decodable"], latents, strict=True):
+                    computed.append(wrapped(pixels.to(accelerator.device).float() / 255, "frozen_outputs").cpu())
+            outputs = torch.cat(computed).unflatten(0, (-1, config.cached_crops))
+            for image, decodable, of_image in zip(batch["image"].tolist(), batch["decodable"], outputs, strict=True):
                 yield image, of_image if decodable else None
-            bar.update(len(latents))
+            bar.update(len(outputs))
 
 
 class _FixedCrops(Dataset):

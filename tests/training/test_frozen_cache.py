@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from alit_hf.model.base_tokenizer import ALITBaseTokenizer
 from training.engine.loop import Trainer, train
 from training.engine.monitoring import Display
-from training.images import latent_cache
+from training.images import frozen_cache
 from training.images.batches import TrainingImages, UndecodableImagesError
 from training.stages.registry import config_from_dict
 
@@ -47,7 +47,7 @@ def without_cache(monkeypatch):
 
     def run(config):
         with monkeypatch.context() as patch:
-            patch.setattr("training.engine.loop.cached_latents", lambda *_: None)
+            patch.setattr("training.engine.loop.cached_outputs", lambda *_: None)
             train(config)
 
     return run
@@ -174,17 +174,39 @@ def test_a_resumed_run_takes_the_base_of_its_checkpoint(config, tmp_path, vq_bas
     assert losses == expected
 
 
+def test_two_runs_that_would_compute_the_same_do_not_do_it_at_once(config, tmp_path, monkeypatch):
+    shared = {**FIELDS, "data__cache_dir": str(tmp_path / "shared")}
+    refused = []
+    original = frozen_cache._compute
+
+    def compute(*arguments):
+        if not refused:
+            with pytest.raises(ValueError, match=r"`data\.cache_dir` is .*shared.* another run is writing to"):
+                train(config("distill", **shared, output_dir=str(tmp_path / "second")))
+            refused.append(True)
+        # Other latents are none of its business.
+        if len(refused) == 1:
+            refused.append(True)
+            train(config("distill", **shared, seed=1, output_dir=str(tmp_path / "third")))
+        original(*arguments)
+
+    monkeypatch.setattr(frozen_cache, "_compute", compute)
+    train(config("distill", **shared, output_dir=str(tmp_path / "first")))
+    assert len(refused) == 2
+    assert len(list((tmp_path / "shared").iterdir())) == 2
+
+
 def test_an_unfinished_cache_is_made_anew(config, tmp_path, monkeypatch, losses, without_cache):
     def interrupt(_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(latent_cache, "gather_object", interrupt)
+        patch.setattr(frozen_cache, "gather_object", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(config("distill", **FIELDS))
-    folder = tmp_path / "distill" / "base-latents"
+    folder = tmp_path / "distill" / "frozen-outputs"
     (unfinished,) = folder.iterdir()
-    (unfinished / "latents.bin").write_bytes(b"no latents")
+    (unfinished / "outputs.bin").write_bytes(b"no latents")
     train(config("distill", **FIELDS))
     assert [path.name for path in folder.iterdir()] == [unfinished.name.removeprefix(".unfinished-")]
     found = losses.copy()
@@ -202,12 +224,12 @@ def test_every_rank_computes_its_part(config, monkeypatch):
     for rank in range(3):
         monkeypatch.setattr(type(trainer.accelerator), "num_processes", 3)
         monkeypatch.setattr(type(trainer.accelerator), "process_index", rank)
-        part = dict(latent_cache._latents_of_part(trainer.accelerator, trainer.wrapped, dataset, dataset.config, 4))
+        part = dict(frozen_cache._outputs_of_part(trainer.accelerator, trainer.wrapped, dataset, dataset.config, 4))
         counts.append(len(part))
         found |= part
     assert counts == [7, 7, 7]
-    (folder,) = (Path(trainer.config.output_dir) / "base-latents").iterdir()
-    cache = latent_cache.LatentCache(folder)
+    (folder,) = (Path(trainer.config.output_dir) / "frozen-outputs").iterdir()
+    cache = frozen_cache.FrozenCache(folder)
     assert sorted(found) == list(range(20))
     for image, latents in found.items():
         for crop in range(CROPS):
@@ -223,9 +245,9 @@ def test_images_that_could_not_be_decoded_are_replaced(config, tmp_path, photo_f
     fields = {**FIELDS, "data__train": [str(photos)], "data__in_memory": False, "optimization__max_steps": 5}
     trainer = Trainer(config("distill", **fields))
     images = TrainingImages(trainer.config.data, seed=0)
-    (folder,) = (Path(trainer.config.output_dir) / "base-latents").iterdir()
-    images.base_latents = latent_cache.LatentCache(folder)
-    assert images.base_latents.undecodable == {5}
+    (folder,) = (Path(trainer.config.output_dir) / "frozen-outputs").iterdir()
+    images.frozen = frozen_cache.FrozenCache(folder)
+    assert images.frozen.undecodable == {5}
     # Even where it can be decoded by now: there are no latents of it.
     (photos / "05.png").write_bytes(picture)
     assert sum(images[position]["undecodable"] for position in range(20)) == 1
@@ -240,7 +262,7 @@ def test_images_that_could_not_be_decoded_are_replaced(config, tmp_path, photo_f
 
 def test_a_full_disk_is_found_before_anything_is_computed(config, monkeypatch, encoded):
     full = shutil.disk_usage(".")._replace(free=20 * CROPS * 4 * 8 * 8 * 4 - 1)
-    monkeypatch.setattr(latent_cache.shutil, "disk_usage", lambda _: full)
+    monkeypatch.setattr(frozen_cache.shutil, "disk_usage", lambda _: full)
     with pytest.raises(ValueError, match=r"`data.cached_crops` is 2, .* 0.0 GiB"):
         train(config("distill", **FIELDS))
     assert encoded == []
