@@ -60,16 +60,13 @@ def eager_attention_forward(
     return output.transpose(1, 2).contiguous(), weights
 
 
+def apply_per_image(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    """As `per_image`, for a module that libraries replace by its class, such as a linear layer by its 8-bit form."""
+    return module(batch) if module.training else image_by_image(module, batch)
+
+
 class ALITEmbeddingTables(nn.Module):
     """A module whose own parameters are embeddings, which start at a scale of their own."""
-
-
-class ALITLinear(nn.Linear):
-    """A linear layer outside of the transformer layers: `(B, T, in_features)` to `(B, T, out_features)`."""
-
-    @per_image
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return super().forward(hidden_states)
 
 
 class ALITAttention(nn.Module):
@@ -138,4 +135,11 @@ class ALITLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.layernorm_after(hidden_states))
 
 
-__all__ = ["ALITAttention", "ALITEmbeddingTables", "ALITLayer", "ALITLinear", "image_by_image", "per_image"]
+__all__ = [
+    "ALITAttention",
+    "ALITEmbeddingTables",
+    "ALITLayer",
+    "apply_per_image",
+    "image_by_image",
+    "per_image",
+]

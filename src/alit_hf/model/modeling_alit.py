@@ -29,7 +29,7 @@ from .checks import (
     unpack_code,
 )
 from .configuration_alit import ALITConfig
-from .layers import ALITEmbeddingTables, ALITLayer, ALITLinear, image_by_image, per_image
+from .layers import ALITEmbeddingTables, ALITLayer, apply_per_image, image_by_image, per_image
 from .length_prediction import ALITLengthPredictor, bound_margin, from_logs, to_logs
 from .outputs import (
     ALITDecoderOutput,
@@ -163,7 +163,7 @@ class ALITDecoder(ALITPositionEmbeddings):
     def __init__(self, config: ALITConfig):
         super().__init__(config)
         self.latent_position_embeddings = nn.Parameter(torch.empty(config.max_tokens, config.hidden_size))
-        self.latent_projection = ALITLinear(config.codebook_dim, config.hidden_size)
+        self.latent_projection = nn.Linear(config.codebook_dim, config.hidden_size)
         self.layernorm_pre = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList([ALITLayer(config) for _ in range(config.num_decoder_layers)])
         self.layernorm_post = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -187,7 +187,7 @@ class ALITDecoder(ALITPositionEmbeddings):
             logits over base codes or base latents, `(B, rows * columns, base_output_dim)`.
         """
         # The dtype of an embedding, as a quantised layer's weights are integers.
-        tokens = self.latent_projection(latents.to(self.latent_position_embeddings.dtype))
+        tokens = apply_per_image(self.latent_projection, latents.to(self.latent_position_embeddings.dtype))
         first = slice(tokens.shape[1])
         tokens = tokens + self.latent_position_embeddings[first if positions is None else positions]
         class_token = self.cls_token + self.positions(grid_size)[:, :1]
@@ -283,7 +283,7 @@ class ALITModel(ALITPreTrainedModel):
         self.embeddings = ALITEmbeddings(config)
         self.latent_tokens = ALITLatentTokens(config)
         self.encoder = ALITEncoder(config)
-        self.latent_projection = ALITLinear(config.hidden_size, config.codebook_dim)
+        self.latent_projection = nn.Linear(config.hidden_size, config.codebook_dim)
         self.quantizer = ALITVectorQuantizer(config) if config.quantize else None
         self.decoder = ALITDecoder(config)
         self.length_predictor = None if config.length_criterion is None else ALITLengthPredictor(config)
@@ -696,7 +696,7 @@ class ALITModel(ALITPreTrainedModel):
     ) -> ALITRolloutOutput:
         """The code after a rollout, and what it decodes to."""
         tokens = self.encoder.layernorm_post(recurrence.hidden_states[:, -recurrence.num_tokens :])
-        latents, token_ids, quantizer_loss = self.latent_projection(tokens), None, None
+        latents, token_ids, quantizer_loss = apply_per_image(self.latent_projection, tokens), None, None
         if self.quantizer is not None:
             latents, token_ids, quantizer_loss = self.quantizer(latents)
         decoder_output = reconstruction = None
