@@ -762,6 +762,59 @@ def test_the_trained_size_is_not_interpolated():
     assert turned.grid_size == (12, 8)
 
 
+@pytest.mark.parametrize("image_size", [64, (48, 20), [24, 32]])
+@all_variants
+def test_a_model_of_another_size_computes_what_interpolation_in_every_call_does(base, quantize, image_size, tmp_path):
+    model = tiny_model(base, quantize, halting_threshold=0.3)
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    pixel_values = tiny_images(2, height, width)
+
+    def encode(model, **kwargs):
+        generator = torch.Generator().manual_seed(0)
+        code = model.encode(pixel_values, generator=generator, **kwargs)
+        return code.latents.as_subclass(torch.Tensor), model.decode(code).pixel_values
+
+    expected = encode(model, interpolate_pos_encoding=True)
+    model.set_image_size(image_size)
+    assert model.config.image_height_width == (height, width)
+    assert all(torch.equal(one, two) for one, two in zip(encode(model), expected, strict=True))
+    model.save_pretrained(tmp_path)
+    loaded = ALITModel.from_pretrained(tmp_path).eval()
+    assert all(torch.equal(one, two) for one, two in zip(encode(loaded), expected, strict=True))
+
+
+def test_a_model_of_another_size_trains_its_tables_and_keeps_what_is_frozen():
+    model = tiny_model()
+    model.decoder.position_embeddings.requires_grad_(False)
+    model.set_image_size([24, 40])
+    with torch.enable_grad():
+        model(tiny_images(2, 24, 40)).reconstruction.sum().backward()
+    assert model.embeddings.position_embeddings.grad.shape == (1, 1 + 60, 32)
+    assert model.decoder.position_embeddings.grad is None
+
+
+def test_the_length_predictor_goes_with_the_size_that_it_was_calibrated_for():
+    model = tiny_model()
+    model.set_length_criterion("l1")
+    model.config.length_shortfalls = [0.0] * 9
+    weights = model.state_dict()
+    model.set_image_size([32, 32])  # the same
+    assert all(model.state_dict()[name].data_ptr() == weight.data_ptr() for name, weight in weights.items())
+    assert model.config.length_shortfalls == [0.0] * 9
+    model.set_image_size(24)
+    assert model.length_predictor is model.config.length_criterion is model.config.length_shortfalls is None
+
+
+@pytest.mark.parametrize("image_size", [30, [32, 30], [32], "32", 0, True, 4 * 10**6, None])
+def test_a_size_that_cannot_be_leaves_the_model_as_it_is(image_size):
+    model = tiny_model()
+    before = model.config.to_dict()
+    with pytest.raises(ValueError, match="image_size"):
+        model.set_image_size(image_size)
+    assert model.config.to_dict() == before
+    model.encode(tiny_images(1), num_tokens=3)
+
+
 # Errors, before any work
 
 

@@ -1,5 +1,6 @@
 """ALIT: adaptive-length image tokenization by recurrent allocation (arXiv 2411.02393)."""
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -62,6 +63,13 @@ class ALITPositionEmbeddings(ALITEmbeddingTables):
         table = grid_positions.transpose(1, 2).unflatten(2, self.grid_size)
         table = F.interpolate(table.float(), size=tuple(grid_size), mode="bicubic", align_corners=False)
         return torch.cat([class_position, table.to(class_position.dtype).flatten(2).transpose(1, 2)], dim=1)
+
+    @torch.no_grad()
+    def set_grid_size(self, grid_size: tuple[int, int]) -> None:
+        """Interpolates the position table once: that grid is then the trained one."""
+        table = self.positions(grid_size).clone()
+        self.position_embeddings = nn.Parameter(table, self.position_embeddings.requires_grad)
+        self.grid_size = tuple(grid_size)
 
     def masked_positions(self, grid_size: tuple[int, int]) -> torch.Tensor:
         """Mask token plus position at every grid position, `(1, rows * columns, W)`."""
@@ -302,6 +310,31 @@ class ALITModel(ALITPreTrainedModel):
         if criterion is not None:
             self.length_predictor = ALITLengthPredictor(self.config).to(self.device, self.dtype)
             self.length_predictor.apply(self._init_weights)
+
+    def set_image_size(self, image_size: int | list[int] | tuple[int, int]) -> None:
+        """
+        Makes the model one of another image size. Its position tables are interpolated, once, to what
+        `interpolate_pos_encoding=True` would compute in every call; all other weights stay. The length predictor is
+        taken away where the size changes, as it was calibrated for the other one.
+
+        Quality suffers until the model has been trained at the new size (stage `finetune` of training).
+
+        Args:
+            image_size (`int` or `list[int]`): in pixels, one number for squares or `(height, width)`; multiples of
+                `config.patch_size`.
+
+        Raises:
+            `ValueError`: for a size that the configuration does not allow; the model is then unchanged.
+        """
+        config = copy.deepcopy(self.config)
+        config.image_size = list(image_size) if isinstance(image_size, tuple) else image_size
+        config.validate()
+        is_another = config.image_height_width != self.config.image_height_width
+        self.config.image_size = config.image_size
+        if is_another:
+            self.set_length_criterion(None)
+            for part in (self.embeddings, self.decoder):
+                part.set_grid_size(config.grid_size)
 
     def freeze_for_features(self) -> None:
         """
