@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from alit_hf.model import image_io
-from alit_hf.model.image_io import open_image, to_rgb, to_uint8
+from alit_hf.model.image_io import open_image, to_rgb, to_uint8, upright_size
 
 
 WHITE, BLACK, RED, GREEN, BLUE = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -241,6 +241,15 @@ def test_exif_orientation_is_applied(tmp_path, photo, orientation, name):
     np.testing.assert_array_equal(pixels(to_rgb(image)), pixels(image))  # not turned twice
 
 
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
+def test_the_size_is_that_of_the_upright_picture(tmp_path, orientation, name):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / name, Image.new("RGB", (56, 40)), exif=exif)
+    assert upright_size(path) == open_image(path).size
+
+
 def test_exif_orientation_of_a_16_bit_file(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -298,6 +307,12 @@ def undecoded(monkeypatch):
         raise AssertionError("decoded before the size was checked")
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.gif", "a.bmp"])
+def test_the_size_of_most_files_needs_no_decoding(tmp_path, undecoded, name):
+    path = save(tmp_path / name, Image.new("RGB", (56, 40)))
+    assert upright_size(path) == upright_size(path.read_bytes()) == (56, 40)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

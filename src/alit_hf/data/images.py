@@ -14,7 +14,7 @@ from alit_hf.utils.error_reason import reason
 from alit_hf.utils.shown_text import shown
 
 from .image_rows import ImageRows, open_rows
-from .picture_cells import picture_path, read_picture
+from .picture_cells import picture_path, read_picture, read_size
 
 
 class Images:
@@ -77,6 +77,15 @@ class Images:
             `ValueError` or `OSError`: if it cannot be decoded.
         """
         return read_picture(self._cells[index][self._column])
+
+    def size(self, index: int) -> tuple[int, int]:
+        """
+        The (width, height) of the upright picture, in most files without decoding it.
+
+        Raises:
+            `ValueError` or `OSError`: if its file says none.
+        """
+        return read_size(self._cells[index][self._column])
 
     def column(self, name: str) -> Sequence[Any]:
         """

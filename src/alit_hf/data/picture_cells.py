@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 from PIL import Image
 
-from alit_hf.model.image_io import open_image
+from alit_hf.model.image_io import open_image, upright_size
 from alit_hf.utils.shown_text import shown
 
 
@@ -137,11 +137,25 @@ def read_picture(cell: dict | None) -> Image.Image:
         `ValueError` or `OSError`: if there is none or it cannot be decoded.
         other exceptions: where a remote file cannot be fetched, which says nothing of the picture.
     """
+    return open_image(_source(cell))
+
+
+def read_size(cell: dict | None) -> tuple[int, int]:
+    """
+    The (width, height) of what `read_picture` gives, in most files without decoding it.
+
+    Raises:
+        As `read_picture`, except for what only decoding finds.
+    """
+    return upright_size(_source(cell))
+
+
+def _source(cell: dict | None) -> str | bytes:
     if cell is not None and (why := cell["damage"] or cell["problem"]):
         raise ValueError(why)
     if cell is None or (cell["bytes"] is None and cell["path"] is None):
         raise ValueError("the row has no picture")
-    return open_image(picture_path(cell) if cell["bytes"] is None else cell["bytes"])
+    return picture_path(cell) if cell["bytes"] is None else cell["bytes"]
 
 
 def fetch(cell: dict | None) -> dict | None:
@@ -184,5 +198,6 @@ __all__ = [
     "is_utf8",
     "picture_path",
     "read_picture",
+    "read_size",
     "to_cell",
 ]

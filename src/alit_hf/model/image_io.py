@@ -3,6 +3,7 @@
 Needs Pillow and NumPy only: the image processor takes this file along when it is copied to the Hub.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -10,11 +11,12 @@ import io
 import math
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 
 MAX_IMAGE_PIXELS = 100_000_000
@@ -86,20 +88,35 @@ def open_image(source: str | Path | bytes | IO[bytes]) -> Image.Image:
             values without a known scale.
         TypeError: `source` is none of the above.
     """
-    if isinstance(source, (bytes, bytearray)):
-        return _decode(io.BytesIO(source), f"<{len(source)} bytes>")
-    if isinstance(source, (str, os.PathLike)):
-        # Opened here and not by Pillow, so that only errors of the file system itself stay OSErrors.
-        with open_file(source) as stream:
-            return _decode(stream, os.fspath(source))
-    if not hasattr(source, "read"):
-        raise TypeError(f"source must be a path, bytes or a binary file object, got {type(source).__name__}")
-    name = str(getattr(source, "name", f"<{type(source).__name__}>"))
-    try:
-        source.seek(0)
-    except (AttributeError, io.UnsupportedOperation):  # a pipe or a network response
-        source = io.BytesIO(source.read())
-    return _decode(source, name)
+    with _opened(source) as (image, name):
+        try:
+            image.load()
+        except Exception as error:
+            raise ValueError(f"{name} is truncated or corrupt: {error}") from error
+        try:
+            return to_rgb(image)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+
+def upright_size(source: str | Path | bytes | IO[bytes]) -> tuple[int, int]:
+    """The (width, height) of the picture that [`open_image`] reads, in most files without decoding it.
+
+    Args:
+        source (`str`, `Path`, `bytes` or binary file object):
+            As for [`open_image`], and with its errors, except that a picture may turn out to be truncated, corrupt or
+            of unknown scale only when it is read.
+
+    Returns:
+        `tuple[int, int]`: in pixels, after the EXIF orientation.
+    """
+    with _opened(source) as (image, _):
+        try:
+            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        except Exception:  # as in _upright
+            is_turned = False
+        # Some formats give their size turned already, so that only the picture itself tells.
+        return (_upright(image) if is_turned else image).size
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -209,39 +226,49 @@ def _white(values: np.ndarray, scales: tuple[int, ...]) -> int:
     raise ValueError(f"pixel values run from {low:g} to {high:g}, which fits none of {allowed}: rescale or clip them")
 
 
-def _decode(stream: IO[bytes], name: str) -> Image.Image:
-    start = stream.read(1)
-    if isinstance(start, str):
-        raise ValueError(f"{name} is open as text; open it in binary mode")
-    if not start:
-        raise ValueError(f"{name} is empty")
-
-    _load_plugins()
-    # Corrupt files make Pillow's decoders raise nearly anything (OSError, SyntaxError, struct.error, RuntimeError, …).
-    try:
-        image = Image.open(stream)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is not a picture in a format that can be read") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} is refused as a decompression bomb: {error}") from error
-    except Exception as error:
-        raise ValueError(f"{name} is corrupt: {error}") from error
-
-    with image:
-        if image.format == "EPS":
-            # Pillow would hand it to Ghostscript, which runs it.
-            raise ValueError(f"{name} is a PostScript program, not a picture")
-        # Pillow itself only warns up to twice its own limit, and both can be switched off for the whole process.
-        if image.width * image.height > MAX_IMAGE_PIXELS:
-            raise ValueError(
-                f"{name} is refused as a decompression bomb: it declares {image.width} × {image.height} pixels, "
-                f"more than {MAX_IMAGE_PIXELS}"
-            )
+@contextlib.contextmanager
+def _opened(source: str | Path | bytes | IO[bytes]) -> Iterator[tuple[Image.Image, str]]:
+    """A picture file that may be read, not yet decoded, and what to call it; see [`open_image`]."""
+    if isinstance(source, (bytes, bytearray)):
+        file, name = io.BytesIO(source), f"<{len(source)} bytes>"
+    elif isinstance(source, (str, os.PathLike)):
+        # Opened here and not by Pillow, so that only errors of the file system itself stay OSErrors.
+        file, name = open_file(source), os.fspath(source)
+    elif not hasattr(source, "read"):
+        raise TypeError(f"source must be a path, bytes or a binary file object, got {type(source).__name__}")
+    else:
+        name = str(getattr(source, "name", f"<{type(source).__name__}>"))
         try:
-            image.load()
+            source.seek(0)
+        except (AttributeError, io.UnsupportedOperation):  # a pipe or a network response
+            source = io.BytesIO(source.read())
+        file = contextlib.nullcontext(source)
+    with file as stream:
+        start = stream.read(1)
+        if isinstance(start, str):
+            raise ValueError(f"{name} is open as text; open it in binary mode")
+        if not start:
+            raise ValueError(f"{name} is empty")
+
+        _load_plugins()
+        # Corrupt files make Pillow raise nearly anything: OSError, SyntaxError, struct.error, RuntimeError, …
+        try:
+            image = Image.open(stream)
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{name} is not a picture in a format that can be read") from error
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{name} is refused as a decompression bomb: {error}") from error
         except Exception as error:
-            raise ValueError(f"{name} is truncated or corrupt: {error}") from error
-        try:
-            return to_rgb(image)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise ValueError(f"{name} is corrupt: {error}") from error
+
+        with image:
+            if image.format == "EPS":
+                # Pillow would hand it to Ghostscript, which runs it.
+                raise ValueError(f"{name} is a PostScript program, not a picture")
+            # Pillow itself only warns up to twice its own limit, and both can be switched off for the whole process.
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise ValueError(
+                    f"{name} is refused as a decompression bomb: it declares {image.width} × {image.height} pixels, "
+                    f"more than {MAX_IMAGE_PIXELS}"
+                )
+            yield image, name
