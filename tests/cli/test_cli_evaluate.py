@@ -11,6 +11,7 @@ from random_lpips import random_lpips
 from tar_data import cut, member_ends, samples, write_tar
 from tiny_model import save_tiny_model
 
+from alit_hf import ALITImageProcessor, ALITModel
 from alit_hf.cli.explore import FIGURE_SUFFIXES
 from alit_hf.evaluation import worst_pictures
 from alit_hf.evaluation.rate_distortion import draw_rate_distortion
@@ -53,6 +54,22 @@ def test_results_table_and_figure(evaluate, photos, tmp_path, tiny_model):
         "WebP at its smallest",
     ]
     assert table[-1] == f"{tmp_path / 'out' / 'results.json'}: 5 images; {tmp_path / 'figures' / 'f.png'}"
+
+
+@pytest.mark.parametrize("size", [(48,), (24, 40)])
+def test_another_size_is_that_of_a_model_brought_to_it(evaluate, tmp_path, tiny_model, size):
+    result = evaluate("--image-size", *size, output=tmp_path / "asked.json")
+    assert (result.code, result.errors) == (0, [])
+    model = ALITModel.from_pretrained(tiny_model)
+    model.set_image_size(size[0] if len(size) == 1 else size)
+    model.save_pretrained(tmp_path / "model")
+    ALITImageProcessor.for_config(model.config).save_pretrained(tmp_path / "model")
+    evaluate(model=tmp_path / "model", output=tmp_path / "saved.json")
+    asked, saved = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("asked", "saved"))
+    assert asked["model"]["image_size"] == [size[0], size[-1]]
+    assert asked["data"] == saved["data"]
+    for length, numbers in saved["lengths"].items():
+        assert asked["lengths"][length]["l1"] == numbers["l1"]
 
 
 def test_a_page_of_the_worst_pictures(evaluate, tmp_path, monkeypatch):
@@ -189,6 +206,9 @@ def test_figure_shows_the_numbers(evaluate, tmp_path):
         (["--output", "results.txt"], "results.txt must end in .json"),
         (["--data", "missing"], "--data: missing does not exist"),
         (["--data", "nobody/nothing"], "--data: nobody/nothing is no file or folder, and from the Hub"),
+        (["--image-size", "0"], "--image-size: it is '0', it must be a whole number from 1"),
+        (["--image-size", "30"], "--image-size: `image_size` is 30, each side must be a positive multiple of"),
+        (["--image-size", "8", "8", "8"], "--image-size: `image_size` is [8, 8, 8], it must be one number or (height"),
         (["--device", "abacus"], "--device abacus cannot be used here"),
         (["--model", "."], "the model . holds no ALIT model"),
     ],
@@ -220,8 +240,6 @@ def test_a_model_too_small_for_lpips_is_wrong_use(evaluate, lpips_without_weight
 
 
 def test_out_of_memory_is_reported(evaluate, monkeypatch):
-    from alit_hf import ALITModel
-
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 

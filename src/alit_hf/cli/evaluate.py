@@ -75,6 +75,14 @@ def add_parser(commands) -> None:
         "rFID and needs torch-fidelity and a network connection",
     )
     parser.add_argument("--limit", metavar="N", type=positive_integer, help="only the first N images")
+    parser.add_argument(
+        "--image-size",
+        metavar="N",
+        nargs="+",
+        type=positive_integer,
+        help="pixels: one number for squares, or height and width; position tables are interpolated where it is not "
+        "the trained size (default: the trained size)",
+    )
     add_model_arguments(parser)
     add_batch_size_argument(parser)
     add_num_workers_argument(parser)
@@ -122,7 +130,7 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
         for note in images.passed_over:
             print_note(note)
     _check_frechet(arguments.frechet, len(images) if arguments.limit is None else min(len(images), arguments.limit))
-    model, processor = load_model(arguments.model, arguments.device, arguments.dtype, processes)
+    model, processor = load_model(arguments.model, arguments.device, arguments.dtype, processes, arguments.image_size)
     _check_lpips(arguments.lpips)
     settings = EvaluationSettings(
         thresholds=arguments.thresholds,

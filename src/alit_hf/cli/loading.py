@@ -29,6 +29,7 @@ def load_model(
     device: str | None = None,
     dtype: str = "float32",
     processes: Processes | None = None,
+    image_size: list[int] | None = None,
 ) -> tuple[ALITModel, ALITImageProcessor]:
     """
     Args:
@@ -38,13 +39,15 @@ def load_model(
             if the devices of all processes compute it natively, and float32 otherwise. The first process then says on
             stderr which.
         processes ([`Processes`], *optional*): the processes that load the model. Defaults to this one alone.
+        image_size (`list[int]`, *optional*): height and width in pixels, or one number for squares, that the model is
+            brought to by interpolating its position tables. Defaults to the trained size.
 
     Returns:
-        the model in evaluation mode, and its image processor.
+        the model in evaluation mode, and its image processor, which brings pictures to the same size.
 
     Raises:
         `UsageError`: if there is no such device or model, its files cannot be used, its weights are not those of its
-            configuration, or they are not finite.
+            configuration, they are not finite, or the model cannot have that image size.
     """
     quiet_libraries()
     checked_device = _check_device(device)
@@ -71,6 +74,13 @@ def load_model(
     weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if broken := [weight for weight, tensor in weights.items() if not tensor.isfinite().all()]:
         raise UsageError(f"the model {name} has NaN or infinite values in {dtype}: in its {_first(broken)}")
+    if image_size is not None:
+        try:
+            model.set_image_size(image_size[0] if len(image_size) == 1 else image_size)
+        except ValueError as error:
+            raise UsageError(f"--image-size: {error}") from error
+        fitting = ALITImageProcessor.for_config(model.config)
+        processor.size, processor.crop_size = fitting.size, fitting.crop_size
     return model.eval().to(checked_device), processor
 
 
