@@ -41,12 +41,16 @@ class DataConfig:
         validation (`list[str]`): the same for held-out images. Empty: no validation.
         split, validation_split (`str`): split of a Hub dataset.
         image_column (`str`): name of the image column.
-        image_size (`int`): side of the square crops in pixels.
-        crop_scale (`float` in (0, 1]): the side of random crops is between this share and all of the image's shorter
-            side.
+        image_size (`int` or `[height, width]`): size of the crops in pixels, and of the saved model; one number for
+            squares. A model that `init_from` names is brought to it at the start (`finetune` and `lengths`).
+        buckets (list of sizes, each like `image_size`): every size to train on, `image_size` among them (`finetune`).
+            An image goes to the size whose aspect ratio is nearest to its own, and each step has images of one size.
+            Empty: `image_size` alone.
+        crop_scale (`float` in (0, 1]): random crops are, on each side, between this share and all of the largest part
+            of the image that has their aspect ratio.
         flip (`bool`): mirror half of the crops.
-        in_memory (`bool`): decode every image once, at the start, and keep it as 8-bit pixels whose shorter side is
-            `image_size / crop_scale`.
+        in_memory (`bool`): decode every image once, at the start, and keep it as 8-bit pixels, reduced as far as no
+            crop has to be enlarged for it.
         streaming (`bool`): read `train` as a stream instead of indexing it.
         shuffle_buffer (`int`): images that a stream is shuffled in.
         num_workers (`int`): decoding processes per rank.
@@ -64,7 +68,8 @@ class DataConfig:
     split: str = "train"
     validation_split: str = changeable(default="train")
     image_column: str = "image"
-    image_size: int = 256
+    image_size: Any = 256
+    buckets: list[Any] = field(default_factory=list)
     crop_scale: float = 0.8
     flip: bool = True
     in_memory: bool = False
@@ -76,9 +81,33 @@ class DataConfig:
     cached_crops: int = 0
     cache_dir: str = changeable(default="")
 
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """`image_size` as (height, width)."""
+        return parse_size("data.image_size", self.image_size)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """All sizes of crops as (height, width), that of the saved model first."""
+        others = (parse_size("data.buckets", size) for size in self.buckets)
+        return list(dict.fromkeys([self.height_width, *others]))
+
+    def validation_prefix(self, size: tuple[int, int]) -> str:
+        """What the names of scores at one of the `sizes` begin with: `"validation/"` at that of the saved model."""
+        return "validation/" if size == self.height_width else f"validation-{size_name(size)}/"
+
     def validate(self) -> None:
         require(bool(self.train), "data.train", self.train, "at least one file, folder or Hub id")
-        require(self.image_size >= 16, "data.image_size", self.image_size, "at least 16")
+        parse_size("data.image_size", self.image_size)
+        sizes = [parse_size("data.buckets", size) for size in self.buckets]
+        require(len(set(sizes)) == len(sizes), "data.buckets", self.buckets, "sizes that differ")
+        require(
+            not sizes or self.height_width in sizes,
+            "data.buckets",
+            self.buckets,
+            f"a list with `data.image_size`, {self.height_width}, in it",
+        )
+        require(not (self.streaming and sizes), "data.buckets", self.buckets, "empty for a stream")
         require(0 < self.crop_scale <= 1, "data.crop_scale", self.crop_scale, "in (0, 1]")
         require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1")
         require(self.num_workers >= 0, "data.num_workers", self.num_workers, "at least 0")
@@ -211,7 +240,10 @@ class TrainingConfig:
         resume (`str`): `"latest"`, or a checkpoint folder, to continue from; empty to start from scratch. `"latest"`
             starts from scratch if there is none yet.
         init_from (`str`): folder or Hub id. `distill` and `fixed`: the base tokenizer (diffusers). `finetune`: the
-            ALIT model of the first stage. `base`: empty, or a VQModel to continue training.
+            ALIT model of the first stage, or any other, also of another image size. `lengths`: a finished ALIT model.
+            `base`: empty, or a VQModel to continue training.
+        base_from (`str`): folder or Hub id of a base tokenizer (diffusers) that replaces the one in `init_from`
+            (`finetune`), such as the same one trained on at the new image size. Empty: the base is kept.
         seed (`int`): of weights, order of images, crops and everything random.
         model (`dict`): sizes: arguments of diffusers' `VQModel` (`base`) or fields of `ALITConfig` (`distill`,
             `fixed`); what follows from the base tokenizer or image size is not given here.
@@ -229,6 +261,7 @@ class TrainingConfig:
     output_dir: str = changeable()
     resume: str = ""
     init_from: str = ""
+    base_from: str = ""
     seed: int = 0
     model: dict[str, Any] = field(default_factory=dict)
     loss: Any = None
@@ -328,6 +361,24 @@ def _default(one: dataclasses.Field) -> Any:
 def config_to_dict(config: TrainingConfig) -> dict[str, Any]:
     """Plain nested values, as for YAML."""
     return dataclasses.asdict(config)
+
+
+def parse_size(name: str, size: Any) -> tuple[int, int]:
+    """
+    The image size that a field gives, in pixels as (height, width).
+
+    Raises:
+        `ValueError`: with the field's name, if it is neither one number nor `[height, width]`, each at least 16.
+    """
+    sides = size if isinstance(size, (list, tuple)) else [size, size]
+    is_size = len(sides) == 2 and all(type(side) is int and side >= 16 for side in sides)
+    require(is_size, name, size, "one number of pixels or [height, width], each at least 16")
+    return sides[0], sides[1]
+
+
+def size_name(size: tuple[int, int]) -> str:
+    """What to call a size of (height, width): `"192x256"`."""
+    return "{}x{}".format(*size)
 
 
 def require(condition: bool, name: str, value: Any, allowed: str) -> None:

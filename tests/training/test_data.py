@@ -3,20 +3,24 @@ import itertools
 import logging
 import os
 import tarfile
+from collections import Counter
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from tar_data import cut, member_ends
 
+from alit_hf.data.images import Images
 from training.configuration import DataConfig
 from training.images.batches import (
     BatchSplit,
     StreamedImages,
     TrainingImages,
     UndecodableImagesError,
+    center_crop,
     check_undecodable,
     load_validation,
     random_crop,
@@ -116,8 +120,8 @@ def test_a_batch_that_cannot_be_split_is_refused():
 def test_crops_are_random_in_place_scale_and_side():
     ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None], (48, 64, 3))
     picture = Image.fromarray(np.ascontiguousarray(ramp))
-    config = DataConfig(train=["x"], image_size=16, crop_scale=0.5)
-    rows = np.stack([random_crop(picture, config, (0, n))[8, :, 0].astype(int) for n in range(64)])
+    config = DataConfig(train=["x"], crop_scale=0.5)
+    rows = np.stack([random_crop(picture, (16, 16), config, (0, n))[8, :, 0].astype(int) for n in range(64)])
     mirrored = rows[:, 0] > rows[:, -1]
     assert 16 < mirrored.sum() < 48
     span = np.abs(rows[:, -1] - rows[:, 0])  # a crop's side in source pixels, less one target pixel
@@ -125,8 +129,121 @@ def test_crops_are_random_in_place_scale_and_side():
     assert span.max() <= 46
     assert span.max() - span.min() > 10
     assert len(np.unique(rows[~mirrored, 0])) > 10
-    unmirrored = np.stack([random_crop(picture, DataConfig(flip=False, image_size=16), (0, n))[8] for n in range(32)])
+    config = DataConfig(flip=False)
+    unmirrored = np.stack([random_crop(picture, (16, 16), config, (0, n))[8] for n in range(32)])
     assert (unmirrored[:, 0] <= unmirrored[:, -1]).all()
+
+
+def places(width: int, height: int) -> Image.Image:
+    """A picture that says of each pixel where it is: red from left to right, green from top to bottom."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(16, 48), (48, 16), (24, 32)])
+@pytest.mark.parametrize("shape", [(240, 100), (100, 240), (160, 120)])
+def test_crops_of_any_aspect_ratio_are_as_large_as_they_can_be_and_not_distorted(size, shape):
+    picture, (height, width) = places(*shape), size
+    largest = min(shape[1], shape[0] * height / width)
+    config = DataConfig(train=["x"], crop_scale=0.5, flip=False)
+    scales = []
+    for number in range(20):
+        crop = random_crop(picture, size, config, (0, number)).astype(float)
+        assert crop.shape == (height, width, 3)
+        right = (crop[4, -5, 0] - crop[4, 4, 0]) / (width - 9)
+        down = (crop[-5, 4, 1] - crop[4, 4, 1]) / (height - 9)
+        assert right == pytest.approx(down, abs=0.35)
+        scales.append(down * height / largest)
+    assert 0.45 < min(scales) < 0.65
+    assert 0.85 < max(scales) < 1.05
+    whole = center_crop(picture, size).astype(float)
+    assert whole.shape == (height, width, 3)
+    assert whole[:, :, 0].mean() == pytest.approx((shape[0] - 1) / 2, abs=1)
+    assert whole[:, :, 1].mean() == pytest.approx((shape[1] - 1) / 2, abs=1)
+    assert (whole[-5, 4, 1] - whole[4, 4, 1]) / (height - 9) * height == pytest.approx(largest, abs=4)
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    """A folder of six wide, four square and five tall pictures, the last tall one by its EXIF orientation only."""
+    folder = tmp_path / "shapes"
+    folder.mkdir()
+    for number, size in enumerate([(48, 24)] * 6 + [(32, 34)] * 4 + [(24, 48)] * 4 + [(48, 24)]):
+        picture = Image.new("RGB", size, (16 * number,) * 3)
+        exif = picture.getexif()
+        if number == 14:
+            exif[ExifTags.Base.Orientation] = 6
+        picture.save(folder / f"{number:02d}.jpg", exif=exif, quality=95)
+    return folder
+
+
+BUCKETS = {"buckets": [16, [16, 32], [32, 16]], "crop_scale": 1.0}
+
+
+def names_of(batch: dict) -> list[int]:
+    return [round(float(pixels.float().mean()) / 16) for pixels in batch["pixel_values"]]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_each_batch_has_the_size_of_its_images(shapes, in_memory, monkeypatch, caplog):
+    with caplog.at_level(logging.INFO):
+        if not in_memory:  # what is not kept need not be decoded to be measured
+            monkeypatch.setattr(Images, "read", Mock(side_effect=AssertionError))
+        images = TrainingImages(data_config(shapes, in_memory=in_memory, **BUCKETS), seed=0, batch_size=4)
+        monkeypatch.undo()
+    assert "16x16 has 4 images, 16x32 has 6 images, 32x16 has 5 images" in caplog.text
+    batches = itertools.islice(training_batches(images.config, images, 0, one_rank(), 0, False), 15)
+    found = {}
+    for batch in batches:
+        found.setdefault(tuple(batch["pixel_values"].shape[2:]), []).extend(names_of(batch))
+    members = {(16, 32): range(6), (16, 16): range(6, 10), (32, 16): range(10, 15)}
+    assert {size: set(numbers) for size, numbers in found.items()} == {size: set(one) for size, one in members.items()}
+    assert max(max(Counter(numbers).values()) for numbers in found.values()) <= 6
+
+
+def test_ranks_micro_batches_and_later_starts_see_the_same_buckets(shapes):
+    images = TrainingImages(data_config(shapes, **BUCKETS), seed=0, batch_size=4)
+    again = TrainingImages(data_config(shapes, **BUCKETS), seed=0, batch_size=4)
+    whole = list(itertools.islice(training_batches(images.config, images, 0, one_rank(), 0, False), 9))
+    late = itertools.islice(training_batches(again.config, again, 0, one_rank(), 5, False), 4)
+    for one, two in zip(whole[5:], late, strict=True):
+        assert torch.equal(one["pixel_values"], two["pixel_values"])
+    splits = (BatchSplit(batch_size=4, micro_batch_size=1, rank=rank, num_ranks=2) for rank in range(2))
+    parts = [list(itertools.islice(training_batches(again.config, again, 0, one, 0, False), 18)) for one in splits]
+    for step, batch in enumerate(whole):
+        of_step = [part["pixel_values"] for rank in parts for part in rank[2 * step : 2 * step + 2]]
+        assert sorted(map(bytes, torch.cat(of_step).numpy())) == sorted(map(bytes, batch["pixel_values"].numpy()))
+
+
+@pytest.mark.parametrize("broken", [b"no picture", "cut"])
+def test_undecodable_images_of_buckets_are_counted_and_replaced(shapes, broken):
+    """One whose file does not even say its size, and one that does."""
+    file = shapes / "07.jpg"
+    file.write_bytes(file.read_bytes()[:-200] if broken == "cut" else broken)
+    images = TrainingImages(data_config(shapes, **BUCKETS), seed=0, batch_size=4)
+    batches = list(itertools.islice(training_batches(images.config, images, 0, one_rank(), 0, False), 15))
+    assert all(7 not in names_of(batch) for batch in batches)
+    assert 2 <= sum(int(batch["undecodable"].sum()) for batch in batches) <= 6
+
+
+def test_pictures_in_memory_are_large_enough_for_every_size(shapes):
+    config = data_config(shapes, in_memory=True, buckets=[16, [16, 32]], crop_scale=0.8)
+    sizes = {picture.shape[:2] for picture in TrainingImages(config, seed=0, batch_size=4).decoded}
+    # 0.8 of the largest part of each shape has at least the pixels of the crop, where the picture itself has them.
+    assert sizes == {(20, 40), (34, 32), (48, 24)}
+    square_only = TrainingImages(data_config(shapes, in_memory=True, crop_scale=0.8), seed=0)
+    assert {picture.shape[:2] for picture in square_only.decoded} == {(20, 40), (21, 20), (40, 20)}
+
+
+def test_validation_has_all_images_at_every_size(shapes):
+    config = DataConfig(train=["x"], validation=[str(shapes)], image_size=16, validation_images=7, **BUCKETS)
+    crops = load_validation(config)
+    assert {size: tuple(of_size.shape) for size, of_size in crops.items()} == {
+        (16, 16): (7, 3, 16, 16),
+        (16, 32): (7, 3, 16, 32),
+        (32, 16): (7, 3, 32, 16),
+    }
+    assert [names_of({"pixel_values": of_size}) for of_size in crops.values()] == [list(range(7))] * 3
 
 
 def test_parquet_and_package_sources(shades, tmp_path):
@@ -177,7 +294,7 @@ def test_names_do_not_reach_the_terminal_as_they_are(tmp_path, caplog):
 def test_validation_takes_the_first_centre_crops(shades):
     (shades / "01.png").write_bytes(b"no picture")
     config = DataConfig(train=["x"], validation=[str(shades)], image_size=16, validation_images=3)
-    crops = load_validation(config)
+    (crops,) = load_validation(config).values()
     assert crops.shape == (3, 3, 16, 16)
     assert crops[:, 0, 0, 0].tolist() == [0, 40, 60]
 

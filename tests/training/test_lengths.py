@@ -63,7 +63,7 @@ def test_it_learns_the_models_scores_and_promises_them(config, fields, finished,
     run = config("lengths", **fields)
     train(run)
     model = ALITModel.from_pretrained(tmp_path / "lengths" / "model")
-    held_out = load_validation(run.data).float() / 255
+    held_out = load_validation(run.data)[32, 32].float() / 255
     true = true_logs(model, held_out)
 
     spread = (true - true.mean(dim=0)).square().mean().sqrt()
@@ -84,6 +84,20 @@ def test_it_learns_the_models_scores_and_promises_them(config, fields, finished,
     before, after = (load_file(f"{folder}/model.safetensors") for folder in (finished, tmp_path / "lengths" / "model"))
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
     assert all(name.startswith("length_predictor.") for name in set(after) - set(before))
+
+
+def test_a_predictor_for_another_size_is_of_a_model_of_that_size(config, fields, finished, tmp_path):
+    fields |= {"optimization__max_steps": 3, "data__image_size": [24, 40]}
+    train(config("lengths", **fields))
+    model = ALITModel.from_pretrained(tmp_path / "lengths" / "model")
+    assert model.config.image_height_width == (24, 40)
+    assert len(model.config.length_shortfalls) == 24
+    with torch.no_grad():
+        code = model.encode(torch.rand(2, 3, 24, 40), threshold=1.0, confidence=0.9)
+    assert code.score_is_bound.all()
+    before, after = (load_file(f"{folder}/model.safetensors") for folder in (finished, tmp_path / "lengths" / "model"))
+    changed = {name for name, weight in before.items() if not torch.equal(after[name], weight)}
+    assert changed == {"embeddings.position_embeddings", "decoder.position_embeddings"}
 
 
 def test_a_resumed_run_equals_one_that_went_through(config, fields, tmp_path):

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from diffusers import VQModel
+from PIL import Image
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +26,7 @@ from training.engine.monitoring import Display, NonFiniteLossError
 from training.images.batches import UndecodableImagesError
 from training.stages.base import BaseStage
 from training.stages.distill import DistillStage
+from training.stages.finetune import FinetuneStage
 
 
 @pytest.fixture
@@ -85,6 +87,12 @@ CASES = {
     "distill": {"optimization__micro_batch_size": 2},
     "fixed": {"data__streaming": True, "data__in_memory": False, "data__shuffle_buffer": 7},
     "finetune": {"loss__adversarial_weight": 0.5, "loss__discriminator_layers": 1, "loss__revive_every": 2},
+    "finetune with buckets": {
+        "data__buckets": [32, [32, 48], [48, 32]],
+        "data__crop_scale": 0.5,
+        "loss__adversarial_weight": 0.5,
+        "loss__discriminator_layers": 1,
+    },
     # The codebook set at step 8 clusters latents from before and after the checkpoint at step 6.
     "distill with Muon": {
         "optimization__optimizer": "muon",
@@ -441,12 +449,45 @@ def test_validation_scores_the_average(config, photo_folder, scalars, monkeypatc
     trainer = Trainer(config("base", **fields))
     trainer.run()
     found = scalars[3]["validation/l1"]
-    assert trainer.held_out.shape == (5, 3, 32, 32)
+    (held_out,) = trainer.held_out.values()
+    assert held_out.shape == (5, 3, 32, 32)
     model = VQModel.from_pretrained(Path(trainer.config.output_dir) / "model").eval()
-    originals = trainer.held_out.float() / 255
+    originals = held_out.float() / 255
     with torch.no_grad():
         reconstruction = model(originals).sample.clamp(0, 1)
     assert found == pytest.approx(float((reconstruction - originals).abs().mean()), rel=1e-4)
+    trainer.close()
+
+
+def test_a_run_with_buckets_trains_on_all_and_validates_at_each(
+    config, tmp_path, photo_folder, first_model, scalars, monkeypatch
+):
+    """Its pictures of the other sizes are those of the saved model with `interpolate_pos_encoding`."""
+    seen = []
+    original = FinetuneStage.training_loss
+    monkeypatch.setattr(
+        FinetuneStage,
+        "training_loss",
+        lambda self, pixel_values: (seen.append(tuple(pixel_values.shape[2:])), original(self, pixel_values))[1],
+    )
+    fields = {"data__buckets": [[48, 32], 32, [32, 48]], "data__validation": [str(photo_folder)]}
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number, size in enumerate([(56, 48), (30, 50), (50, 30)] * 4):
+        Image.linear_gradient("L").resize(size).convert("RGB").save(photos / f"{number:02d}.png")
+    run = config("finetune", init_from=first_model, data__train=[str(photos)], data__validation_images=4, **fields)
+    trainer = Trainer(run)
+    trainer.run()
+    assert set(seen) == {(32, 32), (48, 32), (32, 48)}
+    model = ALITModel.from_pretrained(tmp_path / "finetune" / "model").eval()
+    assert model.config.image_height_width == (32, 32)
+    for size, name in (((32, 32), "validation"), ((48, 32), "validation-48x32"), ((32, 48), "validation-32x48")):
+        originals = trainer.held_out[size].float() / 255
+        with torch.no_grad():
+            (*_, last) = model.rollouts(originals, interpolate_pos_encoding=True)
+        expected = float((last.reconstruction.clamp(0, 1) - originals).abs().mean())
+        assert scalars[6][f"{name}/l1/{last.num_tokens}"] == pytest.approx(expected, rel=1e-4)
+    assert Image.open(tmp_path / "finetune" / "pictures" / "00000006.png").width == 5 * 32
     trainer.close()
 
 

@@ -87,7 +87,10 @@ def sequence(values, tmp_path) -> dict:
                 "loss": {"halting": False, "revive_every": 0},
                 "data": {"cached_crops": 2},
             },
-            "finetune": {"loss": {"perceptual_net": "alex"} | adversarial},
+            "finetune": {
+                "loss": {"perceptual_net": "alex"} | adversarial,
+                "data": {"image_size": [32, 48], "buckets": [[32, 48], 32]},
+            },
         },
     }
 

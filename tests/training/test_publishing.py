@@ -668,6 +668,18 @@ def test_the_card_states_what_the_run_measured(run_config, model_folder, stage):
     assert REPO in text
 
 
+def test_the_card_states_every_size(run_config, model_folder):
+    sizes = {"data__image_size": [24, 40], "data__buckets": [32, [24, 40]], "data__validation": ["held-out.parquet"]}
+    config = run_config("finetune", init_from="org/first-stage", **sizes)
+    scores = {name: (value, 300) for name, value in SCORES.items()}
+    card = card_of(config, model_folder, **scores, **{"validation-32x32/l1/4": (0.3125, 300)}, loss=(1.25, 300))
+    assert "centre crops of 40 × 24 pixels.\n\n| tokens | L1 | PSNR |" in card.text
+    at_the_other = card.text[card.text.index("The same images at 32 × 32 pixels") :]
+    assert "\n\n| tokens | L1 |\n| --- | --- |\n| 4 | 0.3125 |\n\nL1 is" in at_the_other
+    assert len(card.data.eval_results) == 4
+    assert "validation-32x32" not in card.text
+
+
 def test_the_card_without_measurements_claims_none(run_config, model_folder):
     card = card_of(run_config(), model_folder)
     assert "has measured nothing" in card.text

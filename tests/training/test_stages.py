@@ -5,10 +5,12 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL, VQModel
+from PIL import Image
 from random_lpips import random_lpips
 from safetensors.torch import load_file
 
-from alit_hf import ALITModel
+from alit_hf import ALITImageProcessor, ALITModel
 from alit_hf.conversion import load_original
 from training.configuration import OptimizationConfig
 from training.engine.optimization import optimizers
@@ -19,6 +21,7 @@ from training.stages.registry import STAGES
 
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "alit_vqgan_quantized"
+HALF_AS_DEEP = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
 
 
 @pytest.fixture
@@ -622,10 +625,126 @@ def test_a_missing_or_foreign_start_is_named(build, tmp_path, vq_base):
         build("distill", init_from=str(tmp_path))
 
 
-def test_finetuning_at_another_size_is_refused(build, tmp_path):
+@pytest.mark.parametrize("size", [48, [32, 40]])
+def test_finetuning_starts_from_a_model_of_another_size(build, tmp_path, size):
+    """By its position tables, interpolated once as `interpolate_pos_encoding` does in every call."""
+    before = build("finetune").model
+    before.set_length_criterion("l1")
+    before.save_pretrained(tmp_path / "first")
+    model = build("finetune", init_from=str(tmp_path / "first"), data__image_size=size).model
+    assert model.config.image_size == size
+    height, width = model.config.image_height_width
+    pixel_values = torch.rand(2, 3, height, width)
+    one, two = (each.eval()(pixel_values, interpolate_pos_encoding=True) for each in (before, model))
+    assert torch.equal(one.token_ids, two.token_ids)
+    torch.testing.assert_close(two.reconstruction, one.reconstruction)
+    assert model.decoder.position_embeddings.shape == (1, 1 + height * width // 16, 32)
+    others = {name: value for name, value in model.state_dict().items() if "position_embeddings" not in name}
+    assert all(torch.equal(value, before.state_dict()[name]) for name, value in others.items())
+
+
+def test_a_model_of_another_size_says_so_where_it_is_saved(build, tmp_path):
     build("finetune")
-    with pytest.raises(ValueError, match=r"`data.image_size` is 64"):
-        build("finetune", init_from=str(tmp_path / "first"), data__image_size=64)
+    stage = build("finetune", init_from=str(tmp_path / "first"), data__image_size=[32, 40])
+    stage.save_pretrained(str(tmp_path / "saved"), stage.model.state_dict())
+    assert ALITModel.from_pretrained(tmp_path / "saved").config.image_height_width == (32, 40)
+    processor = ALITImageProcessor.from_pretrained(tmp_path / "saved")
+    assert processor(Image.new("RGB", (90, 70)), return_tensors="pt").pixel_values.shape == (1, 3, 32, 40)
+
+
+@pytest.mark.parametrize("base", ["vq_base", "kl_base"])
+def test_finetuning_may_replace_the_base(build, tmp_path, request, base):
+    """By one with a decoder of another size, too: what ALIT sees of it is the same."""
+    start = request.getfixturevalue(base)
+    build("distill", init_from=start).model.save_pretrained(tmp_path / "first")
+    torch.manual_seed(2)
+    kind = VQModel if base == "vq_base" else AutoencoderKL
+    kind.from_config({**kind.load_config(start), "layers_per_block": 2}).save_pretrained(tmp_path / "other")
+    stage = build("finetune", init_from=str(tmp_path / "first"), base_from=str(tmp_path / "other"))
+    stage.save_pretrained(str(tmp_path / "saved"), stage.model.state_dict())
+    model = ALITModel.from_pretrained(tmp_path / "saved")
+    other = kind.from_pretrained(tmp_path / "other").state_dict()
+    assert all(torch.equal(value, other[name]) for name, value in model.base_tokenizer.model.state_dict().items())
+    first = ALITModel.from_pretrained(tmp_path / "first").state_dict()
+    kept = [name for name in first if not name.startswith("base_tokenizer.")]
+    assert all(torch.equal(model.state_dict()[name], first[name]) for name in kept)
+    assert gradients(stage, torch.rand(2, 3, 32, 32))["model.base_tokenizer.model.decoder.conv_in.weight"].any()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"block_out_channels": [8, 16], **HALF_AS_DEEP}, "the downsampling factor of the one .*, 4, it has 2"),
+        ({"vq_embed_dim": 6}, "the number of latent channels of the one .*, 4, it has 6"),
+        ({"num_vq_embeddings": 32}, "the number of codes of the one .*, 16, it has 32"),
+    ],
+)
+def test_a_base_that_does_not_fit_is_refused_before_any_work(build, config, tmp_path, vq_base, fields, message):
+    build("finetune")
+    VQModel.from_config({**VQModel.load_config(vq_base), **fields}).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=f"`base_from` is .*{message}"):
+        config("finetune", init_from=str(tmp_path / "first"), base_from=str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data__image_size": 50}, r"`data\.image_size` has the size 50: .*multiple of `patch_size` \(4\)"),
+        ({"data__image_size": [32, 50]}, r"`data\.image_size` has the size \[32, 50\]: .*multiple"),
+        ({"data__buckets": [32, [24, 50]]}, r"`data\.buckets` has the size \[24, 50\]: .*multiple of `patch_size`"),
+        ({"data__buckets": [[24, 40], [40, 24]]}, r"`data\.buckets` is .* with `data\.image_size`, \(32, 32\), in it"),
+        ({"data__buckets": [32, [32, 32]]}, r"`data\.buckets` is .* sizes that differ"),
+        (
+            {"data__buckets": [32, [24, 40, 3]]},
+            r"`data\.buckets` is \[24, 40, 3\], it must be one number",
+        ),
+        ({"data__buckets": 32, "data__streaming": True, "data__in_memory": False}, "empty for a stream"),
+        ({"base_from": "nowhere"}, "`base_from` is 'nowhere', it must be the base tokenizer"),
+    ],
+)
+def test_sizes_and_bases_that_cannot_be_are_refused_before_any_work(build, config, tmp_path, fields, message):
+    build("finetune")
+    with pytest.raises(ValueError, match=message):
+        config("finetune", init_from=str(tmp_path / "first"), **fields)
+
+
+def test_a_base_is_no_model_to_finetune(config, vq_base):
+    with pytest.raises(ValueError, match=r"`init_from` is .*, it must be an ALIT model, its type is None"):
+        config("finetune", init_from=vq_base)
+
+
+@pytest.mark.parametrize("name", ["base", "distill", "fixed", "lengths"])
+@pytest.mark.parametrize(("field", "value"), [("data__buckets", [32, [24, 40]]), ("base_from", "base")])
+def test_other_stages_take_neither_buckets_nor_another_base(config, name, field, value):
+    with pytest.raises(ValueError, match=f"`{field.replace('__', '.')}` is .*, it must be empty in stage {name}"):
+        config(name, **{field: value}, **({"loss": {}} if name == "lengths" else {}))
+
+
+@pytest.mark.parametrize("name", ["base", "distill"])
+def test_other_stages_take_any_one_size(build, name):
+    stage = build(name, data__image_size=[32, 48])
+    loss, _ = stage.training_loss(torch.rand(2, 3, 32, 48))
+    assert loss.isfinite()
+    if name == "distill":
+        assert stage.model.config.image_height_width == (32, 48)
+        assert stage.frozen_outputs(torch.rand(1, 3, 32, 48)).shape[1:] == stage.frozen_shape
+
+
+@pytest.mark.parametrize("name", ["base", "finetune"])
+def test_sizes_that_lpips_cannot_see_are_refused(build, name):
+    with pytest.raises(ValueError, match=r"`data\.image_size` is \[48, 24\], it must be at least 31 on each side"):
+        build(name, data__image_size=[48, 24])
+    build(name, data__image_size=[48, 24], loss__perceptual_weight=0)
+
+
+def test_a_bucket_that_lpips_cannot_see_is_refused(build):
+    with pytest.raises(ValueError, match=r"`data\.buckets` is .*, it must be at least 31 on each side"):
+        build("finetune", data__buckets=[32, [24, 48]])
+
+
+def test_a_base_to_continue_has_its_size_checked_too(build, vq_base):
+    with pytest.raises(ValueError, match=r"`data\.image_size` is 50, it must be a multiple of 4"):
+        build("base", init_from=vq_base, model={}, data__image_size=50)
 
 
 def test_a_finetuned_stage_saves_what_it_is_given(build, tmp_path):

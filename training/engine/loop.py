@@ -128,14 +128,16 @@ class Trainer:
         self.publisher = Publisher(config) if config.push_to_hub and accelerator.is_main_process else None
 
         # First, as decoding all training images can take long.
-        self.held_out = load_validation(config.data) if config.data.validation else None
+        self.held_out = load_validation(config.data) if config.data.validation else {}
         images = None
         self.max_steps, self.warmup_steps = settings.max_steps, settings.warmup_steps
         if config.data.streaming:
             # The batches open it again, but a wrong source is to be found before anything is written.
             open_source(config.data, "train", open_rows)
         else:
-            images = TrainingImages(config.data, config.seed, show_progress=accelerator.is_local_main_process)
+            images = TrainingImages(
+                config.data, config.seed, settings.batch_size, show_progress=accelerator.is_local_main_process
+            )
             steps_per_epoch = max(1, len(images) // settings.batch_size)
             self.max_steps = self.max_steps or settings.epochs * steps_per_epoch
             self.warmup_steps = self.warmup_steps or settings.warmup_epochs * steps_per_epoch
@@ -211,17 +213,12 @@ class Trainer:
                 finished = self.share_done >= 1
                 if finished or _is_time(progress.steps, every.log_every):
                     self._show(self._scalars(), display)
-                if self.held_out is not None and (finished or _is_time(progress.steps, every.validate_every)):
+                if self.held_out and (finished or _is_time(progress.steps, every.validate_every)):
+                    self._validate(display)
+                if self.held_out and (finished or _is_time(progress.steps, every.pictures_every)):
                     with self.average.applied():
-                        scores = validation_scores(
-                            self.wrapped, self.stage, self.held_out, self.split.micro_batch_size, self.accelerator
-                        )
-                    scores = self.stage.validation(scores, len(self.held_out))
-                    self._show({f"validation/{name}": value for name, value in scores.items()}, display)
-                    self._warn(self.stage.warnings(scores, len(self.held_out)))
-                if self.held_out is not None and (finished or _is_time(progress.steps, every.pictures_every)):
-                    with self.average.applied():
-                        columns = picture_columns(self.wrapped, self.held_out[:_PICTURES], self.accelerator)
+                        images = self.held_out[self.config.data.height_width][:_PICTURES]
+                        columns = picture_columns(self.wrapped, images, self.accelerator)
                     display.pictures(columns, progress.steps)
                 if finished or interrupted or _is_time(progress.steps, every.checkpoint_every):
                     self.window.check_finite()
@@ -248,6 +245,18 @@ class Trainer:
         # Loaders' workers and wrapped modules must be gone before the process group is.
         del self.batches, self.wrapped, self.optimizers, self.opponent, self.checkpointer
         self.accelerator.free_memory()
+
+    def _validate(self, display: Display) -> None:
+        """Scores all held-out images at each size."""
+        for size, images in self.held_out.items():
+            with self.average.applied():
+                scores = validation_scores(
+                    self.wrapped, self.stage, images, self.split.micro_batch_size, self.accelerator
+                )
+            scores = self.stage.validation(scores, len(images))
+            prefix = self.config.data.validation_prefix(size)
+            self._show({prefix + name: value for name, value in scores.items()}, display)
+            self._warn(self.stage.warnings(scores, len(images)))
 
     def _show(self, values: dict[str, float], display: Display) -> None:
         display.scalars(values, self.progress.steps)

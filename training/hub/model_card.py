@@ -24,11 +24,11 @@ from ..configuration import TrainingConfig, config_to_dict
 
 TEMPLATE = Path(__file__).parents[2] / "model_cards" / "TEMPLATE.md"
 
-_VALIDATION = "validation/"
+_VALIDATION = "validation"
 _LABELS = {"l1": "L1", "psnr": "PSNR", "lpips": "LPIPS", "r2": "R²", "spread": "spread", "ids": "different ids"}
 _LPIPS_NETWORKS = {"vgg": "VGG16", "alex": "AlexNet"}
 # They say what a run was; others say where it happened.
-_PUBLIC_FIELDS = ("stage", "init_from", "seed", "model", "loss", "data", "optimization", "logging")
+_PUBLIC_FIELDS = ("stage", "init_from", "base_from", "seed", "model", "loss", "data", "optimization", "logging")
 _PASSING_VALUES = ("undecodable", "learning_rate")
 
 
@@ -42,7 +42,8 @@ class RunRecord:
         seconds: training time.
         undecodable: images that were skipped.
         values: the latest value of each logged scalar, with the step at which it was logged. Scores on held-out images
-            are named `validation/SCORE` or `validation/SCORE/TOKENS`.
+            are named `validation/SCORE` or `validation/SCORE/TOKENS`, those at other sizes than the model's begin as
+            `DataConfig.validation_prefix` says.
     """
 
     steps: int
@@ -50,13 +51,12 @@ class RunRecord:
     undecodable: int = 0
     values: dict[str, tuple[float, int]] = field(default_factory=dict)
 
-    @property
-    def scores(self) -> dict[str, tuple[float, int]]:
-        """The finite scores on held-out images, by their names without `validation/`."""
+    def scores(self, prefix: str) -> dict[str, tuple[float, int]]:
+        """The finite scores whose names begin so, by the rest of their names."""
         return {
-            name.removeprefix(_VALIDATION): value
+            name.removeprefix(prefix): value
             for name, value in self.values.items()
-            if name.startswith(_VALIDATION) and math.isfinite(value[0])
+            if name.startswith(prefix) and math.isfinite(value[0])
         }
 
     @property
@@ -87,8 +87,9 @@ def model_card(config: TrainingConfig, model_folder: Path, record: RunRecord) ->
     fields = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
     base = config.stage == "base"
     lengths = [] if base else [fields["tokens_per_rollout"] * (k + 1) for k in range(fields["max_rollouts"])]
-    scores, logged = record.scores, record.logged
     data = config.data
+    scores, *at_other_sizes = (record.scores(data.validation_prefix(size)) for size in data.sizes)
+    logged = record.logged
     metadata = ModelCardData(
         license="apache-2.0",
         library_name="diffusers" if base else "transformers",
@@ -105,16 +106,22 @@ def model_card(config: TrainingConfig, model_folder: Path, record: RunRecord) ->
         template_path=str(TEMPLATE),
         model_id=config.hub_model_id,
         stage=config.stage,
-        image_size=data.image_size,
+        image_height=data.height_width[0],
+        image_width=data.height_width[1],
         lengths=lengths,
         quantize=fields.get("quantize", True),
         results=_results_table(scores),
+        other_results={
+            f"{width} × {height}": _results_table(of_size)
+            for (height, width), of_size in zip(data.sizes[1:], at_other_sizes, strict=True)
+        },
         scored_at=max((step for _, step in scores.values()), default=0),
         validation_images=data.validation_images,
         validation=_sources(data.validation, data.validation_split),
         lpips=_LPIPS_NETWORKS[config.loss.perceptual_net] if any("lpips" in name for name in scores) else "",
         model_table=_model_table(fields, lengths, model_folder),
         init_from=_without_folders(config.init_from),
+        base_from=_without_folders(config.base_from),
         data=_sources(data.train, data.split),
         images_seen=f"{record.steps * config.optimization.batch_size:,}",
         undecodable=record.undecodable,

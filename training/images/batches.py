@@ -4,7 +4,8 @@ import itertools
 import logging
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -21,7 +22,8 @@ from alit_hf.data.picture_cells import fetch, read_picture
 from alit_hf.data.sources import is_on_hub
 from alit_hf.utils.error_reason import reason
 
-from ..configuration import DataConfig
+from ..configuration import DataConfig, size_name
+from .buckets import Buckets
 
 
 logger = logging.getLogger(__name__)
@@ -65,45 +67,62 @@ def open_source(config: DataConfig, part: Literal["train", "validation"], open_a
     return opened
 
 
-def center_crop(picture: Image.Image, size: int) -> np.ndarray:
-    """The centre square resized to `size` pixels, uint8 `(size, size, 3)`."""
-    side = min(picture.size)
-    left, top = (picture.width - side) / 2, (picture.height - side) / 2
-    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)))
+def center_crop(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """The largest centre part of the aspect ratio of `size` (height, width), resized to it, uint8 `(*size, 3)`."""
+    height, width = _largest_part(picture, size)
+    left, top = (picture.width - width) / 2, (picture.height - height) / 2
+    return _resized(picture, size, (left, top, left + width, top + height))
 
 
-def random_crop(picture: Image.Image, config: DataConfig, place: tuple[int, ...]) -> np.ndarray:
+def random_crop(picture: Image.Image, size: tuple[int, int], config: DataConfig, place: tuple[int, ...]) -> np.ndarray:
     """
-    A random square resized to `image_size` pixels, uint8 `(image_size, image_size, 3)`, mirrored half of the time and
-    seeded by `place`.
+    A random part of the aspect ratio of `size` (height, width), resized to it, uint8 `(*size, 3)`, mirrored half of
+    the time and seeded by `place`.
     """
     random = np.random.default_rng(place)
-    side = min(picture.size) * random.uniform(config.crop_scale, 1)
-    left, top = random.uniform(0, picture.width - side), random.uniform(0, picture.height - side)
-    size = (config.image_size, config.image_size)
-    pixels = np.asarray(picture.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)))
+    scale = random.uniform(config.crop_scale, 1)
+    height, width = (side * scale for side in _largest_part(picture, size))
+    left, top = random.uniform(0, picture.width - width), random.uniform(0, picture.height - height)
+    pixels = _resized(picture, size, (left, top, left + width, top + height))
     return pixels[:, ::-1] if config.flip and random.random() < 0.5 else pixels
+
+
+def _largest_part(picture: Image.Image, size: tuple[int, int]) -> tuple[float, float]:
+    """(height, width) of the largest part of a picture that has the aspect ratio of `size`."""
+    height, width = size
+    return min(picture.height, picture.width * height / width), min(picture.width, picture.height * width / height)
+
+
+def _resized(picture: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
+    height, width = size
+    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
 def _as_tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def load_validation(config: DataConfig) -> torch.Tensor:
-    """The first `validation_images` centre crops that can be decoded, uint8 `(B, 3, image_size, image_size)`."""
-    crops, first_error = [], None
+def load_validation(config: DataConfig) -> dict[tuple[int, int], torch.Tensor]:
+    """
+    The first `validation_images` images that can be decoded: centre crops of each of the run's sizes (height, width),
+    each uint8 `(B, 3, height, width)`.
+    """
+    crops, first_error = {size: [] for size in config.sizes}, None
     images = open_source(config, "validation", open_images)
     for number in range(len(images)):
-        if len(crops) == config.validation_images:
+        if len(crops[config.height_width]) == config.validation_images:
             break
         try:
-            crops.append(center_crop(images.read(number), config.image_size))
+            picture = images.read(number)
         except (OSError, ValueError) as error:
             logger.warning("Validation image skipped: %s", reason(error))
             first_error = first_error or error
-    if not crops:
+            continue
+        for size, of_size in crops.items():
+            of_size.append(_as_tensor(center_crop(picture, size)))
+    if not crops[config.height_width]:
         raise _no_images("data.validation", config.validation, first_error)
-    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
+    return {size: torch.stack(of_size) for size, of_size in crops.items()}
 
 
 def _no_images(name: str, source: list[str], first_error: Exception) -> ValueError:
@@ -111,9 +130,10 @@ def _no_images(name: str, source: list[str], first_error: Exception) -> ValueErr
     return ValueError(f"`{name}` is {source}, it must have images that can be decoded, the first one cannot: {why}.")
 
 
-def _thumbnail(picture: Image.Image, shorter_side: int) -> np.ndarray:
-    """The picture reduced, but never enlarged, to that shorter side, uint8 `(height, width, 3)`."""
-    scale = min(1.0, shorter_side / min(picture.size))
+def _reduced(picture: Image.Image, config: DataConfig) -> np.ndarray:
+    """The picture reduced as far as no crop has to be enlarged for it, uint8 `(height, width, 3)`."""
+    scales = (round(size[0] / config.crop_scale) / _largest_part(picture, size)[0] for size in config.sizes)
+    scale = min(1.0, max(scales))
     size = tuple(max(1, round(side * scale)) for side in picture.size)
     return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
 
@@ -122,62 +142,93 @@ class TrainingImages(Dataset):
     """
     Random crops indexed by *position*: how many images the run draws before this one, over all epochs and ranks.
 
-    The image at a position and its crop depend only on the seed and the position. So a resumed run, another number of
-    ranks or workers, and another order of workers all see the same images. With `cached_crops` the crop depends on the
-    seed, the image and the epoch: epochs cycle through an image's fixed crops.
+    The image at a position and its crop depend only on the seed, the batch size and the position. So a resumed run,
+    another number of ranks or workers, and another order of workers all see the same images. All images of a step have
+    one size, see [`Buckets`]. With `cached_crops` the crop depends on the seed, the image and the epoch: epochs cycle
+    through an image's fixed crops.
 
-    An item is `{"pixel_values": uint8 (3, image_size, image_size), "undecodable": int}`, and with a cache
-    `"frozen": (…)`; if an image cannot be decoded, the next one of the epoch takes its place.
+    An item is `{"pixel_values": uint8 (3, height, width), "undecodable": int}`, and with a cache `"frozen": (…)`; if
+    an image cannot be decoded, the next one of its bucket and epoch takes its place.
+
+    Args:
+        config: of the data.
+        seed: of the run.
+        batch_size: images per step, over all ranks.
+        show_progress: whether to show how far work at the start is.
 
     Raises:
         `UndecodableImagesError`: with `in_memory`, at construction.
     """
 
-    def __init__(self, config: DataConfig, seed: int, show_progress: bool = False):
+    def __init__(self, config: DataConfig, seed: int, batch_size: int = 1, show_progress: bool = False):
         self.config = config
         self.seed = seed
         self.images = open_source(config, "train", open_images)
         self.frozen: Callable[[int, int], torch.Tensor] | None = None
         """Returns the frozen part's outputs for an image's fixed crop, given both indices; None without a cache."""
-        self.decoded = self._decode_all(show_progress) if config.in_memory else None
-        self._epoch_order = (-1, np.empty(0, dtype=np.int64))
+        self.decoded: list[np.ndarray] | None = None
+        if config.in_memory:
+            self.decoded, aspect_ratios = self._decode_all(show_progress)
+        elif len(config.sizes) > 1:
+            aspect_ratios = self._measure_all(show_progress)
+        else:
+            aspect_ratios = np.full(len(self.images), np.nan)
+        self.buckets = Buckets(config.sizes, aspect_ratios, batch_size, seed)
+        if config.buckets:
+            logger.info("data.buckets, height x width: %s", self.buckets)
 
-    def _decode_all(self, show_progress: bool) -> list[np.ndarray]:
-        shorter_side = round(self.config.image_size / self.config.crop_scale)
-        decoded, undecodable, first_error = [], 0, None
-        for number in trange(
-            len(self.images), desc="decoding", unit="image", disable=not show_progress, mininterval=5
-        ):
+    def _decode_all(self, show_progress: bool) -> tuple[list[np.ndarray], np.ndarray]:
+        """The images that can be decoded, and their height / width."""
+        decoded, aspect_ratios, undecodable, first_error = [], [], 0, None
+        for number in self._numbers("decoding", show_progress):
             try:
-                decoded.append(_thumbnail(self.images.read(number), shorter_side))
+                picture = self.images.read(number)
             except (OSError, ValueError) as error:
                 undecodable += 1
                 first_error = first_error or error
                 logger.warning("Image %d of the training data skipped: %s", number, reason(error))
+            else:
+                decoded.append(_reduced(picture, self.config))
+                aspect_ratios.append(picture.height / picture.width)
         check_undecodable(undecodable, len(self.images), self.config.max_undecodable)
         if not decoded:
             raise _no_images("data.train", self.config.train, first_error)
-        return decoded
+        return decoded, np.array(aspect_ratios)
+
+    def _measure_all(self, show_progress: bool) -> np.ndarray:
+        """height / width of the images, NaN where a file does not say it."""
+        aspect_ratios = np.full(len(self.images), np.nan)
+        for number in self._numbers("measuring", show_progress):
+            # Said and counted when the run comes to it.
+            with suppress(OSError, ValueError):
+                width, height = self.images.size(number)
+                aspect_ratios[number] = height / width
+        return aspect_ratios
+
+    def _numbers(self, doing: str, show_progress: bool) -> Iterable[int]:
+        return trange(len(self.images), desc=doing, unit="image", disable=not show_progress, mininterval=5)
 
     def __len__(self) -> int:
         """Images in an epoch."""
         return len(self.images if self.decoded is None else self.decoded)
 
     def __getitem__(self, position: int) -> dict:
-        epoch, place = divmod(position, len(self))
-        order = self._order(epoch)
-        for undecodable in range(len(self)):
+        bucket, number, size = self.buckets.place(position)
+        num_images = len(self.buckets.images[bucket])
+        epoch, place = divmod(number, num_images)
+        order = self.buckets.order(bucket, epoch)
+        for undecodable in range(num_images):
             try:
-                item = self._item(int(order[(place + undecodable) % len(self)]), epoch, position)
+                item = self._item(int(order[(place + undecodable) % num_images]), epoch, position, size)
             except ValueError as error:
                 logger.warning("Image at position %d skipped: %s", position + undecodable, reason(error))
             else:
                 return {**item, "undecodable": undecodable}
-        raise UndecodableImagesError(f"None of the {len(self)} training images can be decoded.")
+        raise UndecodableImagesError(f"None of the {num_images} training images at {size_name(size)} can be decoded.")
 
-    def _item(self, index: int, epoch: int, position: int) -> dict[str, torch.Tensor]:
+    def _item(self, index: int, epoch: int, position: int, size: tuple[int, int]) -> dict[str, torch.Tensor]:
         if not self.config.cached_crops:
-            crop = random_crop(self.picture(index), self.config, (self.seed, 1, position))
+            crop = random_crop(self.picture(index), size, self.config, (self.seed, 1, position))
             return {"pixel_values": _as_tensor(crop)}
         crop = epoch % self.config.cached_crops
         frozen = {} if self.frozen is None else {"frozen": self.frozen(index, crop)}
@@ -193,13 +244,9 @@ class TrainingImages(Dataset):
             raise ValueError(str(error)) from error
 
     def fixed_crop(self, picture: Image.Image, index: int, crop: int) -> torch.Tensor:
-        """One of an image's `cached_crops` crops, uint8 `(3, image_size, image_size)`."""
-        return _as_tensor(random_crop(picture, self.config, (self.seed, 3, index, crop)))
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if self._epoch_order[0] != epoch:
-            self._epoch_order = (epoch, np.random.default_rng((self.seed, 0, epoch)).permutation(len(self)))
-        return self._epoch_order[1]
+        """One of an image's `cached_crops` crops, uint8 `(3, height, width)`."""
+        place = (self.seed, 3, index, crop)
+        return _as_tensor(random_crop(picture, self.config.height_width, self.config, place))
 
 
 class RankPositions(Sampler[list[int]]):
@@ -268,10 +315,8 @@ class StreamedImages(IterableDataset):
                 continue
             for late in range(undecodable, -1, -1):
                 place = (self.seed, 2, self.split.rank, number, slot - late)
-                yield {
-                    "pixel_values": _as_tensor(random_crop(picture, self.config, place)),
-                    "undecodable": int(late > 0),
-                }
+                crop = random_crop(picture, self.config.height_width, self.config, place)
+                yield {"pixel_values": _as_tensor(crop), "undecodable": int(late > 0)}
             undecodable = 0
 
     def _endless_rows(self) -> Iterator[dict]:

@@ -231,7 +231,7 @@ class _FixedCrops(Dataset):
             picture = self.images.picture(image)
         except ValueError:
             # Logged when the run comes to it, and left out of what is written.
-            nothing = torch.zeros(config.cached_crops, 3, config.image_size, config.image_size, dtype=torch.uint8)
+            nothing = torch.zeros(config.cached_crops, 3, *config.height_width, dtype=torch.uint8)
             return {"image": image, "decodable": False, "pixel_values": nothing}
         crops = [self.images.fixed_crop(picture, image, crop) for crop in range(config.cached_crops)]
         return {"image": image, "decodable": True, "pixel_values": torch.stack(crops)}

@@ -1,6 +1,8 @@
 """Shared parts of the stages that train an `ALITModel`."""
 
+import copy
 import dataclasses
+import logging
 from typing import Any
 
 import torch
@@ -8,13 +10,16 @@ from diffusers import AutoencoderKL, VQModel
 from torch import nn
 
 from alit_hf import ALITConfig, ALITImageProcessor, ALITModel
+from alit_hf.model.base_tokenizer import ALITBaseTokenizer
 
-from ..configuration import TrainingConfig, require
+from ..configuration import TrainingConfig, require, size_name
 from .adversary import Adversary
 from .codebook_care import CodebookCare
 from .loss_config import ALITLossConfig, LengthsLossConfig
 from .stage import Replaced, Stage
 
+
+logger = logging.getLogger(__name__)
 
 _GIVEN_ELSEWHERE = {"image_size": "data.image_size", "base_tokenizer_config": "init_from", "patch_size": "init_from"}
 _BASE_CLASSES = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL}
@@ -86,7 +91,7 @@ class ALITStage(Stage):
             codes = torch.nn.functional.embedding(base.codes(latents), base.codebook)
             latents = codes.transpose(1, 2).unflatten(2, latents.shape[-2:])
         columns = {"base": base.decode(latents)}
-        for rollout in self.model.rollouts(pixel_values):
+        for rollout in self.model.rollouts(pixel_values, interpolate_pos_encoding=True):
             columns[f"{rollout.num_tokens}"] = rollout.reconstruction
         return columns
 
@@ -123,48 +128,111 @@ def model_config(config: TrainingConfig) -> ALITConfig:
     Raises:
         `ValueError`: if `init_from` is not a base tokenizer, or the fields do not fit it or each other.
     """
-    try:
-        base = VQModel.load_config(config.init_from)
-    except OSError as error:
-        raise ValueError(
-            f"`init_from` is {config.init_from!r}, it must be the base tokenizer's folder or Hub id: {error}"
-        ) from error
-    name = base.get("_class_name")
-    require(name in _BASE_CLASSES, "init_from", config.init_from, f"one of {sorted(_BASE_CLASSES)}, it is {name}")
+    base = _base_config("init_from", config.init_from)
     return ALITConfig(
         **config.model,
         image_size=config.data.image_size,
-        patch_size=2 ** (len(base["block_out_channels"]) - 1),
-        base_tokenizer_config={"_class_name": name, **{key: base[key] for key in base if not key.startswith("_")}},
+        patch_size=_patch_size(base),
+        base_tokenizer_config=base,
     )
+
+
+def _base_config(field: str, source: str) -> dict[str, Any]:
+    """The `base_tokenizer_config` of the base tokenizer that a field names; reads no weights."""
+    try:
+        base = VQModel.load_config(source)
+    except OSError as error:
+        raise ValueError(
+            f"`{field}` is {source!r}, it must be the base tokenizer's folder or Hub id: {error}"
+        ) from error
+    name = base.get("_class_name")
+    require(name in _BASE_CLASSES, field, source, f"one of {sorted(_BASE_CLASSES)}, it is {name}")
+    return {"_class_name": name, **{key: base[key] for key in base if not key.startswith("_")}}
+
+
+def _patch_size(base: dict[str, Any]) -> int:
+    """Pixels per position and side of a base tokenizer's grid."""
+    return 2 ** (len(base["block_out_channels"]) - 1)
 
 
 def new_model(config: TrainingConfig) -> ALITModel:
     """An untrained `ALITModel` on the pretrained base tokenizer that `init_from` names."""
     model = ALITModel(model_config(config))
     model.set_attn_implementation(attention(config))
-    base_class = _BASE_CLASSES[model.config.base_tokenizer_config["_class_name"]]
-    base = base_class.from_pretrained(config.init_from)
-    model.base_tokenizer.model.load_state_dict(base.state_dict())
+    _load_base(model, config.init_from)
     if config.optimization.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
 
 
-def finished_model(config: TrainingConfig) -> ALITModel:
+def _load_base(model: ALITModel, source: str) -> None:
+    base_class = _BASE_CLASSES[model.config.base_tokenizer_config["_class_name"]]
+    model.base_tokenizer.model.load_state_dict(base_class.from_pretrained(source).state_dict())
+
+
+def finished_config(config: TrainingConfig) -> ALITConfig:
     """
-    The `ALITModel` that `init_from` names.
+    The configuration of the `ALITModel` that `init_from` names, with the base tokenizer of `base_from` and at the
+    run's image size; reads no weights.
 
     Raises:
-        `ValueError`: if there is none, or it has another size.
+        `ValueError`: if there is no such model or base, they do not fit each other, or not all sizes fit them.
     """
     try:
-        model = ALITModel.from_pretrained(config.init_from, attn_implementation=attention(config))
+        fields, _ = ALITConfig.get_config_dict(config.init_from)
     except OSError as error:
         raise ValueError(f"`init_from` is {config.init_from!r}, it must be an ALIT model: {error}") from error
-    size = config.data.image_size
-    expected = model.config.image_height_width
-    require((size, size) == expected, "data.image_size", size, f"the model's, {expected}")
+    kind = fields.get("model_type")
+    require(kind == ALITConfig.model_type, "init_from", config.init_from, f"an ALIT model, its type is {kind}")
+    model = ALITConfig.from_dict(fields)
+    if config.base_from:
+        base = _base_config("base_from", config.base_from)
+        replaced = copy.deepcopy(model)
+        replaced.base_tokenizer_config = base
+        for what, its, needed in (
+            ("type", replaced.base_type, model.base_type),
+            ("downsampling factor", _patch_size(base), model.patch_size),
+            ("number of latent channels", replaced.base_embed_dim, model.base_embed_dim),
+            ("number of codes", replaced.base_output_dim, model.base_output_dim),
+        ):
+            require(
+                its == needed,
+                "base_from",
+                config.base_from,
+                f"a base tokenizer with the {what} of the one that it replaces, {needed}, it has {its}",
+            )
+        model = replaced
+    for field, size in (("image_size", config.data.image_size), *(("buckets", size) for size in config.data.buckets)):
+        model.image_size = size
+        try:
+            model.validate()
+        except ValueError as error:
+            raise ValueError(f"`data.{field}` has the size {size}: {error}") from error
+    model.image_size = config.data.image_size
+    return model
+
+
+def finished_model(config: TrainingConfig) -> ALITModel:
+    """
+    The `ALITModel` that `init_from` names, with the base tokenizer of `base_from`, if that is given, and with position
+    tables interpolated to the run's image size.
+
+    Raises:
+        `ValueError`: as `finished_config`.
+    """
+    wanted = finished_config(config)
+    model = ALITModel.from_pretrained(config.init_from, attn_implementation=attention(config))
+    if config.base_from:
+        model.config.base_tokenizer_config = wanted.base_tokenizer_config
+        model.base_tokenizer = ALITBaseTokenizer(model.config)
+        _load_base(model, config.base_from)
+        logger.info("The base tokenizer is that of %s", config.base_from)
+    before = model.config.image_height_width
+    if wanted.image_height_width != before:
+        logger.info(
+            "Position tables interpolated from %s to %s pixels", size_name(before), size_name(config.data.height_width)
+        )
+    model.set_image_size(wanted.image_size)
     if config.optimization.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model

@@ -1,6 +1,7 @@
 """Stage `base`: a VQGAN tokenizer from scratch, if no pretrained one is at hand."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,18 +38,23 @@ class BaseStage(Stage):
         if config.init_from:
             require(not config.model, "model", config.model, "empty, as `init_from` determines it")
         else:
-            _check_model(config.model, config.data.image_size)
+            _check_model(config.model)
+            _check_image_size(config, config.model.get("block_out_channels", (64,)))
         cls.check_start(config, "loss.codebook_start", config.loss.codebook_start)
 
     @classmethod
     def build(cls, config: TrainingConfig) -> "BaseStage":
-        if not config.init_from:
-            return cls(VQModel(**config.model), config.loss)
-        try:
-            model = VQModel.from_pretrained(config.init_from)
-        except OSError as error:
-            raise ValueError(f"`init_from` is {config.init_from!r}, it must be a VQModel: {error}") from error
-        return cls(model, config.loss)
+        if config.init_from:
+            try:
+                model = VQModel.from_pretrained(config.init_from)
+            except OSError as error:
+                raise ValueError(f"`init_from` is {config.init_from!r}, it must be a VQModel: {error}") from error
+            _check_image_size(config, model.config.block_out_channels)
+        else:
+            model = VQModel(**config.model)
+        stage = cls(model, config.loss)
+        stage.pixel_loss.check_sizes(config.data)
+        return stage
 
     def training_loss(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         latents = self.model.encode(pixel_values).latents
@@ -103,19 +109,23 @@ class BaseStage(Stage):
         return [self.model.encoder]
 
 
-def _check_model(model: dict[str, Any], image_size: int) -> None:
+def _check_model(model: dict[str, Any]) -> None:
     known = [name for name in inspect.signature(VQModel.__init__).parameters if name != "self"]
     for name in model:
         require(name in known, "model", name, f"fields of diffusers' VQModel, {known}")
-    levels = len(model.get("block_out_channels", (64,)))
-    require(
-        image_size % 2 ** (levels - 1) == 0,
-        "data.image_size",
-        image_size,
-        f"a multiple of {2 ** (levels - 1)}, for the {levels} levels of `model.block_out_channels`",
-    )
     with torch.device("meta"):
         try:
             VQModel(**model)
         except (TypeError, ValueError, ZeroDivisionError, RuntimeError) as error:
             raise ValueError(f"`model` cannot be built: {error}") from error
+
+
+def _check_image_size(config: TrainingConfig, block_out_channels: Sequence[int]) -> None:
+    levels = len(block_out_channels)
+    patch = 2 ** (levels - 1)
+    require(
+        all(side % patch == 0 for side in config.data.height_width),
+        "data.image_size",
+        config.data.image_size,
+        f"a multiple of {patch}, for the {levels} levels of `model.block_out_channels`",
+    )

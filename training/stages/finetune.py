@@ -1,5 +1,7 @@
 """Stage `finetune`: the paper's second stage. Everything trains, base tokenizer included; pixels are the target."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -7,13 +9,16 @@ from alit_hf import ALITModel
 
 from ..configuration import TrainingConfig, require
 from .adversary import Adversary
-from .alit import ALITStage, finished_model
+from .alit import ALITStage, finished_config, finished_model
 from .loss_config import FinetuneLossConfig
 from .pixel_loss import PixelLoss
 
 
 class FinetuneStage(ALITStage):
     """Trains all of an `ALITModel` on pixels, at one length per step: L1 + LPIPS, later with an adversarial loss."""
+
+    takes_buckets = True
+    replaces_base = True
 
     def __init__(self, model: ALITModel, loss: FinetuneLossConfig, seed: int = 0):
         adversary = Adversary(loss, model.config.max_rollouts) if loss.adversarial_weight > 0 else None
@@ -34,10 +39,14 @@ class FinetuneStage(ALITStage):
             bool(config.init_from), "init_from", config.init_from, "the folder or Hub id of the first stage's model"
         )
         require(not config.model, "model", config.model, "empty, as `init_from` determines it")
+        if Path(config.init_from).is_dir():
+            finished_config(config)
 
     @classmethod
     def build(cls, config: TrainingConfig) -> "FinetuneStage":
-        return cls(finished_model(config), config.loss, config.seed)
+        stage = cls(finished_model(config), config.loss, config.seed)
+        stage.pixel_loss.check_sizes(config.data)
+        return stage
 
     def drawn_rollout(self) -> int:
         """The index of this step's rollout, counted from 0, the same on every rank."""
@@ -46,7 +55,9 @@ class FinetuneStage(ALITStage):
 
     def training_loss(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         model, rollout = self.model, self.drawn_rollout()
-        output = model(pixel_values, num_tokens=(rollout + 1) * model.config.tokens_per_rollout)
+        num_tokens = (rollout + 1) * model.config.tokens_per_rollout
+        # A run with buckets has batches of other grids than the model's own.
+        output = model(pixel_values, num_tokens=num_tokens, interpolate_pos_encoding=True)
         self.observe([output.token_ids])
         loss, logs = self.pixel_loss(output.reconstruction, pixel_values, self.step)
         logs = {"loss": loss.detach(), **logs, f"l1/{output.num_tokens}": logs["l1"]}
@@ -64,7 +75,7 @@ class FinetuneStage(ALITStage):
 
     def score(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         scores = {}
-        for rollout in self.model.rollouts(pixel_values):
+        for rollout in self.model.rollouts(pixel_values, interpolate_pos_encoding=True):
             for name, value in self.pixel_loss.scores(rollout.reconstruction, pixel_values).items():
                 scores[f"{name}/{rollout.num_tokens}"] = value
         return scores

@@ -1,6 +1,7 @@
 """Stage `lengths`: the length predictor of a finished model, everything else frozen; calibrated on held-out images."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from alit_hf.model.length_prediction import bound_margin, largest_shortfall, lea
 from alit_hf.model.selection import criterion_names, is_higher_better, resolve_criterion, score_images
 
 from ..configuration import TrainingConfig, require
-from .alit import ALITStage, finished_model
+from .alit import ALITStage, finished_config, finished_model
 from .loss_config import LengthsLossConfig
 from .stage import Replaced
 
@@ -40,6 +41,8 @@ class LengthsStage(ALITStage):
     def check_config(cls, config: TrainingConfig) -> None:
         require(bool(config.init_from), "init_from", config.init_from, "the folder or Hub id of a finished model")
         require(not config.model, "model", config.model, "empty, as `init_from` determines it")
+        if Path(config.init_from).is_dir():
+            finished_config(config)
         criterion, names = config.loss.criterion, criterion_names()
         require(criterion in names, "loss.criterion", criterion, f"one of {names}")
         held_out = config.data.validation

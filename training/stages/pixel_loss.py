@@ -5,6 +5,7 @@ from torch import nn
 
 from alit_hf.networks.lpips import LPIPS
 
+from ..configuration import DataConfig, require
 from .loss_config import PixelLossConfig
 
 
@@ -20,6 +21,14 @@ class PixelLoss:
         self.lpips: nn.Module | None = None
         if config.perceptual_weight > 0:
             self.lpips = LPIPS(config.perceptual_net, normalize=True)
+
+    def check_sizes(self, data: DataConfig) -> None:
+        """Raises `ValueError` if the run has a size that LPIPS cannot see."""
+        if self.lpips is not None:
+            name = "buckets" if data.buckets else "image_size"
+            least = self.lpips.min_size
+            fits = all(min(size) >= least for size in data.sizes)
+            require(fits, f"data.{name}", getattr(data, name), f"at least {least} on each side, for LPIPS")
 
     def perceptual_distance(self, reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """LPIPS `(B,)` of images `(B, 3, H, W)` in [0, 1]."""

@@ -109,6 +109,13 @@ def config_from_dict(values: dict[str, Any]) -> TrainingConfig:
         f"0 in stage {stage_name}, which trains the whole model",
     )
     require(
+        not config.data.buckets or stage.takes_buckets,
+        "data.buckets",
+        config.data.buckets,
+        f"empty in stage {stage_name}",
+    )
+    require(not config.base_from or stage.replaces_base, "base_from", config.base_from, f"empty in stage {stage_name}")
+    require(
         config.optimization.optimizer == "adamw" or bool(stage.layer_classes),
         "optimization.optimizer",
         config.optimization.optimizer,
@@ -155,7 +162,8 @@ def _as_meant(hints: dict[str, Any], values: Any, section: str = "") -> dict[str
             value = _as_meant(typing.get_type_hints(hint), {} if value is None else value, full_name)
         elif typing.get_origin(hint) is list:
             value = value if isinstance(value, list) else [value] if value != "" else []
-            require(not any(isinstance(item, (list, dict)) for item in value), full_name, value, "a list, not nested")
+            is_flat = not any(isinstance(item, (list, dict)) for item in value)
+            require(is_flat or typing.get_args(hint) == (Any,), full_name, value, "a list, not nested")
         elif value is False and "no" in typing.get_args(hint):
             value = "no"
         meant[name] = value

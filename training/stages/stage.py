@@ -33,6 +33,12 @@ class Stage(nn.Module):
     has_frozen_part: bool = False
     """Whether `training_loss` takes what `frozen_outputs` returns for the same pixels, computed once."""
 
+    takes_buckets: bool = False
+    """Whether batches may have sizes of their own, `data.buckets`."""
+
+    replaces_base: bool = False
+    """Whether the model may get another base tokenizer, `base_from`."""
+
     layer_classes: tuple[str, ...] = ()
     """Classes of transformer layers that train: Muon moves their matrices, and FSDP2 gathers them one at a time."""
 
