@@ -85,6 +85,8 @@ def model_folder(tmp_path_factory) -> str:
     """The default checkpoint's lengths and codebook, at sizes that run in a blink."""
     folder = str(tmp_path_factory.mktemp("models") / "tiny")
     model = lively_model(image_size=64, tokens_per_rollout=32, max_rollouts=8, codebook_size=4096, codebook_dim=12)
+    model.set_length_criterion("l1")
+    model.config.length_shortfalls = [0.0] * 99
     model.save_pretrained(folder)
     ALITImageProcessor.for_config(model.config).save_pretrained(folder)
     return folder

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from tiny_model import save_tiny_model
 
 import alit_hf
+from alit_hf import pretrained_path
 from alit_hf.cli import main
 
 
@@ -75,7 +76,8 @@ def test_default_model_comes_with_the_package():
     from alit_hf.demo.space import space_files
 
     files = space_files(None)
-    assert "alit_hf/checkpoints/alit-mini/model.safetensors" in files
+    for path in Path(pretrained_path()).iterdir():
+        assert f"alit_hf/checkpoints/alit-mini/{path.name}" in files
     assert app_arguments(files["app.py"]) == ["demo"]
     assert not [name for name in files if name.startswith("model/")]
     assert "models" not in metadata(files["README.md"])

@@ -116,7 +116,7 @@ def test_help_has_every_field_with_its_meaning_and_default():
     assert "--optimization.betas (list[float]) AdamW's, two in [0, 1). Default: [0.9, 0.95]." in text
     assert '--loss.perceptual_net ("vgg" or "alex") LPIPS network; AlexNet is cheap enough for CPUs.' in text
     # The same field, with another default in each stage.
-    assert [line.count("0 for never. Default: 100") for line in text.split("Section loss of")[1:]] == [1, 1, 0]
+    assert [line.count("0 for never. Default: 100") for line in text.split("Section loss of")[1:]] == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("overrides", [["seed", "1"], ["--seed"], ["--seed.deep", "1"]])

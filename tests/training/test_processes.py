@@ -297,7 +297,7 @@ def test_a_file_that_is_no_image_is_refused_with_the_reason(refusal, tmp_path, p
     assert line.endswith("broken.jpg is not a picture in a format that can be read.")
     line = refusal(f"--data.{part}", "broken.parquet")
     assert line.startswith(
-        f"`data.{part}` is ['broken.parquet']: broken.parquet: no images can be read: Parquet magic"
+        f"`data.{part}` is ['broken.parquet']: broken.parquet: no images can be read: broken.parquet: Parquet magic"
     )
     assert refusal(f"--data.{part}", "notes.txt").startswith(f"`data.{part}` is ['notes.txt'], it must have images")
 

@@ -213,6 +213,8 @@ class Checkpointer:
         if self.accelerator.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)
             shutil.copytree(self.newest / MODEL_FOLDER, unfinished)
+            # Newer than the checkpoint, which tells that the run is finished; the copy has the time of the original.
+            os.utime(unfinished)
             _sync(unfinished)
             self._remove(folder)
             unfinished.rename(folder)
