@@ -87,7 +87,8 @@ class TestFields:
             for kind in (TrainingConfig, DataConfig, OptimizationConfig, LoggingConfig, *LOSS_CONFIGS.values())
         }
         assert allowed[LoggingConfig] == {one.name for one in dataclasses.fields(LoggingConfig)}
-        never = {"stage", "init_from", "seed", "model", "resume", "loss", "data", "optimization", "logging"}
+        never = {"stage", "init_from", "base_from", "seed", "model", "resume"}
+        never |= {"loss", "data", "optimization", "logging"}
         assert {one.name for one in dataclasses.fields(TrainingConfig)} - allowed[TrainingConfig] == never
         never = {"batch_size", "optimizer", "betas", "ema_decay"}
         assert {one.name for one in dataclasses.fields(OptimizationConfig)} - allowed[OptimizationConfig] == never

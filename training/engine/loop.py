@@ -248,15 +248,18 @@ class Trainer:
 
     def _validate(self, display: Display) -> None:
         """Scores all held-out images at each size."""
+        found, warnings = {}, {}
         for size, images in self.held_out.items():
             with self.average.applied():
                 scores = validation_scores(
                     self.wrapped, self.stage, images, self.split.micro_batch_size, self.accelerator
                 )
             scores = self.stage.validation(scores, len(images))
+            warnings |= self.stage.warnings(scores, len(images))
             prefix = self.config.data.validation_prefix(size)
-            self._show({prefix + name: value for name, value in scores.items()}, display)
-            self._warn(self.stage.warnings(scores, len(images)))
+            found |= {prefix + name: value for name, value in scores.items()}
+        self._show(found, display)
+        self._warn(warnings)
 
     def _show(self, values: dict[str, float], display: Display) -> None:
         display.scalars(values, self.progress.steps)
