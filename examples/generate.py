@@ -53,7 +53,7 @@ def train(vocabulary: SequenceVocabulary, sequences: list[list[int]], options: a
         intermediate_size=4 * options.hidden_size,
         num_hidden_layers=options.num_layers,
         num_attention_heads=4,
-        max_position_embeddings=1 + vocabulary.max_length,  # a class label and a code
+        max_position_embeddings=2 * vocabulary.max_length,  # with room for a prompt
     )
     model = LlamaForCausalLM(config).to(options.device)
     batches = torch.utils.data.DataLoader(sequences, BATCH_SIZE, shuffle=True, collate_fn=vocabulary.pad)
