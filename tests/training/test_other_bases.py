@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from hub_server import logged_in_hub
 from huggingface_hub import HfApi
 from published_reference import LlamaGenVQ, randomise
+from safetensors.torch import save_file
 
 from alit_hf import ALITConfig, ALITModel
 from alit_hf.codes.token_file import model_fingerprint
@@ -86,6 +87,25 @@ def test_a_step_on_a_vae_gives_a_model(config, save_vae, pixels, tmp_path, field
     base = model.base_tokenizer.model
     vae = AutoencoderKL.from_pretrained(tmp_path / "pipeline" / "vae")
     assert all(torch.equal(weight, base.state_dict()[name]) for name, weight in vae.state_dict().items())
+
+
+def test_names_of_weights_of_older_versions_of_diffusers(config, save_vae, tmp_path):
+    """As in Stable Diffusion's repositories, which also have no `scaling_factor`."""
+    vae = save_vae()
+    former = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = vae.state_dict()
+    for ours, theirs in former.items():
+        weights = {name.replace(f".{ours}.", f".{theirs}."): weight for name, weight in weights.items()}
+    assert sum("proj_attn" in name for name in weights) == 4
+    save_file(weights, tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+    file = tmp_path / "vae" / "config.json"
+    fields = json.loads(file.read_text())
+    del fields["scaling_factor"], fields["shift_factor"], fields["use_quant_conv"]
+    file.write_text(json.dumps(fields))
+    made = STAGES["distill"].build(config("distill", init_from=str(tmp_path / "vae")))
+    loaded = made.model.base_tokenizer.model
+    assert all(torch.equal(weight, loaded.state_dict()[name]) for name, weight in vae.state_dict().items())
+    assert loaded.config.scaling_factor == 0.18215
 
 
 class TestPipelines:

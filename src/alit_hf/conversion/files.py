@@ -34,10 +34,12 @@ class _Inert(dict):
     def __new__(cls, *arguments, **named_arguments):
         return super().__new__(cls)
 
+    def __init__(self, *arguments, **named_arguments):
+        super().__init__()
+
     def _ignore(self, *arguments, **named_arguments) -> "_Inert":
         return self
 
-    __init__ = lambda self, *arguments, **named_arguments: None  # noqa: E731
     __call__ = __setstate__ = append = extend = add = _ignore
 
 
