@@ -16,6 +16,7 @@ from torch import nn
 from .model.configuration_alit import _PAPER_SIZES, ALITConfig
 from .model.modeling_alit import ALITModel
 from .utils.error_reason import reason
+from .utils.progress import ProgressBar
 
 
 # Published checkpoints multiply the latents of a KL base by this, and do not divide by it before decoding.
@@ -73,13 +74,13 @@ def _convert(weights: dict[str, torch.Tensor], num_attention_heads: int | None) 
 
     sources = {source for _, arguments in rules.values() for source in arguments}
     _raise_unless_same_names(expected=sources, found=weights.keys())
-    for source in sources:
+    for source in ProgressBar(sources, desc="reading", unit="weight"):
         weight = weights[source]
         if not weight.is_floating_point() or not (weight.is_meta or torch.isfinite(weight).all()):
             raise ValueError(f"The weight {source!r} in `path_or_state_dict` must hold finite floating point numbers.")
     converted = {
         name: make(*(weights[source].detach().float() for source in arguments)).contiguous()
-        for name, (make, arguments) in rules.items()
+        for name, (make, arguments) in ProgressBar(rules.items(), desc="converting", unit="weight")
     }
     model = ALITModel(config)
     try:
