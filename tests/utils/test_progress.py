@@ -4,6 +4,7 @@ import gc
 import io
 import re
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -31,6 +32,13 @@ class Terminal(io.StringIO):
     def shows(self) -> str:
         """The last line, as somebody sees it."""
         return self.getvalue().rpartition("\r")[2].strip()
+
+
+def test_there_is_no_other_progress_bar():
+    root = Path(__file__).parents[2]
+    files = [path for folder in ("src", "training", "tools") for path in (root / folder).rglob("*.py")]
+    using = [path.name for path in files if re.search(r"\btqdm\b(?!_hook)", path.read_text(encoding="utf-8"))]
+    assert using == ["progress.py"]
 
 
 def stderr_is(monkeypatch, stream: Terminal | None) -> Terminal | None:
