@@ -2,14 +2,19 @@
 
 import os
 import pty
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from alit_hf.cli import main
 from alit_hf.utils.progress import _Pace
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "scripting.md"
 
 
 @pytest.fixture
@@ -93,6 +98,35 @@ def test_quiet_keeps_errors_and_json(alit, photos, tmp_path, tiny_model):
     assert result.errors[0].startswith(f"alit: error: {photos / 'broken.png'} is not a picture")
     result = alit(*arguments, "--json")
     assert (result.code, len(result.json["files"]), len(result.err.splitlines())) == (1, 5, 1)
+
+
+def test_the_page_has_the_names_of_json(alit, photos, tmp_path, tiny_model, code):
+    model = ["--model", tiny_model]
+    (photos / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "broken.alit").touch()
+    commands = {
+        "`encode`": ["encode", photos, "-o", tmp_path / "codes", *model],
+        "`decode`": ["decode", code, tmp_path / "in", "-o", tmp_path / "pictures", *model],
+        "`info` of a file": ["info", code],
+        "`info` of a model": ["info", tiny_model],
+        "`evaluate`": ["evaluate", "--data", photos, "--lpips", "none", "--output", tmp_path / "r.json", *model],
+        "`tokenize`": ["tokenize", photos, "-o", tmp_path / "tokens", *model],
+    }
+    rows = [line.split(" | ") for line in PAGE.read_text(encoding="utf-8").splitlines()]
+    described = {row[0].removeprefix("| "): row[1] for row in rows if len(row) == 2}
+    for command, arguments in commands.items():
+        names = set(re.findall(r"`([a-z0-9_]+)`", described[command])) - {"vqgan", "kl"}
+        results = alit(*arguments, "--json").json
+        assert names == (set(results) if command == "`evaluate`" else set(_names(results))), command
+
+
+def _names(results) -> Iterator[str]:
+    if isinstance(results, dict):
+        yield from (name for name in results if not name.isdecimal())
+        results = list(results.values())
+    for value in results if isinstance(results, list) else ():
+        yield from _names(value)
 
 
 def test_one_run_is_no_other(alit, tiny_model):

@@ -123,9 +123,10 @@ def test_without_stderr_the_work_is_done(monkeypatch):
 
 def test_shares_of_what_is_not_done_yet_are_shown_but_not_counted(terminal):
     with ProgressBar(total=8, initial=2) as bar:
-        for expected in (2.75, 3.5, 4, 4):
+        for expected, shown in ((2.75, "2/8"), (3.5, "3/8"), (4, "4/8"), (4, "4/8")):
             bar.advance(0.75, end=4)
             assert bar.n == expected
+            assert f" {shown} [" in str(bar)
         bar.update(2)
         assert (bar.n, bar.done) == (4, 4)
         bar.update(3)

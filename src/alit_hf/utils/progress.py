@@ -24,8 +24,7 @@ _IN_TERMINAL = _Pace(2.0, 1.0)
 # Which keeps all that was ever drawn.
 _IN_FILE = _Pace(60.0, 60.0)
 
-# Counts may be fractions.
-_FORMAT = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+_FORMAT = "{l_bar}{bar}| {whole}/{total} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 class ProgressBar(tqdm):
@@ -56,6 +55,11 @@ class ProgressBar(tqdm):
                 self.bar_format = _FORMAT
             arguments = (weakref.ref(self), self._ended, pace)
             threading.Thread(target=_keep_drawing, args=arguments, daemon=True).start()
+
+    @property
+    def format_dict(self) -> dict:
+        # The sum of the shares of one may be a little less than one.
+        return super().format_dict | {"whole": int(self.n + 1e-6)}
 
     def update(self, n: float = 1) -> None:
         """Counts `n` more as done."""
