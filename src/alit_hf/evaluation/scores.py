@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.functional.image import structural_similarity_index_measure
 
+from alit_hf.model import selection
 from alit_hf.model.selection import l1
 from alit_hf.networks.lpips import LPIPS
 
@@ -18,8 +19,7 @@ def psnr(picture: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
     Peak signal-to-noise ratio of each image in dB, at most `MAX_PSNR`, of shape `(B,)`. Both arguments are pixels
     `(B, 3, H, W)` in [0, 1].
     """
-    ratio = peak_signal_noise_ratio(picture, original, data_range=1.0, reduction="none", dim=(1, 2, 3))
-    return ratio.clamp(max=MAX_PSNR)
+    return selection.psnr(picture, original).clamp(max=MAX_PSNR)
 
 
 def ssim(picture: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
