@@ -160,12 +160,14 @@ class TestProcesses:
             "--output\n"
         )
 
+    @pytest.mark.slow
+    @pytest.mark.timeout(300)
     def test_from_a_photo_to_a_picture(self, photos, tmp_path, tiny_model, loaded):
         script = 'cat "$1" | "$3" -m alit_hf.cli encode - --num-tokens 8 --model "$2" --quiet | tee "$4" | '
-        script += '"$3" -m alit_hf.cli decode - --model "$2"'
+        script += '"$3" -m alit_hf.cli decode - --model "$2" --quiet'
         arguments = [photos / "a.png", tiny_model, sys.executable, tmp_path / "between.alit"]
-        done = subprocess.run(["sh", "-c", script, "sh", *arguments], capture_output=True, timeout=100)
-        assert (done.returncode, done.stderr) == (0, b"<stdout>: 32x32\n")
+        done = subprocess.run(["sh", "-c", script, "sh", *arguments], capture_output=True)
+        assert (done.returncode, done.stderr) == (0, b"")
         with Image.open(io.BytesIO(done.stdout)) as picture:
             assert (picture.format, picture.size) == ("PNG", (32, 32))
         tokens = TokenFile.load(tmp_path / "between.alit")
