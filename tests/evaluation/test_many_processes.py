@@ -10,6 +10,7 @@ from alit_hf.cli import main
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_processes_give_the_numbers_of_one(tmp_path, photos):
     model = save_tiny_model(tmp_path / "model")
     arguments = ["--model", model, "--data", str(photos), "--lpips", "none", "--device", "cpu", "--batch-size", "2"]
