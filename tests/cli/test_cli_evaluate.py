@@ -56,6 +56,12 @@ def test_results_table_and_figure(evaluate, photos, tmp_path, tiny_model):
     assert table[-1] == f"{tmp_path / 'out' / 'results.json'}: 5 images; {tmp_path / 'figures' / 'f.png'}"
 
 
+def test_json_is_what_is_written(evaluate, tmp_path):
+    result = evaluate("--limit", 2, "--json")
+    assert (result.code, result.errors) == (0, [])
+    assert result.json == json.loads((tmp_path / "out" / "results.json").read_text())
+
+
 @pytest.mark.parametrize("size", [(48,), (24, 40)])
 def test_another_size_is_that_of_a_model_brought_to_it(evaluate, tmp_path, tiny_model, size):
     result = evaluate("--image-size", *size, output=tmp_path / "asked.json")

@@ -699,7 +699,7 @@ def test_a_base_that_does_not_fit_is_refused_before_any_work(build, config, tmp_
             r"`data\.buckets` is \[24, 40, 3\], it must be one number",
         ),
         ({"data__buckets": 32, "data__streaming": True, "data__in_memory": False}, "empty for a stream"),
-        ({"base_from": "nowhere"}, "`base_from` is 'nowhere', it must be the base tokenizer"),
+        ({"base_from": "nowhere"}, "`base_from` is 'nowhere', it must be the folder or Hub id of a base tok"),
     ],
 )
 def test_sizes_and_bases_that_cannot_be_are_refused_before_any_work(build, config, tmp_path, fields, message):

@@ -108,6 +108,7 @@ def model_card(config: TrainingConfig, model_folder: Path, record: RunRecord) ->
         stage=config.stage,
         image_height=data.height_width[0],
         image_width=data.height_width[1],
+        pixel_range=fields.get("_pixel_range", [0, 1]),
         lengths=lengths,
         quantize=fields.get("quantize", True),
         results=_results_table(scores),

@@ -4,7 +4,7 @@ import itertools
 import logging
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -14,13 +14,13 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
-from tqdm import trange
 
 from alit_hf.data.image_rows import ImageColumnError, ImageRows, open_rows
 from alit_hf.data.images import Images, open_images
 from alit_hf.data.picture_cells import fetch, read_picture
 from alit_hf.data.sources import is_on_hub
 from alit_hf.utils.error_reason import reason
+from alit_hf.utils.progress import ProgressBar
 
 from ..configuration import DataConfig, size_name
 from .buckets import Buckets
@@ -109,8 +109,9 @@ def load_validation(config: DataConfig) -> dict[tuple[int, int], torch.Tensor]:
     """
     crops, first_error = {size: [] for size in config.sizes}, None
     images = open_source(config, "validation", open_images)
-    for number in range(len(images)):
-        if len(crops[config.height_width]) == config.validation_images:
+    wanted = min(len(images), config.validation_images)
+    for number in ProgressBar(range(len(images)), total=wanted, desc="decoding for validation"):
+        if len(crops[config.height_width]) == wanted:
             break
         try:
             picture = images.read(number)
@@ -154,13 +155,12 @@ class TrainingImages(Dataset):
         config: of the data.
         seed: of the run.
         batch_size: images per step, over all ranks.
-        show_progress: whether to show how far work at the start is.
 
     Raises:
         `UndecodableImagesError`: with `in_memory`, at construction.
     """
 
-    def __init__(self, config: DataConfig, seed: int, batch_size: int = 1, show_progress: bool = False):
+    def __init__(self, config: DataConfig, seed: int, batch_size: int = 1):
         self.config = config
         self.seed = seed
         self.images = open_source(config, "train", open_images)
@@ -168,19 +168,19 @@ class TrainingImages(Dataset):
         """Returns the frozen part's outputs for an image's fixed crop, given both indices; None without a cache."""
         self.decoded: list[np.ndarray] | None = None
         if config.in_memory:
-            self.decoded, aspect_ratios = self._decode_all(show_progress)
+            self.decoded, aspect_ratios = self._decode_all()
         elif len(config.sizes) > 1:
-            aspect_ratios = self._measure_all(show_progress)
+            aspect_ratios = self._measure_all()
         else:
             aspect_ratios = np.full(len(self.images), np.nan)
         self.buckets = Buckets(config.sizes, aspect_ratios, batch_size, seed)
         if config.buckets:
             logger.info("data.buckets, height x width: %s", self.buckets)
 
-    def _decode_all(self, show_progress: bool) -> tuple[list[np.ndarray], np.ndarray]:
+    def _decode_all(self) -> tuple[list[np.ndarray], np.ndarray]:
         """The images that can be decoded, and their height / width."""
         decoded, aspect_ratios, undecodable, first_error = [], [], 0, None
-        for number in self._numbers("decoding", show_progress):
+        for number in ProgressBar(range(len(self.images)), desc="decoding"):
             try:
                 picture = self.images.read(number)
             except (OSError, ValueError) as error:
@@ -195,18 +195,15 @@ class TrainingImages(Dataset):
             raise _no_images("data.train", self.config.train, first_error)
         return decoded, np.array(aspect_ratios)
 
-    def _measure_all(self, show_progress: bool) -> np.ndarray:
+    def _measure_all(self) -> np.ndarray:
         """height / width of the images, NaN where a file does not say it."""
         aspect_ratios = np.full(len(self.images), np.nan)
-        for number in self._numbers("measuring", show_progress):
+        for number in ProgressBar(range(len(self.images)), desc="measuring"):
             # Said and counted when the run comes to it.
             with suppress(OSError, ValueError):
                 width, height = self.images.size(number)
                 aspect_ratios[number] = height / width
         return aspect_ratios
-
-    def _numbers(self, doing: str, show_progress: bool) -> Iterable[int]:
-        return trange(len(self.images), desc=doing, unit="image", disable=not show_progress, mininterval=5)
 
     def __len__(self) -> int:
         """Images in an epoch."""

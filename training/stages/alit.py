@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, VQModel
+from diffusers import AutoencoderKL, ConfigMixin, VQModel
 from torch import nn
 
 from alit_hf import ALITConfig, ALITImageProcessor, ALITModel
@@ -23,6 +23,12 @@ logger = logging.getLogger(__name__)
 
 _GIVEN_ELSEWHERE = {"image_size": "data.image_size", "base_tokenizer_config": "init_from", "patch_size": "init_from"}
 _BASE_CLASSES = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL}
+
+
+class _PipelineIndex(ConfigMixin):
+    """What a diffusers pipeline says of its components."""
+
+    config_name = "model_index.json"
 
 
 class ALITStage(Stage):
@@ -137,17 +143,26 @@ def model_config(config: TrainingConfig) -> ALITConfig:
     )
 
 
-def _base_config(field: str, source: str) -> dict[str, Any]:
-    """The `base_tokenizer_config` of the base tokenizer that a field names; reads no weights."""
-    try:
-        base = VQModel.load_config(source)
-    except OSError as error:
-        raise ValueError(
-            f"`{field}` is {source!r}, it must be the base tokenizer's folder or Hub id: {error}"
-        ) from error
+def _base_config(field: str, source: str, pixel_range: list[float] | None = None) -> dict[str, Any]:
+    """
+    The `base_tokenizer_config` of the base tokenizer that a field names; reads no weights.
+
+    Args:
+        pixel_range: lowest and highest pixel value that the base takes, unless its own configuration says it. Defaults
+            to what its kind is trained on.
+    """
+    base, subfolder = _find_base(field, source)
     name = base.get("_class_name")
     require(name in _BASE_CLASSES, field, source, f"one of {sorted(_BASE_CLASSES)}, it is {name}")
-    return {"_class_name": name, **{key: base[key] for key in base if not key.startswith("_")}}
+    if pixel_range is None:
+        # diffusers' own autoencoders and pipelines take pixels in [-1, 1], the stage `base` trains on [0, 1].
+        is_foreign = name == "AutoencoderKL" or subfolder is not None
+        pixel_range = [-1, 1] if is_foreign else [0, 1]
+    pixel_range = base.get("_pixel_range", pixel_range)
+    fields = {key: base[key] for key in base if not key.startswith("_")}
+    if pixel_range != [0, 1]:
+        fields["_pixel_range"] = pixel_range
+    return {"_class_name": name, **fields}
 
 
 def _patch_size(base: dict[str, Any]) -> int:
@@ -155,19 +170,48 @@ def _patch_size(base: dict[str, Any]) -> int:
     return 2 ** (len(base["block_out_channels"]) - 1)
 
 
+def _find_base(field: str, source: str) -> tuple[dict[str, Any], str | None]:
+    """The base tokenizer's configuration, and its subfolder if `source` is a pipeline, such as Stable Diffusion."""
+    expected = (
+        f"`{field}` is {source!r}, it must be the folder or Hub id of a base tokenizer in diffusers' format "
+        f"({' or '.join(_BASE_CLASSES)}) or of a pipeline with one"
+    )
+    try:
+        return VQModel.load_config(source), None
+    except OSError as error:
+        without_config = error
+    try:
+        index = _PipelineIndex.load_config(source)
+    except OSError:
+        raise ValueError(f"{expected}: {without_config}") from without_config
+    components = {name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    subfolders = [name for name, class_name in components.items() if class_name in _BASE_CLASSES]
+    if len(subfolders) != 1:
+        raise ValueError(f"{expected}: the pipeline has {components}")
+    try:
+        return VQModel.load_config(source, subfolder=subfolders[0]), subfolders[0]
+    except OSError as error:
+        raise ValueError(f"{expected}: {error}") from error
+
+
 def new_model(config: TrainingConfig) -> ALITModel:
     """An untrained `ALITModel` on the pretrained base tokenizer that `init_from` names."""
     model = ALITModel(model_config(config))
     model.set_attn_implementation(attention(config))
-    _load_base(model, config.init_from)
+    _load_base(model, "init_from", config.init_from)
     if config.optimization.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
 
 
-def _load_base(model: ALITModel, source: str) -> None:
+def _load_base(model: ALITModel, field: str, source: str) -> None:
     base_class = _BASE_CLASSES[model.config.base_tokenizer_config["_class_name"]]
-    model.base_tokenizer.model.load_state_dict(base_class.from_pretrained(source).state_dict())
+    _, subfolder = _find_base(field, source)
+    try:
+        base = base_class.from_pretrained(source, subfolder=subfolder)
+    except OSError as error:
+        raise ValueError(f"`{field}` is {source!r}, its weights cannot be read: {error}") from error
+    model.base_tokenizer.model.load_state_dict(base.state_dict())
 
 
 def finished_config(config: TrainingConfig) -> ALITConfig:
@@ -186,7 +230,9 @@ def finished_config(config: TrainingConfig) -> ALITConfig:
     require(kind == ALITConfig.model_type, "init_from", config.init_from, f"an ALIT model, its type is {kind}")
     model = ALITConfig.from_dict(fields)
     if config.base_from:
-        base = _base_config("base_from", config.base_from)
+        # One that was taken out of the model does not say its range.
+        own_range = model.base_tokenizer_config.get("_pixel_range", [0, 1])
+        base = _base_config("base_from", config.base_from, own_range)
         replaced = copy.deepcopy(model)
         replaced.base_tokenizer_config = base
         for what, its, needed in (
@@ -225,7 +271,7 @@ def finished_model(config: TrainingConfig) -> ALITModel:
     if config.base_from:
         model.config.base_tokenizer_config = wanted.base_tokenizer_config
         model.base_tokenizer = ALITBaseTokenizer(model.config)
-        _load_base(model, config.base_from)
+        _load_base(model, "base_from", config.base_from)
         logger.info("The base tokenizer is that of %s", config.base_from)
     before = model.config.image_height_width
     if wanted.image_height_width != before:
