@@ -656,13 +656,19 @@ def test_a_model_of_another_size_says_so_where_it_is_saved(build, tmp_path):
 def test_finetuning_may_replace_the_base(build, tmp_path, request, base):
     """By one with a decoder of another size, too: what ALIT sees of it is the same."""
     start = request.getfixturevalue(base)
-    build("distill", init_from=start).model.save_pretrained(tmp_path / "first")
+    before = build("distill", init_from=start).model
+    # Not what its kind has where nothing is said.
+    pixel_range = [-1, 1] if base == "vq_base" else [0, 1]
+    before.config.base_tokenizer_config["_pixel_range"] = pixel_range
+    before.save_pretrained(tmp_path / "first")
     torch.manual_seed(2)
     kind = VQModel if base == "vq_base" else AutoencoderKL
     kind.from_config({**kind.load_config(start), "layers_per_block": 2}).save_pretrained(tmp_path / "other")
     stage = build("finetune", init_from=str(tmp_path / "first"), base_from=str(tmp_path / "other"))
     stage.save_pretrained(str(tmp_path / "saved"), stage.model.state_dict())
     model = ALITModel.from_pretrained(tmp_path / "saved")
+    assert model.config.base_tokenizer_config.get("_pixel_range", [0, 1]) == pixel_range
+    assert model.config.base_tokenizer_config["layers_per_block"] == 2
     other = kind.from_pretrained(tmp_path / "other").state_dict()
     assert all(torch.equal(value, other[name]) for name, value in model.base_tokenizer.model.state_dict().items())
     first = ALITModel.from_pretrained(tmp_path / "first").state_dict()
