@@ -20,7 +20,8 @@ from .options import OneLineParser
 from .printing import print_error
 
 
-def _parser() -> OneLineParser:
+def make_parser() -> OneLineParser:
+    """The program's parser, with one for each command."""
     parser = OneLineParser(
         prog="alit",
         description="Adaptive length image tokenization: every picture in as many tokens as it needs, and back.",
@@ -38,7 +39,7 @@ def _run(argv: Sequence[str] | None) -> int:
         # File names may contain characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = make_parser().parse_args(argv)
         with warnings.catch_warnings():
             if not sys.warnoptions:
                 # Libraries warn those who program with them, by warnings and by loggers that nobody has set up.
@@ -79,4 +80,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
