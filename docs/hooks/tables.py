@@ -43,8 +43,10 @@ def on_page_markdown(markdown: str, **kwargs) -> str:
 
 
 def command_tables() -> str:
-    """A section for each command, and one for each analysis."""
-    parts = [f"## alit {name}\n{options_table(parser)}" for name, parser in _commands(make_parser()).items()]
+    """What all commands have in common, then a section for each of them and for each analysis."""
+    alit = make_parser()
+    parts = [_shown(alit.epilog)]
+    parts += [f"## alit {name}\n{options_table(parser)}" for name, parser in _commands(alit).items()]
     # As in `alit`: libraries that analyses import warn by loggers that nobody has set up.
     logging.lastResort.setLevel(logging.ERROR)
     parts += [f"## alit analyze {name}\n{options_table(options_parser(load_analysis(name)))}" for name in ANALYSES]
