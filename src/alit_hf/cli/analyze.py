@@ -15,7 +15,7 @@ from alit_hf.utils.whole_file import whole_file, write_json
 from .errors import FAILED, FileError, UsageError, file_problem, named
 from .jobs import check_no_input_is_overwritten, check_outside_data, check_writable
 from .options import OneLineParser, add_batch_size_argument, add_model_arguments
-from .printing import print_error, print_line, print_note
+from .printing import add_quiet_argument, print_error, print_line, print_note
 from .shared_work import run_shared
 
 
@@ -40,9 +40,23 @@ def add_parser(commands) -> None:
         "options",
         metavar="OPTIONS",
         nargs=argparse.REMAINDER,
+        action=_KeepOptions,
         help="options of the analysis, see `alit analyze NAME --help`",
     )
     parser.set_defaults(run=run)
+
+
+class _KeepOptions(argparse.Action):
+    """
+    Keeps the options of the analysis for `parse_options`. Of these, `--quiet` counts at once: finding out what others
+    there are loads libraries.
+    """
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        quiet = OneLineParser(prog=parser.prog, add_help=False)
+        add_quiet_argument(quiet)
+        namespace.options = values
+        namespace.quiet = quiet.parse_known_args(values)[0].quiet
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -94,6 +108,7 @@ def options_parser(analysis_class: "type[Analysis]") -> OneLineParser:
     )
     add_model_arguments(parser)
     add_batch_size_argument(parser)
+    add_quiet_argument(parser)
     return parser
 
 

@@ -9,7 +9,7 @@ from alit_hf.utils.option_types import positive_integer
 
 from .errors import FileError, UsageError, file_problem
 from .jobs import check_writable
-from .printing import print_line
+from .printing import add_quiet_argument, print_line
 
 
 def add_parser(commands) -> None:
@@ -32,6 +32,7 @@ def add_parser(commands) -> None:
         type=positive_integer,
         help="heads of an ALIT model's transformers; needed if width and depth are not those of a published one",
     )
+    add_quiet_argument(parser)
     parser.set_defaults(run=run)
 
 

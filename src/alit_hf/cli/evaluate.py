@@ -21,7 +21,7 @@ from .errors import FAILED, FileError, UsageError, file_problem, named
 from .explore import FIGURE_SUFFIXES
 from .jobs import check_no_input_is_overwritten, check_writable
 from .options import add_batch_size_argument, add_model_arguments, add_num_workers_argument
-from .printing import print_error, print_line, print_note
+from .printing import add_printing_arguments, print_error, print_json, print_line, print_note
 from .shared_work import run_shared
 
 
@@ -77,6 +77,7 @@ def add_parser(commands) -> None:
     add_model_arguments(parser)
     add_batch_size_argument(parser)
     add_num_workers_argument(parser)
+    add_printing_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -160,6 +161,7 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
         print_error(file)
     counted = f"{results['data']['num_images']} images" + (f", {len(undecodable)} undecodable" if undecodable else "")
     print_line("; ".join([f"{output}: {counted}", *map(str, figures)]))
+    print_json(results)
     return FAILED if undecodable or images.damage else 0
 
 

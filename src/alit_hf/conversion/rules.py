@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import nn
 
+from alit_hf.utils.progress import ProgressBar
+
 
 # How each parameter is computed: a function, and the published parameters that are its arguments.
 Rules = dict[str, tuple[Callable[..., torch.Tensor], tuple[str, ...]]]
@@ -32,13 +34,13 @@ def fill(model: nn.Module, rules: Rules, weights: Mapping[str, torch.Tensor], la
     """
     sources = {source for _, arguments in rules.values() for source in arguments}
     check_names(expected=sources, found=weights.keys(), layout=layout)
-    for source in sources:
+    for source in ProgressBar(sources, desc="reading", unit="weight"):
         weight = weights[source]
         if not weight.is_floating_point() or not (weight.is_meta or torch.isfinite(weight).all()):
             raise ValueError(f"The weight {source!r} in `path_or_state_dict` must hold finite floating point numbers.")
     converted = {
         name: make(*(weights[source].detach().float() for source in arguments)).contiguous()
-        for name, (make, arguments) in rules.items()
+        for name, (make, arguments) in ProgressBar(rules.items(), desc="converting", unit="weight")
     }
     try:
         model.load_state_dict(converted)

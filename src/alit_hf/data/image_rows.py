@@ -30,6 +30,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from alit_hf.model.image_io import open_file
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.image_count import image_count
+from alit_hf.utils.progress import ProgressBar
 from alit_hf.utils.shown_text import shown
 
 from .parts import SPLIT, BuilderPart, ParquetPart, PartsBuilder, TarPart, parquet_footer, pictures_of, tar_columns
@@ -373,7 +374,7 @@ def _columns_of_parquet_files(
     problems, num_rows, first = [], 0, None
     # `datasets` takes the classes of the first file for those of all.
     classes: dict[str, tuple[list[str], str]] = {}
-    for file, _, name in places:
+    for file, _, name in ProgressBar(places, desc="opening", unit="file"):
         footer = parquet_footer(file)
         if isinstance(footer, str):
             problems.append(f"{name}: {footer}")
