@@ -48,7 +48,7 @@ def add_parser(commands) -> None:
 
 class _KeepOptions(argparse.Action):
     """
-    Keeps the options of the analysis for `parse_options`. Of these, `--quiet` counts at once: finding out what others
+    Keeps the options of the analysis for `options_parser`. Of these, `--quiet` counts at once: finding out what others
     there are loads libraries.
     """
 
