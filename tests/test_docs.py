@@ -33,7 +33,7 @@ from alit_hf.cli import main as alit
 
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(["README.md", "CONTRIBUTING.md", *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))])
+PAGES = sorted(str(path.relative_to(ROOT)) for pattern in ("*.md", "docs/**/*.md") for path in ROOT.glob(pattern))
 PUBLISHED = ROOT / "tests" / "fixtures" / "alit_vqgan_quantized" / "original_state_dict.safetensors"
 HUB_ORGANIZATION = "ME"
 

@@ -1,18 +1,19 @@
 """
-Writes the card of the default model from results files alone:
+Writes the card of the default model, and the numbers in the repository's README.md, from results files alone:
 
     python tools/checkpoint_card.py [--results RESULTS.json --card README.md]
 
 It fills `model_cards/alit-mini.template.md` with the numbers of `docs/results/alit-mini.json` and of a file for each
 baseline in the folder `baselines` beside it, all from `alit evaluate`, with those of `alit analyze lengths` in the
 folder `predicted-lengths` beside it, and with the findings of `check_separation.py` in `docs/results/separation.json`.
-`make model` uses it to write a card beside the results of its own run.
+`make model` uses it to write a card beside the results of its own run, and then README.md stays as it is.
 """
 
 import argparse
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 # When run as a file, Python puts this folder on the path, not the one that contains the package `training`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from alit_hf.evaluation.yardsticks import CODECS
 from training.configuration import require
 from training.hub.model_card import markdown_table
 
@@ -30,6 +32,7 @@ from training.hub.model_card import markdown_table
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = ROOT / "model_cards" / "alit-mini.template.md"
 CARD = ROOT / "model_cards" / "alit-mini.md"
+README = ROOT / "README.md"
 RESULTS = ROOT / "docs" / "results"
 
 _SCORES = {
@@ -42,6 +45,7 @@ _SCORES = {
     "codebook_usage": ("codes in use", "{:.1%}"),
     "codebook_perplexity": ("perplexity", "{:.0f}"),
 }
+_README_LENGTHS = ("32", "64", "128", "192", "256")
 _BASELINES = {
     "alit": "ALIT, halting off",
     "halting-on": "ALIT, halting on",
@@ -152,7 +156,11 @@ def _results_table(results: dict) -> str:
     ]
     rows.append(("base tokenizer", results["base"]))
     rows += [(f"thumbnail {n['width']} × {n['height']}", n) for n in results["thumbnail"].values()]
-    rows += [("JPEG at its smallest", results["jpeg"]), ("WebP at its smallest", results["webp"])]
+    for name, codec in CODECS.items():
+        if results[name] is not None:
+            fitting = results["fitting"][name].items()
+            rows += [(f"{codec.label} as small as {length} tokens", numbers) for length, numbers in fitting]
+            rows.append((f"{codec.label} at its smallest", results[name]))
     return markdown_table(
         ["", "bytes", *(_SCORES[name][0] for name in columns)],
         [[label, f"{numbers['bytes']:.0f}", *(_cell(numbers, name) for name in columns)] for label, numbers in rows],
@@ -223,6 +231,62 @@ def _cell(numbers: dict, name: str) -> str:
     return "–" if value is None else _SCORES[name][1].format(value)
 
 
+def readme_with_results(readme: str, results: dict) -> str:
+    """README.md with what a picture costs, from `alit evaluate`'s results, between its two marks."""
+    begin, end = "<!-- results: tools/checkpoint_card.py writes them -->", "<!-- end of results -->"
+    require(readme.count(begin) == readme.count(end) == 1, "README.md", len(readme), f"text with {begin} and {end}")
+    marked = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
+    return marked.sub(lambda _: f"{begin}\n{_readme_results(results)}\n{end}", readme)
+
+
+def _readme_results(results: dict) -> str:
+    lengths, thumbnails, data = results["lengths"], results["thumbnail"], results["data"]
+    height, width = results["model"]["image_size"]
+    codecs = {name: codec for name, codec in CODECS.items() if name != "jpeg" and results[name] is not None}
+    yardsticks = {"thumbnails": thumbnails}
+    yardsticks |= {codec.label: results["fitting"][name] for name, codec in codecs.items()}
+    rows = [
+        [length, f"{lengths[length]['bytes']:.0f}", _pair(lengths[length])]
+        + [_pair(of_one[length]) if length in of_one else "–" for of_one in yardsticks.values()]
+        for length in _README_LENGTHS
+        if length in lengths
+    ]
+    smallest = [
+        f"{results[name]['bytes']:.0f} bytes in {codec.label} ({_pair(results[name])})"
+        for name, codec in codecs.items()
+    ]
+    wins = {
+        score: ", ".join(
+            f"{label} at {_wins(lengths, of_one, score)} of {len(of_one)} lengths"
+            for label, of_one in yardsticks.items()
+            if of_one
+        )
+        for score in ("l1", "lpips_alex")
+    }
+    return "\n".join(
+        [
+            markdown_table(["tokens", "bytes", "ALIT", *yardsticks], rows),
+            "",
+            f"Mean L1 / LPIPS (AlexNet) of {data['num_images']} held-out photos of {width}×{height} pixels, lower is",
+            "better. A dash: for some photos no file is so small.",
+            "",
+            "- For WebP and AVIF, as for thumbnails, a photo is reduced until it fits into the bytes.",
+            f"- Not reduced, its smallest file takes {' and '.join(smallest)}.",
+            "- Bytes are those of ALIT's ids, and of whole files of WebP and AVIF. An `.alit` file has 33 bytes more.",
+            f"- L1 is lower than that of {wins['l1']}.",
+            f"- LPIPS, which agrees better with eyes, is lower than that of {wins['lpips_alex']}.",
+        ]
+    )
+
+
+def _pair(numbers: dict) -> str:
+    return f"{numbers['l1']:.3f} / {numbers['lpips_alex']:.2f}"
+
+
+def _wins(lengths: dict, yardstick: dict, score: str) -> int:
+    return sum(lengths[length][score] < numbers[score] for length, numbers in yardstick.items())
+
+
 def _read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -244,3 +308,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     card_from_files(arguments.results, arguments.card).save(arguments.card)
     print(arguments.card)
+    if arguments.card == CARD:
+        readme = README.read_text(encoding="utf-8")
+        README.write_text(readme_with_results(readme, _read(arguments.results)), encoding="utf-8")
+        print(README)

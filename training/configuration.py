@@ -235,7 +235,7 @@ class TrainingConfig:
     A training run.
 
     Args:
-        stage (`str`): what is trained: `"base"`, `"distill"`, `"finetune"` or `"fixed"`.
+        stage (`str`): what is trained: `"base"`, `"distill"`, `"finetune"`, `"fixed"` or `"lengths"`.
         output_dir (`str`): folder for everything that the run writes.
         resume (`str`): `"latest"`, or a checkpoint folder, to continue from; empty to start from scratch. `"latest"`
             starts from scratch if there is none yet.
@@ -299,9 +299,28 @@ class TrainingConfig:
                 require(value == 0, f"optimization.{name}", value, "0, as a stream's length is unknown: give steps")
 
 
-def describe_fields(kind: type, prefix: str = "") -> str:
+class FieldDescription(NamedTuple):
     """
-    The fields of a dataclass as named on the command line, with their meaning from its docstring and their default.
+    What is to be known of a field.
+
+    Args:
+        name: as on the command line.
+        values: its type or values, in the words of the docstring.
+        meaning: from the docstring.
+        default: as JSON; `None` for a field that must be given.
+        may_change: whether a resumed run may change it.
+    """
+
+    name: str
+    values: str
+    meaning: str
+    default: str | None
+    may_change: bool
+
+
+def described_fields(kind: type, prefix: str = "") -> Iterator[FieldDescription]:
+    """
+    The fields of a dataclass that have values, so no sections.
 
     Args:
         prefix: prepended to each name, such as `"data."`.
@@ -311,15 +330,22 @@ def describe_fields(kind: type, prefix: str = "") -> str:
         _, _, described = inspect.cleandoc(one.__doc__).partition("Args:\n")
         for names, values, meaning in re.findall(r"^ {4}([\w, ]+) \((.*?)\): ((?:.|\n {8})*)", described, re.M):
             meanings |= dict.fromkeys(names.split(", "), (values.replace("`", ""), " ".join(meaning.split())))
-    lines = []
     for one in dataclasses.fields(kind):
         if one.name in meanings:  # sections have no values to describe
             default = _default(one)
-            values, meaning = meanings[one.name]
-            meaning += " Needed." if default is dataclasses.MISSING else f" Default: {json.dumps(default)}."
-            meaning += " May change on resuming." if one.metadata.get(_CHANGEABLE) else ""
-            lines.append(f"  --{prefix}{one.name} ({values})")
-            lines += textwrap.wrap(meaning, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            shown = None if default is dataclasses.MISSING else json.dumps(default)
+            may_change = one.metadata.get(_CHANGEABLE, False)
+            yield FieldDescription(prefix + one.name, *meanings[one.name], shown, may_change)
+
+
+def describe_fields(kind: type, prefix: str = "") -> str:
+    """`described_fields` as text for the command line's help."""
+    lines = []
+    for one in described_fields(kind, prefix):
+        meaning = one.meaning + (" Needed." if one.default is None else f" Default: {one.default}.")
+        meaning += " May change on resuming." if one.may_change else ""
+        lines.append(f"  --{one.name} ({one.values})")
+        lines += textwrap.wrap(meaning, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 

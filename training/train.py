@@ -89,15 +89,19 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _all_fields() -> str:
-    """The fields of all sections, and of the section `loss` for each stage."""
+def field_sections() -> list[tuple[str, type, str]]:
+    """Title, class and prefix of every section of fields; the section `loss` once for stages that share its fields."""
     sections = [("Fields", TrainingConfig, ""), ("Section data", DataConfig, "data.")]
     sections += [("Section optimization", OptimizationConfig, "optimization.")]
     sections += [("Section logging", LoggingConfig, "logging.")]
     for kind in dict.fromkeys(LOSS_CONFIGS.values()):
         stages = " and ".join(stage for stage, its_kind in LOSS_CONFIGS.items() if its_kind is kind)
         sections.append((f"Section loss of {stages}", kind, "loss."))
-    return "\n\n".join(f"{title}:\n{describe_fields(kind, prefix)}" for title, kind, prefix in sections)
+    return sections
+
+
+def _all_fields() -> str:
+    return "\n\n".join(f"{title}:\n{describe_fields(kind, prefix)}" for title, kind, prefix in field_sections())
 
 
 def _print_error(error: Exception) -> None:

@@ -16,6 +16,7 @@ from alit_hf.cli.explore import FIGURE_SUFFIXES
 from alit_hf.evaluation import worst_pictures
 from alit_hf.evaluation.rate_distortion import draw_rate_distortion
 from alit_hf.evaluation.settings import DEFAULT_THRESHOLDS
+from alit_hf.evaluation.yardsticks import CODECS
 
 
 @pytest.fixture
@@ -52,6 +53,7 @@ def test_results_table_and_figure(evaluate, photos, tmp_path, tiny_model):
         "thumbnail 2x1",
         "JPEG at its smallest",
         "WebP at its smallest",
+        "AVIF at its smallest" if CODECS["avif"].is_available else "AVIF: not in this Pillow",
     ]
     assert table[-1] == f"{tmp_path / 'out' / 'results.json'}: 5 images; {tmp_path / 'figures' / 'f.png'}"
 
@@ -187,13 +189,17 @@ def test_continuous_latents_are_drawn_over_tokens(evaluate, tmp_path):
 def test_figure_shows_the_numbers(evaluate, tmp_path):
     assert evaluate("--thresholds", "0.2,0.5").code == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
+    results["fitting"]["webp"] = {"8": {**results["webp"], "bytes": 60.0}}
+    results["avif"] = None  # of a Pillow without it
     panels = {axes.get_ylabel(): axes for axes in draw_rate_distortion(results).axes}
     assert list(panels) == ["L1 (pixels in [0, 1])", "PSNR (dB)", "SSIM"]
     lines = {line.get_label(): line for line in panels["PSNR (dB)"].lines}
     assert lines["fixed length"].get_xdata().tolist() == [3, 6, 9]
     assert lines["fixed length"].get_ydata().tolist() == [n["psnr"] for n in results["lengths"].values()]
     assert lines["thumbnail"].get_ydata().tolist() == [n["psnr"] for n in results["thumbnail"].values()]
-    assert lines["JPEG at its smallest"].get_xdata().tolist() == [results["jpeg"]["bytes"]]
+    assert lines["JPEG"].get_xdata().tolist() == [results["jpeg"]["bytes"]]
+    assert lines["WebP"].get_xdata().tolist() == [60.0, results["webp"]["bytes"]]
+    assert "AVIF" not in lines
     assert set(lines["base tokenizer"].get_ydata()) == {results["base"]["psnr"]}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lively_model import lively_model
-from PIL import Image
+from PIL import Image, features
 from skimage import metrics
 from thread_processes import in_processes
 
@@ -18,8 +18,10 @@ from alit_hf.data.images import open_images
 from alit_hf.evaluation import frechet
 from alit_hf.evaluation import run as run_module
 from alit_hf.evaluation.description import describe_crop
+from alit_hf.evaluation.report import results_table
 from alit_hf.evaluation.run import evaluate_model
 from alit_hf.evaluation.settings import EvaluationSettings, SettingsError
+from alit_hf.evaluation.yardsticks import CODECS, fitting_files
 from alit_hf.networks.lpips import LPIPS
 
 
@@ -139,6 +141,31 @@ def test_yardsticks_are_made_of_what_the_model_sees(results, pixel_values):
     assert results["thumbnail"]["4"]["l1"] == pytest.approx(expected, abs=5e-3)
     assert results["webp"]["bytes"] < results["jpeg"]["bytes"] < 32 * 32
     assert results["webp"]["l1"] < results["thumbnail"]["12"]["l1"]
+    assert results["fitting"] == {"jpeg": {}, "webp": {}, "avif": {}}  # no file has so few bytes
+
+
+def test_files_of_the_same_bytes(model, processor, images, pixel_values, monkeypatch):
+    monkeypatch.setattr("alit_hf.evaluation.run.payload_bytes", lambda config, num_tokens: 12 * num_tokens)
+    monkeypatch.setattr(features, "check", lambda feature: feature != "avif")
+    results = evaluate_model(model, processor, images, SETTINGS)
+    assert results["avif"] is None
+    assert results["fitting"]["avif"] == {}
+    assert "AVIF: not in this Pillow" in results_table(results)
+    pictures = processor.postprocess(pixel_values)
+    files = [fitting_files(picture, CODECS["webp"], [48, 96, 144]) for picture in pictures]
+    expected = {}
+    for place, length in enumerate(("4", "8", "12")):
+        of_length = [file[place] for file in files]
+        if all(of_length):
+            levels = np.stack([np.asarray(made, np.float32) for made, _ in of_length])
+            originals = np.stack([np.asarray(picture, np.float32) for picture in pictures])
+            expected[length] = (np.mean([size for _, size in of_length]), np.abs(levels - originals).mean() / 255)
+    assert 0 < len(expected) < 3
+    shown = {length: (row["bytes"], row["l1"]) for length, row in results["fitting"]["webp"].items()}
+    assert list(shown) == list(expected)
+    for length, numbers in expected.items():
+        assert shown[length] == pytest.approx(numbers, abs=2e-3)
+        assert f"as {length} " in results_table(results)
 
 
 def test_data_is_named_and_known_again(results, images, photos, pixel_values):

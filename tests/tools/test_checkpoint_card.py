@@ -8,7 +8,8 @@ import pytest
 from alit_hf import ALITModel, pretrained_path
 from alit_hf.codes.token_file import model_fingerprint
 from alit_hf.evaluation.description import describe_model
-from tools.checkpoint_card import CARD, RESULTS, card_from_files, checkpoint_card
+from alit_hf.evaluation.yardsticks import CODECS
+from tools.checkpoint_card import CARD, README, RESULTS, card_from_files, checkpoint_card, readme_with_results
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +21,11 @@ def files():
 
 def test_the_card_in_the_repository_is_the_generated_one():
     assert card_from_files().content == CARD.read_text(encoding="utf-8")
+
+
+def test_the_numbers_in_the_readme_are_the_generated_ones(files):
+    readme = README.read_text(encoding="utf-8")
+    assert readme_with_results(readme, files[0]) == readme
 
 
 def test_the_results_are_of_the_packaged_weights(files):
@@ -56,6 +62,28 @@ def test_numbers_come_from_the_files(files):
     assert found["fixed, 32 tokens"][:2] == ["32", "0.8765"]
     assert "50.0%" in found["fixed, 32 tokens"]
     assert "63 of 64 bits" in card.content
+
+
+def test_the_readme_says_what_the_same_bytes_give_elsewhere(files):
+    results = copy.deepcopy(files[0])
+    readme = "Before\n<!-- results: tools/checkpoint_card.py writes them -->\nold\n<!-- end of results -->\nAfter"
+    for length, numbers in results["lengths"].items():
+        numbers |= {"l1": 0.1, "lpips_alex": 0.4, "bytes": 1.5 * int(length)}
+        results["thumbnail"][length] |= {"l1": 0.2 if int(length) > 64 else 0.05, "lpips_alex": 0.5}
+    results["webp"] |= {"bytes": 432.1, "l1": 0.0123, "lpips_alex": 0.321}
+    results["fitting"]["webp"] = {"192": {"l1": 0.09, "lpips_alex": 0.7}, "256": {"l1": 0.11, "lpips_alex": 0.3}}
+    results["avif"] = None
+    text = readme_with_results(readme, results)
+    assert (text.startswith("Before\n<!--"), text.endswith("-->\nAfter"), "old" in text) == (True, True, False)
+    assert "| tokens | bytes | ALIT | thumbnails | WebP |" in text
+    assert "| 32 | 48 | 0.100 / 0.40 | 0.050 / 0.50 | – |" in text
+    assert "| 192 | 288 | 0.100 / 0.40 | 0.200 / 0.50 | 0.090 / 0.70 |" in text
+    assert "432 bytes in WebP (0.012 / 0.32)." in text
+    assert "L1 is lower than that of thumbnails at 6 of 8 lengths, WebP at 1 of 2 lengths." in text
+    assert "is lower than that of thumbnails at 8 of 8 lengths, WebP at 1 of 2 lengths." in text
+    assert "AVIF" not in text.replace("WebP and AVIF", "")
+    with pytest.raises(ValueError, match=r"README\.md"):
+        readme_with_results("Before", results)
 
 
 def test_it_says_where_a_thumbnail_is_better(files):
@@ -103,7 +131,9 @@ def test_a_run_of_make_model_gets_a_card_of_its_own(files, tmp_path):
     results = copy.deepcopy(files[0])
     results["settings"]["frechet"] = None
     measured = [*results["lengths"].values(), *results["thumbnail"].values(), *results["adaptive"]]
-    for numbers in (*measured, results["base"], results["jpeg"], results["webp"]):
+    files_of_codecs = [numbers for of_codec in results["fitting"].values() for numbers in of_codec.values()]
+    codecs = [results[name] for name in CODECS if results[name] is not None]
+    for numbers in (*measured, results["base"], *codecs, *files_of_codecs):
         numbers.pop("lpips_vgg", None)
         numbers.pop("frechet_efficientnet_lite0", None)
     (tmp_path / "results.json").write_text(json.dumps(results))

@@ -21,7 +21,8 @@ from .options import OneLineParser
 from .printing import flush, print_error, printing_for
 
 
-def _parser() -> OneLineParser:
+def make_parser() -> OneLineParser:
+    """The program's parser, with one for each command."""
     parser = OneLineParser(
         prog="alit",
         description="Adaptive length image tokenization: every picture in as many tokens as it needs, and back.",
@@ -35,7 +36,7 @@ def _parser() -> OneLineParser:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     with printing_for(arguments), warnings.catch_warnings():
         if not sys.warnoptions:
             # Libraries warn those who program with them, by warnings and by loggers that nobody has set up.
@@ -88,4 +89,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         end_startup()
 
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]

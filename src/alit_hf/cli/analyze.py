@@ -48,7 +48,7 @@ def add_parser(commands) -> None:
 
 class _KeepOptions(argparse.Action):
     """
-    Keeps the options of the analysis for `parse_options`. Of these, `--quiet` counts at once: finding out what others
+    Keeps the options of the analysis for `options_parser`. Of these, `--quiet` counts at once: finding out what others
     there are loads libraries.
     """
 
@@ -65,12 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
         analysis_class = load_analysis(name)
     except ModuleNotFoundError as error:
         raise UsageError(f"alit analyze {name} needs {error.name}: `pip install 'alit-hf[eval]'`") from error
-    options = parse_options(analysis_class, arguments.options)
+    options = options_parser(analysis_class).parse_args(arguments.options)
     return run_shared(partial(_analyze, analysis_class), options)
 
 
-def parse_options(analysis_class: "type[Analysis]", options: list[str]) -> argparse.Namespace:
-    """Parses the options of an analysis, which follow its name."""
+def options_parser(analysis_class: "type[Analysis]") -> OneLineParser:
+    """For the options of an analysis, which follow its name."""
     name = analysis_class.name
     parser = OneLineParser(prog=f"alit analyze {name}", description=f"Finds out {ANALYSES[name]}.")
     for option, what in analysis_class.data_options.items():
@@ -109,7 +109,7 @@ def parse_options(analysis_class: "type[Analysis]", options: list[str]) -> argpa
     add_model_arguments(parser)
     add_batch_size_argument(parser)
     add_quiet_argument(parser)
-    return parser.parse_args(options)
+    return parser
 
 
 def _analyze(analysis_class: "type[Analysis]", options: argparse.Namespace, processes: Processes) -> int:
@@ -185,4 +185,4 @@ def _open(option: str, options: argparse.Namespace) -> "Images":
         raise UsageError(f"{_flag(option)}: {reason(error)}") from error
 
 
-__all__ = ["add_parser", "parse_options", "run"]
+__all__ = ["add_parser", "options_parser", "run"]

@@ -32,10 +32,9 @@ if TYPE_CHECKING:
 def add_parser(commands) -> None:
     parser = commands.add_parser(
         "evaluate",
-        help="a model's errors at every length, compared with thumbnails, JPEG and WebP",
+        help="a model's errors at every length, compared with thumbnails, JPEG, WebP and AVIF",
         description="Measures a model on images: at every length, at adaptive lengths, its base tokenizer alone, and, "
-        "for comparison, thumbnails of the same bytes, JPEG and WebP at their smallest. Writes JSON, prints a "
-        "table.",
+        "for comparison, thumbnails and files of JPEG, WebP and AVIF of the same bytes. Writes JSON, prints a table.",
     )
     parser.add_argument(
         "--data",

@@ -3,6 +3,8 @@
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .yardsticks import CODECS
+
 
 _PANELS = {
     "l1": "L1 (pixels in [0, 1])",
@@ -17,8 +19,8 @@ _PANELS_IN_A_ROW = 3
 def draw_rate_distortion(results: dict) -> Figure:
     """
     Draws each score of `evaluate_model`'s results against the bytes of an image (or its tokens, if latents are
-    continuous and have no size in bytes): fixed and adaptive lengths, thumbnails of the same bytes, JPEG and WebP at
-    their smallest, and the base tokenizer.
+    continuous and have no size in bytes): fixed and adaptive lengths, thumbnails of the same bytes, JPEG, WebP and
+    AVIF reduced to these bytes and at their smallest, and the base tokenizer.
     """
     lengths = results["lengths"]
     names = [name for name in _PANELS if name in next(iter(lengths.values()))]
@@ -50,8 +52,11 @@ def _draw_panel(axes: Axes, results: dict, name: str) -> None:
         line(ordered, sizes(ordered), "s--", "adaptive length")
         thumbnails = list(results["thumbnail"].values())
         line(thumbnails, sizes(thumbnails), "v:", "thumbnail")
-        line([results["jpeg"]], sizes([results["jpeg"]]), "P", "JPEG at its smallest")
-        line([results["webp"]], sizes([results["webp"]]), "X", "WebP at its smallest")
+        for (codec_name, codec), marker in zip(CODECS.items(), "PXD", strict=True):
+            if results[codec_name] is not None:
+                # The smallest file of the whole picture is the last of the reduced ones.
+                files = [*results["fitting"][codec_name].values(), results[codec_name]]
+                line(files, sizes(files), f"{marker}-.", codec.label)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("bytes per image")

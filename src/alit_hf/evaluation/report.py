@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from .yardsticks import CODECS
+
 
 _SCORES = {
     "l1": ("L1", "{:.4f}"),
@@ -46,8 +48,13 @@ def _rows(results: dict) -> Iterator[tuple[str, str, dict]]:
     yield "base tokenizer", "-", results["base"]
     for length, numbers in results["thumbnail"].items():
         yield f"thumbnail {numbers['width']}x{numbers['height']}", f"as {length}", numbers
-    yield "JPEG at its smallest", "-", results["jpeg"]
-    yield "WebP at its smallest", "-", results["webp"]
+    for name, codec in CODECS.items():
+        if results[name] is None:
+            yield f"{codec.label}: not in this Pillow", "-", {"bytes": None}
+            continue
+        yield f"{codec.label} at its smallest", "-", results[name]
+        for length, numbers in results["fitting"][name].items():
+            yield f"{codec.label}, reduced", f"as {length}", numbers
 
 
 def _cell(pattern: str, value: float | None) -> str:

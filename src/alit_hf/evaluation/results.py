@@ -20,7 +20,7 @@ from .rounding import rounded
 from .scores import MAX_PSNR
 from .settings import EvaluationSettings
 from .tally import ImageRecord
-from .yardsticks import BYTES_PER_PIXEL
+from .yardsticks import BYTES_PER_PIXEL, CODECS
 
 
 _NUM_WORST = 12
@@ -60,7 +60,10 @@ def build_results(
         - `base`: the same of the base tokenizer alone.
         - `adaptive`: for each `threshold` the same, with `mean_tokens`, `satisfied` (share of images below it) and
           `satisfied_by_length`, the share below it if all images get that length.
-        - `thumbnail` (for each length, of at most its bytes), `jpeg`, `webp`: the same scores and mean `bytes`.
+        - `thumbnail` (for each length, of at most its bytes), and `jpeg`, `webp` and `avif` at their smallest: the
+          same scores and mean `bytes`; `None` for a format that this Pillow cannot write.
+        - `fitting`: the same, without the Fréchet distance, of what `fitting_files` gives for each of these formats
+          and each length whose bytes suffice for a file of every picture.
         - `worst`: the images that the longest code renders worst.
 
         Values that do not exist (such as bytes of continuous latents) are `None`; scores are rounded to 6 decimals.
@@ -69,16 +72,20 @@ def build_results(
     lengths = code_lengths(config)
     frechet_name = None if settings.feature_network is None else result_name(settings.feature_network)
 
-    def means(variants: Sequence[str], frechet_variant: str) -> dict[str, float]:
+    def means(variants: Sequence[str]) -> dict[str, float]:
         """Mean scores, with each image in the variant given for it."""
         chosen = [record.scores[variant] for record, variant in zip(records, variants, strict=True)]
-        result = {name: rounded(np.mean([scores[name] for scores in chosen])) for name in chosen[0]}
-        if frechet_name is not None:
-            result[frechet_name] = rounded(frechet[frechet_variant])
-        return result
+        return {name: rounded(np.mean([scores[name] for scores in chosen])) for name in chosen[0]}
+
+    def frechet_of(variant: str) -> dict[str, float]:
+        return {} if frechet_name is None else {frechet_name: rounded(frechet[variant])}
 
     def one(variant: str) -> dict[str, float]:
-        return means([variant] * len(records), variant)
+        return means([variant] * len(records)) | frechet_of(variant)
+
+    def file(variant: str) -> dict[str, float]:
+        num_bytes = rounded(np.mean([record.file_bytes[variant] for record in records]))
+        return {"bytes": num_bytes} | means([variant] * len(records))
 
     def codebook(variant: str) -> dict[str, float | None]:
         counts = code_counts.get(variant)
@@ -109,7 +116,8 @@ def build_results(
                     str(length): int((chosen == index).sum()) for index, length in enumerate(lengths)
                 },
                 **size(mean_tokens),
-                **means([f"lengths/{lengths[index]}" for index in chosen], f"adaptive/{number}"),
+                **means([f"lengths/{lengths[index]}" for index in chosen]),
+                **frechet_of(f"adaptive/{number}"),
                 **codebook(f"adaptive/{number}"),
                 **speed["adaptive"][number],
             }
@@ -166,9 +174,14 @@ def build_results(
             | one(f"thumbnail/{length}")
             for length, size in thumbnail_sizes.items()
         },
-        **{
-            name: {"bytes": rounded(np.mean([record.file_bytes[name] for record in records])), **one(name)}
-            for name in ("jpeg", "webp")
+        **{name: file(name) | frechet_of(name) if name in records[0].scores else None for name in CODECS},
+        "fitting": {
+            name: {
+                str(length): file(f"{name}/{length}")
+                for length in lengths
+                if all(f"{name}/{length}" in record.scores for record in records)
+            }
+            for name in CODECS
         },
         "worst": _worst(records, f"lengths/{lengths[-1]}", images),
     }

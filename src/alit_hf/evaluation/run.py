@@ -29,7 +29,7 @@ from .scores import ImageScorer
 from .settings import EvaluationSettings, SettingsError
 from .speed import measure_speed
 from .tally import FrechetDistances, ImageRecord
-from .yardsticks import smallest_jpeg, smallest_webp, thumbnail, thumbnail_size
+from .yardsticks import CODECS, fitting_files, smallest_file, thumbnail, thumbnail_size
 
 
 def evaluate_model(
@@ -144,10 +144,10 @@ class _Pass:
                 + (" (leave out LPIPS)" if settings.lpips_networks else "")
             )
         lengths = code_lengths(config)
-        self.thumbnail_sizes: dict[int, tuple[int, int]] = {}
-        if config.quantize:
-            sizes = {length: thumbnail_size(width, height, payload_bytes(config, length)) for length in lengths}
-            self.thumbnail_sizes = {length: size for length, size in sizes.items() if size is not None}
+        self.budgets = {length: payload_bytes(config, length) for length in lengths} if config.quantize else {}
+        sizes = {length: thumbnail_size(width, height, num_bytes) for length, num_bytes in self.budgets.items()}
+        self.thumbnail_sizes = {length: size for length, size in sizes.items() if size is not None}
+        self.codecs = {name: codec for name, codec in CODECS.items() if codec.is_available}
         self.records: list[ImageRecord] = []
         self.code_counts: dict[str, torch.Tensor] = defaultdict(int)
         self.features = settings.feature_network
@@ -159,8 +159,7 @@ class _Pass:
                 *(f"adaptive/{number}" for number in range(len(self.thresholds))),
                 "base",
                 *(f"thumbnail/{length}" for length in self.thumbnail_sizes),
-                "jpeg",
-                "webp",
+                *self.codecs,
             ]
             self.frechet = FrechetDistances(self.features.num_features, variants, model.device)
 
@@ -223,11 +222,30 @@ class _Pass:
 
         for length, size in self.thumbnail_sizes.items():
             score(f"thumbnail/{length}", [thumbnail(picture, size) for picture in pictures])
-        for name, compress in (("jpeg", smallest_jpeg), ("webp", smallest_webp)):
-            made = [compress(picture) for picture in pictures]
+        for name, codec in self.codecs.items():
+            made = [smallest_file(picture, codec) for picture in pictures]
             for record, (_, num_bytes) in zip(records, made, strict=True):
                 record.file_bytes[name] = num_bytes
             score(name, [picture for picture, _ in made])
+            if self.budgets:
+                self._add_fitting(records, pictures, original, name)
+
+    def _add_fitting(
+        self, records: list[ImageRecord], pictures: list[Image.Image], original: torch.Tensor, name: str
+    ) -> None:
+        """Files of a codec as small as each length; a picture that no file is small enough for has no score there."""
+        made = [fitting_files(picture, self.codecs[name], list(self.budgets.values())) for picture in pictures]
+        for length, files in zip(self.budgets, zip(*made, strict=True), strict=True):
+            variant = f"{name}/{length}"
+            if not any(files):
+                continue
+            # Pictures without a file stand for themselves, and their scores are dropped.
+            shown = [file[0] if file else picture for file, picture in zip(files, pictures, strict=True)]
+            scores = self.scorer(to_pixels(shown).to(original.device), original)
+            for row, (record, file) in enumerate(zip(records, files, strict=True)):
+                if file:
+                    record.file_bytes[variant] = file[1]
+                    record.scores[variant] = {key: values[row].item() for key, values in scores.items()}
 
     def _score(
         self,

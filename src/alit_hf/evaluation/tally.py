@@ -21,7 +21,7 @@ class ImageRecord:
         criterion (`list[float]`): the token selection criterion's value at every length, shortest first.
         scores (`dict[str, dict[str, float]]`): for each variant of the picture (`lengths/32`, `base`, `jpeg`, …), the
             value of each measure.
-        file_bytes (`dict[str, int]`): size in bytes of `jpeg` and `webp`.
+        file_bytes (`dict[str, int]`): size in bytes of each variant that is a file.
     """
 
     index: int

@@ -10,7 +10,7 @@ from small_run import context_of, run, tiny_photos
 
 from alit_hf.analysis.attention_maps import AttentionSource, rollout_maps
 from alit_hf.analysis.experiments.attention import Attention
-from alit_hf.cli.analyze import parse_options
+from alit_hf.cli.analyze import options_parser
 from alit_hf.evaluation.settings import SettingsError
 
 
@@ -134,7 +134,7 @@ def test_options_name_the_layer():
     default = ["--data", "photos", "--output", "results"]
     named = [*default, "--side", "encoder", "--layer", "0"]
     for options, expected in ((default, Attention()), (named, Attention(side="encoder", layer=0))):
-        assert Attention.from_arguments(parse_options(Attention, options)) == expected
+        assert Attention.from_arguments(options_parser(Attention).parse_args(options)) == expected
 
 
 def test_one_rollout_is_refused(context, tmp_path):
