@@ -20,7 +20,14 @@ from alit_hf.utils.whole_file import write_json
 from .errors import FAILED, FileError, UsageError, file_problem, named
 from .explore import FIGURE_SUFFIXES
 from .jobs import check_no_input_is_overwritten, check_writable
-from .options import add_batch_size_argument, add_model_arguments, add_num_workers_argument
+from .options import (
+    SOURCES,
+    add_batch_size_argument,
+    add_model_arguments,
+    add_num_workers_argument,
+    add_source_arguments,
+    open_source,
+)
 from .printing import print_error, print_line, print_note
 from .shared_work import run_shared
 
@@ -42,9 +49,9 @@ def add_parser(commands) -> None:
         metavar="DATA",
         nargs="+",
         required=True,
-        help="pictures, parquet files or tars, folders of them, or a Hub id of a data set",
+        help=SOURCES,
     )
-    parser.add_argument("--split", metavar="S", help="of a data set; needed on the Hub if it has several")
+    add_source_arguments(parser)
     parser.add_argument(
         "--output", metavar="RESULTS", required=True, help="the results, ending in .json; an existing file is replaced"
     )
@@ -74,7 +81,9 @@ def add_parser(commands) -> None:
         help="adds a Fréchet distance over the features of efficientnet-lite0, or of inception, which makes it an "
         "rFID and needs torch-fidelity and a network connection",
     )
-    parser.add_argument("--limit", metavar="N", type=positive_integer, help="only the first N images")
+    parser.add_argument(
+        "--limit", metavar="N", type=positive_integer, help="only the first N images; no others are fetched"
+    )
     add_model_arguments(parser)
     add_batch_size_argument(parser)
     add_num_workers_argument(parser)
@@ -103,7 +112,7 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
     import datasets
 
     from alit_hf.codes.figure import save_figure
-    from alit_hf.data.images import open_images
+    from alit_hf.data.images import Images
     from alit_hf.evaluation.rate_distortion import draw_rate_distortion
     from alit_hf.evaluation.report import results_table
     from alit_hf.evaluation.run import evaluate_model
@@ -114,7 +123,7 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
-        images = open_images(arguments.data, arguments.split)
+        images = Images(open_source(arguments.data, arguments), arguments.limit)
     except ValueError as error:
         raise UsageError(f"--data: {reason(error)}") from error
     check_no_input_is_overwritten([output, *figures], images.files)
