@@ -15,10 +15,10 @@ def seconds(function: Callable, *args: object, **kwargs: object) -> float:
 
 
 @contextmanager
-def two_threads() -> Iterator[None]:
-    """Torch computes on two threads, as on the machines that benchmarks speak of."""
+def threads(count: int) -> Iterator[None]:
+    """Torch computes on so many threads."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
-from timing import seconds, two_threads
+from timing import seconds, threads
 
 from alit_hf.cli.loading import load_model
 from alit_hf.demo.example_photos import example_photo
@@ -50,7 +50,7 @@ def report(found: dict[str, list[float]]) -> str:
 @pytest.mark.benchmark
 @pytest.mark.timeout(3600)
 def test_demo_answers_at_once():
-    with two_threads():
+    with threads(2):
         found = measure()
     print(f"\n{report(found)}")
     assert max(found["photo"]) < MOST_FOR_A_PHOTO

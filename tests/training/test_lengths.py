@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from random_lpips import random_lpips
 from safetensors.torch import load_file
 from tiny_config import tiny_model
 
 from alit_hf import ALITImageProcessor, ALITModel
+from alit_hf.model import selection
 from alit_hf.model.selection import l1
 from training.engine.loop import Trainer, train
 from training.engine.monitoring import Display
@@ -128,8 +130,9 @@ def test_a_further_finetune_takes_a_stale_predictor_away(config, fields, tmp_pat
     assert model.config.length_shortfalls is None
 
 
-@pytest.mark.parametrize("criterion", ["psnr", "l2"])
-def test_other_criteria(config, fields, tmp_path, criterion):
+@pytest.mark.parametrize("criterion", ["psnr", "l2", "lpips"])
+def test_other_criteria(config, fields, tmp_path, criterion, monkeypatch):
+    monkeypatch.setitem(selection._FACTORIES, "lpips", lambda: random_lpips("alex", normalize=True))
     fields |= {"optimization__max_steps": 2, "loss": {"criterion": criterion}}
     train(config("lengths", **fields))
     model = ALITModel.from_pretrained(tmp_path / "lengths" / "model")

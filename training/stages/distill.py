@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from alit_hf import ALITConfig, ALITModel
 from alit_hf.losses.distillation import code_distillation_loss, latent_distillation_loss, rollout_weights
+from alit_hf.model.selection import l1, psnr
 
 from ..configuration import TrainingConfig, require
 from .alit import ALITStage, check_model_fields, model_config, new_model
@@ -198,9 +199,9 @@ class DistillStage(ALITStage):
         scores = {"square": true.square().flatten(1).mean(dim=1), "mean": true.flatten(2).mean(dim=2)}
         for rollout in self.model.rollouts(pixel_values, self.rollout_limit * length, base_latents=latents):
             name = rollout.num_tokens
-            error = (rollout.reconstruction.float().clamp(0, 1) - pixel_values).flatten(1)
-            scores[f"l1/{name}"] = error.abs().mean(dim=1)
-            scores[f"psnr/{name}"] = -10 * error.square().mean(dim=1).log10()
+            reconstruction = rollout.reconstruction.clamp(0, 1)
+            scores[f"l1/{name}"] = l1(reconstruction, pixel_values)
+            scores[f"psnr/{name}"] = psnr(reconstruction, pixel_values)
             soft = base.expected_latents(rollout.decoder_output, rollout.grid_size)
             scores[f"error/{name}"] = (soft.float() - true).square().flatten(1).mean(dim=1)
             scores[f"direction/{name}"] = F.normalize(rollout.latents[:, -length:].float(), dim=-1)

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from alit_hf.model.selection import l1, psnr
 from alit_hf.networks.lpips import LPIPS
 
 from .loss_config import PixelLossConfig
@@ -42,8 +43,7 @@ class PixelLoss:
     def scores(self, reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """L1, PSNR in dB and, if the loss has it, LPIPS, each `(B,)`, of reconstructions clamped to [0, 1]."""
         reconstruction = reconstruction.float().clamp(0, 1)
-        error = (reconstruction - pixel_values).flatten(1)
-        scores = {"l1": error.abs().mean(dim=1), "psnr": -10 * error.square().mean(dim=1).log10()}
+        scores = {"l1": l1(reconstruction, pixel_values), "psnr": psnr(reconstruction, pixel_values)}
         if self.lpips is not None:
             scores["lpips"] = self.perceptual_distance(reconstruction, pixel_values)
         return scores
