@@ -9,6 +9,21 @@ import torch.nn.functional as F
 from torch import nn
 
 
+def randomise(module, generator):
+    """Draws weights that keep activations of order one through every layer, so that no term is negligible."""
+    for name, parameter in module.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        is_norm_weight = name.endswith("weight") and ("norm" in name or "ln_" in name)
+        if is_norm_weight:
+            noise = 1 + 0.2 * noise
+        elif parameter.dim() > 1 and "embed" not in name and "token" not in name.replace("base_tokenizer", ""):
+            noise = noise / parameter[0].numel() ** 0.5
+        else:
+            noise = 0.3 * noise
+        parameter.data.copy_(noise)
+    return module
+
+
 def group_norm(channels):
     return nn.GroupNorm(32, channels, eps=1e-6)
 
@@ -191,6 +206,106 @@ class AutoencoderKL(nn.Module):
         return self.decoder(self.post_quant_conv(decoder_output.transpose(1, 2).unflatten(2, grid)))
 
 
+class TamingVQGAN(nn.Module):
+    """taming-transformers: attention at the coarsest resolution, pixels in [-1, 1], the nearest code by distance."""
+
+    def __init__(self, channels, num_res_blocks, z_channels, embed_dim, num_codes):
+        super().__init__()
+        coarsest = len(channels) - 1
+        self.encoder = BaseEncoder(channels, num_res_blocks, z_channels, mage=False)
+        self.decoder = BaseDecoder(channels, num_res_blocks, z_channels, mage=False, attention_levels=(coarsest,))
+        self.quantize = Codebook(num_codes, embed_dim)
+        self.quant_conv = nn.Conv2d(z_channels, embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
+
+    def encode(self, pixels):
+        return self.quant_conv(self.encoder(pixels))
+
+    def codes(self, latents):
+        """The codes of latents `(B, E, rows, columns)`, as such, and their ids `(B, rows, columns)`."""
+        vectors, codebook = latents.movedim(1, -1), self.quantize.embedding.weight
+        ids = (vectors[..., None, :] - codebook).square().sum(-1).argmin(-1)
+        return codebook[ids].movedim(-1, 1), ids
+
+    def decode(self, codes):
+        return self.decoder(self.post_quant_conv(codes))
+
+
+class NamedLevel(nn.Module):
+    """A level of `Level` in LlamaGen's names: `res` and `attn`."""
+
+    def __init__(self, in_channels, out_channels, num_blocks, attention):
+        super().__init__()
+        level = Level(in_channels, out_channels, num_blocks, attention, mage=False)
+        self.res, self.attn = level.block, level.attn
+
+    def forward(self, x):
+        for j, block in enumerate(self.res):
+            x = block(x)
+            if len(self.attn) > 0:
+                x = self.attn[j](x)
+        return x
+
+
+class LlamaGenHalf(nn.Module):
+    """Encoder or decoder of LlamaGen; its levels are in the order of computation on both sides."""
+
+    def __init__(self, channels, num_blocks, in_channels, out_channels, step):
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.conv_blocks = nn.ModuleList()
+        first, last = channels[0], channels[-1]
+        coarsest = 0 if step == "upsample" else len(channels) - 1
+        for i, width in enumerate(channels):
+            level = NamedLevel(channels[max(i - 1, 0)], width, num_blocks, attention=i == coarsest)
+            if i < len(channels) - 1:
+                resample = Resample(width, stride=1, padding=1) if step == "upsample" else Resample(width, 2, 0)
+                setattr(level, step, resample)
+            self.conv_blocks.append(level)
+        width = first if step == "upsample" else last
+        self.mid = nn.ModuleList(
+            [ResnetBlock(width, width, mage=False), AttentionBlock(width), ResnetBlock(width, width, mage=False)]
+        )
+        self.norm_out = group_norm(last)
+        self.conv_out = nn.Conv2d(last, out_channels, 3, padding=1)
+        self.step = step
+
+    def middle(self, h):
+        for module in self.mid:
+            h = module(h)
+        return h
+
+    def forward(self, x):
+        h = self.conv_in(x)
+        if self.step == "upsample":
+            h = self.middle(h)
+        for level in self.conv_blocks:
+            h = level(h)
+            if hasattr(level, "upsample"):
+                h = level.upsample.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+            elif hasattr(level, "downsample"):
+                h = level.downsample.conv(F.pad(h, (0, 1, 0, 1)))
+        if self.step == "downsample":
+            h = self.middle(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class LlamaGenVQ(TamingVQGAN):
+    """LlamaGen: the same computation, except that latents and codes are compared, and decoded, as unit vectors."""
+
+    def __init__(self, channels, num_res_blocks, z_channels, embed_dim, num_codes):
+        super().__init__([32], 1, z_channels, embed_dim, num_codes)
+        self.encoder = LlamaGenHalf(channels, num_res_blocks, 3, z_channels, "downsample")
+        self.decoder = LlamaGenHalf(channels[::-1], num_res_blocks + 1, z_channels, 3, "upsample")
+        self.quantize.register_buffer("codebook_used", torch.zeros(65536))
+
+    def codes(self, latents):
+        vectors = F.normalize(latents.movedim(1, -1), dim=-1)
+        codebook = F.normalize(self.quantize.embedding.weight, dim=-1)
+        ids = (vectors @ codebook.T).argmax(-1)
+        return codebook[ids].movedim(-1, 1), ids
+
+
 class TransformerLayer(nn.Module):
     def __init__(self, width, num_heads):
         super().__init__()
@@ -282,20 +397,6 @@ class PublishedALIT(nn.Module):
     @property
     def base(self):
         return getattr(self.base_tokenizer, self.base_name)
-
-    def randomise(self, generator):
-        """Draws weights that keep activations of order one through every layer, so that no term is negligible."""
-        for name, parameter in self.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            is_norm_weight = name.endswith("weight") and ("norm" in name or "ln_" in name)
-            if is_norm_weight:
-                noise = 1 + 0.2 * noise
-            elif parameter.dim() > 1 and "embed" not in name and "token" not in name.replace("base_tokenizer", ""):
-                noise = noise / parameter[0].numel() ** 0.5
-            else:
-                noise = 0.3 * noise
-            parameter.data.copy_(noise)
-        return self
 
     def latent_codes(self, h):
         factorised = self.pre_quantizer_mlp(self.encoder_ln_post(h))

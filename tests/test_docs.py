@@ -19,6 +19,7 @@ from lively_model import lively_model
 from page_shell import Program, run_bash
 from page_training import launch
 from PIL import Image
+from published_reference import LlamaGenVQ, TamingVQGAN
 from random_lpips import random_lpips
 from safetensors.torch import load_file
 from sybil import Document, Example, Sybil
@@ -43,8 +44,8 @@ FENCE = re.compile(r"^ *```(?P<language>[^\n`]*)\n.*?^ *```$", re.MULTILINE | re
 
 
 def convert(arguments: list[str]) -> int:
-    """`alit convert` of the small stand-in for a published file, whose heads cannot be known."""
-    return alit([*arguments, "--num-attention-heads", "4"])
+    """`alit convert`, which cannot know the heads of the small stand-in for a published file."""
+    return alit([*arguments, *(["--num-attention-heads", "4"] if "published.pth" in arguments else [])])
 
 
 def dry_make(arguments: list[str]) -> int:
@@ -102,6 +103,10 @@ def page_folder(tmp_path, monkeypatch, model_folder) -> Path:
     write_parquet(tmp_path / "train-0.parquet", range(2))
     AutoencoderKL.from_config(BASE_TOKENIZERS["kl"]).save_pretrained(tmp_path / "path" / "to" / "autoencoder")
     torch.save({"model": load_file(PUBLISHED)}, tmp_path / "published.pth")
+    torch.save(
+        {"state_dict": TamingVQGAN([32] * 3, 1, 8, 8, 32).state_dict()}, tmp_path / "vqgan_imagenet_f16_16384.ckpt"
+    )
+    torch.save({"model": LlamaGenVQ([32] * 3, 1, 8, 8, 32).state_dict()}, tmp_path / "vq_ds16_c2i.pt")
     for name in ("training", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 from scipy.fft import dctn
-from tqdm import tqdm
 
 from alit_hf.data.images import open_images
+from alit_hf.utils.progress import ProgressBar
 
 
 SIZE = 256
@@ -54,7 +54,7 @@ def hash_images(sources: list[str]) -> Hashes:
     """
     images = open_images(sources)
     names, digests, bits = [], [], []
-    for index in tqdm(range(len(images)), desc=Path(sources[0]).name, unit="image"):
+    for index in ProgressBar(range(len(images)), desc=Path(sources[0]).name):
         square = ImageOps.fit(images.read(index), (SIZE, SIZE), Image.Resampling.BICUBIC)
         names.append(images.name(index))
         digests.append(hashlib.sha256(square.tobytes()).hexdigest())

@@ -213,8 +213,9 @@ class TrainingConfig:
         output_dir (`str`): folder for everything that the run writes.
         resume (`str`): `"latest"`, or a checkpoint folder, to continue from; empty to start from scratch. `"latest"`
             starts from scratch if there is none yet.
-        init_from (`str`): folder or Hub id. `distill` and `fixed`: the base tokenizer (diffusers). `finetune`: the
-            ALIT model of the first stage. `base`: empty, or a VQModel to continue training.
+        init_from (`str`): folder or Hub id. `distill` and `fixed`: the base tokenizer, a `VQModel` or `AutoencoderKL`
+            in diffusers' format or a pipeline with one. `finetune`: the ALIT model of the first stage. `base`: empty,
+            or a VQModel to continue training.
         seed (`int`): of weights, order of images, crops and everything random.
         model (`dict`): sizes: arguments of diffusers' `VQModel` (`base`) or fields of `ALITConfig` (`distill`,
             `fixed`); what follows from the base tokenizer or image size is not given here.

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from alit_hf.utils.processes import is_first_process
+from alit_hf.utils.progress import adopt_library_bars
 from alit_hf.utils.shown_text import one_line
 from training.configuration import DataConfig, LoggingConfig, OptimizationConfig, TrainingConfig, describe_fields
 from training.stages.loss_config import LOSS_CONFIGS
@@ -39,8 +40,8 @@ def main(arguments: list[str]) -> int:
     known, overrides = parser.parse_known_args(arguments)
 
     # Imported late, so that help is quick.
+    import datasets
     import torch.distributed as dist
-    from transformers.utils.logging import disable_progress_bar
 
     from training.engine.checkpointing import CheckpointError
     from training.engine.loop import CannotStartError, InterruptedTrainingError, train
@@ -61,7 +62,8 @@ def main(arguments: list[str]) -> int:
         datefmt="%H:%M:%S",
     )
     logging.getLogger("accelerate").setLevel(logging.WARNING)
-    disable_progress_bar()
+    datasets.disable_progress_bars()
+    adopt_library_bars()
     try:
         for config in configs:
             train(config)

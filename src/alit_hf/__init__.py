@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .model.image_processing_alit import ALITImageProcessor
     from .model.modeling_alit import ALITModel, ALITPreTrainedModel
     from .model.modeling_alit_classification import ALITForImageClassification
+    from .model.sequences import CodeLogitsProcessor, SequenceVocabulary
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,8 @@ _MODULES = {
     "ALITImageProcessor": "model.image_processing_alit",
     "ALITModel": "model.modeling_alit",
     "ALITPreTrainedModel": "model.modeling_alit",
+    "CodeLogitsProcessor": "model.sequences",
+    "SequenceVocabulary": "model.sequences",
 }
 
 _FORMER_NAMES = {
@@ -109,5 +112,7 @@ __all__ = [
     "ALITImageProcessor",
     "ALITModel",
     "ALITPreTrainedModel",
+    "CodeLogitsProcessor",
+    "SequenceVocabulary",
     "pretrained_path",
 ]

@@ -1,5 +1,6 @@
 """A tiny model and photos in folders, and the program `alit` run in this process."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +14,18 @@ from tiny_model import save_tiny_model
 
 from alit_hf import ALITImageProcessor, ALITModel
 from alit_hf.cli import main
+from alit_hf.utils.progress import _Pace
 
 
 class Result(NamedTuple):
     code: int
     out: str
     err: str
+
+    @property
+    def json(self) -> dict:
+        """The results of `--json`, which must be all that is on stdout."""
+        return json.loads(self.out)
 
     @property
     def errors(self) -> list[str]:
@@ -36,6 +43,12 @@ def alit(capfd) -> Callable[..., Result]:
         return Result(code, *capfd.readouterr())
 
     return run
+
+
+@pytest.fixture
+def progress_at_once(monkeypatch) -> None:
+    """Bars are drawn from the start, however short the work."""
+    monkeypatch.setattr("alit_hf.utils.progress._IN_FILE", _Pace(0.0, 60.0))
 
 
 @pytest.fixture(scope="session")

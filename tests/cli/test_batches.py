@@ -42,12 +42,13 @@ def test_whatever_is_wrong_with_one_file_stops_nothing(tmp_path, capsys, num_wor
             raise OSError("the disk is full")
         return f"{item} to {path.name}"
 
-    done, num_failed = run_jobs(jobs_of(tmp_path, names), read, compute, write, 2, num_workers, "working")
+    done, failed = run_jobs(jobs_of(tmp_path, names), read, compute, write, 2, num_workers, "working")
     assert [(job.source.name, written) for job, written in done] == [(n, f"{n.upper()} to {n}") for n in "aceg"]
-    assert num_failed == 3
+    assert [job.source.name for job, _ in failed] == ["unreadable", "incomputable", "unwritable"]
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("alit: error:")]
     reasons = ["unreadable: not a TIFF file", "incomputable: out of memory", "unwritable: the disk is full"]
     assert all(error.endswith(reason) for error, reason in zip(errors, reasons, strict=True))
+    assert [f"alit: error: {problem}" for _, problem in failed] == errors
 
 
 @NUMBERS
@@ -81,8 +82,8 @@ def test_the_next_batch_is_read_and_the_last_one_written_while_one_is_computed(t
         if item == "a":
             wrote_first.set()
 
-    _, num_failed = run_jobs(jobs_of(tmp_path, "abcdef"), read, compute, write, 2, 2, "working")
-    assert num_failed == 0
+    _, failed = run_jobs(jobs_of(tmp_path, "abcdef"), read, compute, write, 2, 2, "working")
+    assert not failed
 
 
 def test_an_interruption_ends_the_threads(tmp_path):

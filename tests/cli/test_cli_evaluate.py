@@ -55,6 +55,12 @@ def test_results_table_and_figure(evaluate, photos, tmp_path, tiny_model):
     assert table[-1] == f"{tmp_path / 'out' / 'results.json'}: 5 images; {tmp_path / 'figures' / 'f.png'}"
 
 
+def test_json_is_what_is_written(evaluate, tmp_path):
+    result = evaluate("--limit", 2, "--json")
+    assert (result.code, result.errors) == (0, [])
+    assert result.json == json.loads((tmp_path / "out" / "results.json").read_text())
+
+
 def test_a_page_of_the_worst_pictures(evaluate, tmp_path, monkeypatch):
     drawn = []
     original = worst_pictures.draw_panels

@@ -1,10 +1,13 @@
 """`alit convert`: the folder that `--model` takes."""
 
 import os
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import VQModel
+from published_reference import LlamaGenVQ, TamingVQGAN
 
 from alit_hf import ALITImageProcessor, ALITModel
 from alit_hf.conversion import load_original
@@ -60,3 +63,26 @@ def test_errors_leave_nothing_behind(alit, tmp_path, monkeypatch, arguments, cod
     assert (result.code, result.out, len(result.err.splitlines())) == (code, "", 1)
     assert message in result.err
     assert os.listdir() == ["junk.pth"]
+
+
+@pytest.mark.parametrize("kind", [TamingVQGAN, LlamaGenVQ])
+def test_a_vqgan_becomes_a_vqmodel(alit, tmp_path, kind):
+    weights = kind([32, 32], 1, 8, 4, 20).state_dict()
+    torch.save({"state_dict": weights, "hyper_parameters": Namespace(lr=1e-4)}, tmp_path / "last.ckpt")
+    result = alit("convert", tmp_path / "last.ckpt", "-o", tmp_path / "vqgan")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith(f"{tmp_path / 'vqgan'}: ")
+    assert result.out.endswith(" parameters, a VQModel of 20 codes of dimension 4\n")
+    model = VQModel.from_pretrained(tmp_path / "vqgan")
+    assert torch.equal(model.quant_conv.weight, weights["quant_conv.weight"])
+    assert sorted(os.listdir(tmp_path)) == ["last.ckpt", "vqgan"]
+    assert sorted(os.listdir(tmp_path / "vqgan")) == ["config.json", "diffusion_pytorch_model.safetensors"]
+
+
+def test_an_unknown_layout_is_named(alit, tmp_path):
+    torch.save({"embedding.weight": torch.ones(2)}, tmp_path / "other.pth")
+    result = alit("convert", tmp_path / "other.pth", "-o", tmp_path / "out")
+    assert (result.code, result.out, len(result.err.splitlines())) == (1, "", 1)
+    assert "taming-transformers or LlamaGen" in result.err
+    assert "it has embedding.weight" in result.err
+    assert os.listdir(tmp_path) == ["other.pth"]

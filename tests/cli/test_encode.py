@@ -1,6 +1,7 @@
 """`alit encode`: every picture gets its own code, and nothing that goes wrong with one touches another."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -62,7 +63,6 @@ def test_folder_gives_each_picture_the_code_it_gets_alone(alit, photos, tmp_path
     summary = result.out.strip()
     assert summary.startswith(f"5 files in {out}: 4 to 12 tokens, ")
     assert summary.endswith(f"{num_bytes} bytes; 3 not below the threshold")
-    assert "5/5" in result.err
 
 
 def test_same_command_gives_same_bytes_whatever_the_batches(alit, photos, tmp_path, tiny_model, mixed_threshold):
@@ -128,6 +128,56 @@ def test_single_picture_reports_its_code(alit, photos, tmp_path, tiny_model, loa
         TokenFile.load(file).token_ids.tolist()
         == encode_alone(loaded, photos / "a.png", num_tokens=8).token_ids[0].tolist()
     )
+
+
+def test_json_has_every_file_and_what_failed(alit, photos, tmp_path, tiny_model, loaded, mixed_threshold):
+    (photos / "aa.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    result = alit("encode", photos, "-o", out, "--model", tiny_model, "--threshold", mixed_threshold, "--json")
+    assert result.code == 1
+    settings = {"threshold": pytest.approx(mixed_threshold), "num_tokens": None, "criterion": "l1", "confidence": None}
+    failed = {"input": str(photos / "aa.png"), "error": result.errors[0].removeprefix("alit: error: ")}
+    assert set(result.json) == {"settings", "files", "failed"}
+    assert (result.json["settings"], result.json["failed"]) == (settings, [failed])
+    files = {file["input"]: file for file in result.json["files"]}
+    assert len(files) == len(TARGETS)
+    for name, target in TARGETS.items():
+        alone = encode_alone(loaded, photos / name, threshold=mixed_threshold)
+        assert files[str(photos / name)] == {
+            "input": str(photos / name),
+            "output": str(out / target),
+            "num_tokens": alone.num_tokens.item(),
+            "file_bytes": (out / target).stat().st_size,
+            "score": pytest.approx(alone.score.item()),
+            "satisfied": alone.satisfied.item(),
+        }
+
+
+def test_json_of_a_fixed_length_has_no_score(alit, photos, tmp_path, tiny_model):
+    arguments = ["encode", photos / "a.png", "-o", tmp_path, "--num-tokens", 4, "--model", tiny_model, "--json"]
+    (file,) = alit(*arguments).json["files"]
+    assert (file["num_tokens"], file["score"], file["satisfied"]) == (4, None, None)
+
+
+def test_json_has_no_infinity(alit, photos, tmp_path, tiny_model, monkeypatch):
+    def score(reconstruction, original):
+        return torch.full((len(original),), torch.inf)
+
+    monkeypatch.setitem(selection._FACTORIES, "perfect", lambda: score)
+    arguments = ["--criterion", "perfect", "--threshold", 9, "--model", tiny_model, "--json"]
+    (file,) = alit("encode", photos / "a.png", "-o", tmp_path, *arguments).json["files"]
+    assert file["score"] is None
+
+
+def test_json_names_are_the_files(alit, photos, tmp_path, tiny_model):
+    """Whatever bytes they have."""
+    strange = os.fsdecode(b"caf\xe9\x1b.png")
+    (photos / "a.png").rename(photos / strange)
+    result = alit("encode", photos / strange, "-o", tmp_path, "--num-tokens", 4, "--model", tiny_model, "--json")
+    (file,) = result.json["files"]
+    assert os.path.isfile(file["input"])
+    assert os.path.isfile(file["output"])
+    assert result.out.isascii()
 
 
 def test_without_options_the_default_threshold_decides(alit, photos, tmp_path, tiny_model, loaded):

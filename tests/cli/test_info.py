@@ -30,6 +30,47 @@ def test_file(alit, tmp_path):
     }
 
 
+def test_json_of_a_file(alit, tmp_path):
+    TokenFile(list(range(32)), (640, 427), (16, 12), 4096, bytes(range(8))).save(tmp_path / "x.alit")
+    assert alit("info", tmp_path / "x.alit", "--json").json == {
+        "file": str(tmp_path / "x.alit"),
+        "file_bytes": 81,
+        "original_size": [640, 427],
+        "grid_size": [16, 12],
+        "num_tokens": 32,
+        "bytes": 48,
+        "codebook_size": 4096,
+        "fingerprint": "0001020304050607",
+        "token_ids": list(range(32)),
+    }
+
+
+def test_json_of_a_model(alit, tiny_model, loaded):
+    model, _ = loaded
+    assert alit("info", tiny_model, "--json").json == {
+        "model": tiny_model,
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "num_base_parameters": sum(p.numel() for p in model.base_tokenizer.parameters()),
+        "image_size": [32, 32],
+        "grid_size": [8, 8],
+        "patch_size": 4,
+        "base_type": "vqgan",
+        "base_embed_dim": 8,
+        "base_codebook_size": 32,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_encoder_layers": 1,
+        "num_decoder_layers": 1,
+        "max_rollouts": 3,
+        "tokens_per_rollout": 4,
+        "quantize": True,
+        "codebook_size": 64,
+        "codebook_dim": 4,
+        "lengths": [{"num_tokens": 4, "bytes": 3}, {"num_tokens": 8, "bytes": 6}, {"num_tokens": 12, "bytes": 9}],
+        "fingerprint": model_fingerprint(model).hex(),
+    }
+
+
 def test_model(alit, tiny_model, loaded):
     model, _ = loaded
     info = read(alit("info", tiny_model))
@@ -44,7 +85,11 @@ def test_model(alit, tiny_model, loaded):
 
 def test_sizes_that_are_not_square_and_latents_without_ids(alit, tmp_path):
     torch.manual_seed(0)
-    info = read(alit("info", save_tiny_model(tmp_path / "model", image_size=[16, 32], quantize=False)))
+    model = save_tiny_model(tmp_path / "model", image_size=[16, 32], quantize=False)
+    results = alit("info", model, "--json").json
+    assert (results["image_size"], results["grid_size"]) == ([16, 32], [4, 8])
+    assert (results["codebook_size"], results["fingerprint"], results["lengths"][0]["bytes"]) == (None, None, None)
+    info = read(alit("info", model))
     assert info["pictures"] == "32 x 16 pixels, 4 x 8 positions of 4 pixels"
     assert info["codebook"] == "none, continuous latent tokens of dimension 4"
     assert "4 tokens" not in info

@@ -37,7 +37,6 @@ def load(folder) -> datasets.Dataset:
 def test_a_folder_of_photos(tokenize, tmp_path, photos, loaded):
     result = tokenize("--threshold", "0.3", "--rows-per-shard", 2)
     assert (result.code, result.errors) == (0, [])
-    assert "5/5" in result.err
     codes = load(tmp_path / "out")
     assert codes["file_name"][:] == NAMES
     model, processor = loaded
@@ -57,6 +56,24 @@ def test_a_folder_of_photos(tokenize, tmp_path, photos, loaded):
     info = TokenDatasetInfo.load(tmp_path / "out")
     assert (info.model, info.sources, info.threshold) == ("tiny", ["photos"], 0.3)
     assert len(TokenDecoder(info, model, processor).decode(codes[:])) == 5
+
+
+def test_json_sums_up_the_data_set(tokenize, tmp_path, photos):
+    (photos / "broken.png").write_bytes(b"no picture")
+    expected = {
+        "output": str(tmp_path / "out"),
+        "commit": None,
+        "num_images": 5,
+        "num_tokens": 60,
+        "lengths": {"12": 5},
+        "num_undecodable": 1,
+        "num_unsatisfied": 5,
+        "damage": [],
+    }
+    for was_complete in (False, True):
+        result = tokenize("--threshold", "0.0001", "--json")
+        assert (result.code, len(result.errors)) == (1, 1)
+        assert result.json == {**expected, "was_complete": was_complete}
 
 
 def test_a_fixed_length_and_another_criterion(tokenize, tmp_path):
@@ -246,6 +263,9 @@ class TestHub:
         )
         assert TokenDatasetInfo.load(self.REPO) == TokenDatasetInfo.load(folder)
         assert len(TokenDecoder(self.REPO, *loaded).decode(load(folder)[:])) == 5
+        again = tokenize("--num-tokens", 8, "--rows-per-shard", 3, "--json", output=self.REPO).json
+        assert again["commit"].startswith(f"{hub.url}/datasets/{self.REPO}/commit/")
+        assert again["output"] == str(folder)
 
     def test_a_new_repository_is_private_and_another_stays_as_it_is(self, tokenize, hub):
         assert tokenize("--num-tokens", 8, output=self.REPO).code == 0

@@ -295,6 +295,27 @@ class TestDisk:
         assert TokenFile.load(tmp_path / "a.alit") == file
         assert TokenFile.load(str(tmp_path / "a.alit")) == file
 
+    def test_load_from_what_is_open(self, tmp_path):
+        file = make_file()
+        file.save(tmp_path / "a.alit")
+        with open(tmp_path / "a.alit", "rb") as stream:
+            assert TokenFile.load(stream) == file
+            assert not stream.closed
+            with pytest.raises(ValueError, match=r"a\.alit: this is no \.alit file, it is empty"):
+                TokenFile.load(stream)
+        assert TokenFile.load(io.BytesIO(file.to_bytes())) == file
+
+    def test_an_endless_stream_is_not_read_to_its_end(self):
+        class Endless(io.BytesIO):
+            name = "<stdin>"
+
+            def read(self, size):
+                assert 0 < size < 2**20
+                return bytes(size)
+
+        with pytest.raises(ValueError, match=r"<stdin>: this is no \.alit file"):
+            TokenFile.load(Endless())
+
     def test_saving_replaces_and_leaves_nothing_else(self, tmp_path):
         make_file(64).save(tmp_path / "a.alit")
         make_file(32).save(tmp_path / "a.alit")

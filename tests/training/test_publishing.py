@@ -695,6 +695,24 @@ def test_the_card_has_no_gaps(run_config, model_folder, vq_base, stage, tmp_path
     assert ("LPIPS is" in text) == (stage in ("base", "finetune"))
 
 
+@pytest.mark.parametrize("pixel_range", [[0, 1], [-1, 1]], ids=str)
+def test_the_card_of_a_base_says_which_pixels_it_takes(
+    run_config, vq_base, photo_folder, tmp_path, monkeypatch, pixel_range
+):
+    model = VQModel.from_pretrained(vq_base)
+    model.register_to_config(_pixel_range=pixel_range)
+    model.save_pretrained(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(photo_folder / "00.png", "photo.jpg")
+    text = str(card_of(run_config("base"), tmp_path / "base"))
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace(REPO, "base"), names)
+    low, high = pixel_range
+    with torch.no_grad():
+        expected = model(names["inputs"] * (high - low) + low).sample
+    torch.testing.assert_close(names["pixels"] * (high - low) + low, expected)
+
+
 PULL = """
 import sys
 if sys.argv[1] == "without":

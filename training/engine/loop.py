@@ -135,7 +135,7 @@ class Trainer:
             # The batches open it again, but a wrong source is to be found before anything is written.
             open_source(config.data, "train", open_rows)
         else:
-            images = TrainingImages(config.data, config.seed, show_progress=accelerator.is_local_main_process)
+            images = TrainingImages(config.data, config.seed)
             steps_per_epoch = max(1, len(images) // settings.batch_size)
             self.max_steps = self.max_steps or settings.epochs * steps_per_epoch
             self.warmup_steps = self.warmup_steps or settings.warmup_epochs * steps_per_epoch

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image, ImageDraw
 from torch import nn
-from tqdm import tqdm
+
+from alit_hf.utils.progress import ProgressBar
 
 from ..configuration import PICTURES_FOLDER
 from ..stages.stage import Stage
@@ -87,14 +88,7 @@ class Display:
     def __init__(self, accelerator: Accelerator, title: str, max_steps: int, steps: int, output_dir: Path):
         self.accelerator = accelerator
         self.output_dir = output_dir
-        self.bar = tqdm(
-            total=max_steps,
-            initial=steps,
-            desc=title,
-            disable=not accelerator.is_main_process,
-            mininterval=10,
-            dynamic_ncols=True,
-        )
+        self.bar = ProgressBar(total=max_steps, initial=steps, desc=title, unit="step")
 
     def advance(self) -> None:
         """Advances by one step."""

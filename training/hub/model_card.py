@@ -106,6 +106,7 @@ def model_card(config: TrainingConfig, model_folder: Path, record: RunRecord) ->
         model_id=config.hub_model_id,
         stage=config.stage,
         image_size=data.image_size,
+        pixel_range=fields.get("_pixel_range", [0, 1]),
         lengths=lengths,
         quantize=fields.get("quantize", True),
         results=_results_table(scores),

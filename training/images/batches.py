@@ -13,13 +13,13 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
-from tqdm import trange
 
 from alit_hf.data.image_rows import ImageColumnError, ImageRows, open_rows
 from alit_hf.data.images import Images, open_images
 from alit_hf.data.picture_cells import fetch, read_picture
 from alit_hf.data.sources import is_on_hub
 from alit_hf.utils.error_reason import reason
+from alit_hf.utils.progress import ProgressBar
 
 from ..configuration import DataConfig
 
@@ -94,8 +94,9 @@ def load_validation(config: DataConfig) -> torch.Tensor:
     """The first `validation_images` centre crops that can be decoded, uint8 `(B, 3, image_size, image_size)`."""
     crops, first_error = [], None
     images = open_source(config, "validation", open_images)
-    for number in range(len(images)):
-        if len(crops) == config.validation_images:
+    wanted = min(len(images), config.validation_images)
+    for number in ProgressBar(range(len(images)), total=wanted, desc="decoding for validation"):
+        if len(crops) == wanted:
             break
         try:
             crops.append(center_crop(images.read(number), config.image_size))
@@ -134,21 +135,19 @@ class TrainingImages(Dataset):
         `UndecodableImagesError`: with `in_memory`, at construction.
     """
 
-    def __init__(self, config: DataConfig, seed: int, show_progress: bool = False):
+    def __init__(self, config: DataConfig, seed: int):
         self.config = config
         self.seed = seed
         self.images = open_source(config, "train", open_images)
         self.frozen: Callable[[int, int], torch.Tensor] | None = None
         """Returns the frozen part's outputs for an image's fixed crop, given both indices; None without a cache."""
-        self.decoded = self._decode_all(show_progress) if config.in_memory else None
+        self.decoded = self._decode_all() if config.in_memory else None
         self._epoch_order = (-1, np.empty(0, dtype=np.int64))
 
-    def _decode_all(self, show_progress: bool) -> list[np.ndarray]:
+    def _decode_all(self) -> list[np.ndarray]:
         shorter_side = round(self.config.image_size / self.config.crop_scale)
         decoded, undecodable, first_error = [], 0, None
-        for number in trange(
-            len(self.images), desc="decoding", unit="image", disable=not show_progress, mininterval=5
-        ):
+        for number in ProgressBar(range(len(self.images)), desc="decoding"):
             try:
                 decoded.append(_thumbnail(self.images.read(number), shorter_side))
             except (OSError, ValueError) as error:

@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from alit_hf.utils.error_reason import reason
+from alit_hf.utils.progress import ProgressBar
 from alit_hf.utils.sole_use import sole_use
 
 from ..configuration import DataConfig, TrainingConfig
@@ -201,9 +201,7 @@ def _outputs_of_part(
     loader = DataLoader(
         _FixedCrops(images, part), batch_size=max(1, batch_size // config.cached_crops), num_workers=config.num_workers
     )
-    with tqdm(
-        total=share, desc="frozen part", unit="image", disable=not accelerator.is_main_process, mininterval=5
-    ) as bar:
+    with ProgressBar(total=share, desc="frozen part") as bar:
         for batch in loader:
             computed = []
             for pixels in batch["pixel_values"].flatten(0, 1).split(batch_size):

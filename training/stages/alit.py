@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, VQModel
+from diffusers import AutoencoderKL, ConfigMixin, VQModel
 from torch import nn
 
 from alit_hf import ALITConfig, ALITImageProcessor, ALITModel
@@ -18,6 +18,12 @@ from .stage import Replaced, Stage
 
 _GIVEN_ELSEWHERE = {"image_size": "data.image_size", "base_tokenizer_config": "init_from", "patch_size": "init_from"}
 _BASE_CLASSES = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL}
+
+
+class _PipelineIndex(ConfigMixin):
+    """What a diffusers pipeline says of its components."""
+
+    config_name = "model_index.json"
 
 
 class ALITStage(Stage):
@@ -123,20 +129,45 @@ def model_config(config: TrainingConfig) -> ALITConfig:
     Raises:
         `ValueError`: if `init_from` is not a base tokenizer, or the fields do not fit it or each other.
     """
-    try:
-        base = VQModel.load_config(config.init_from)
-    except OSError as error:
-        raise ValueError(
-            f"`init_from` is {config.init_from!r}, it must be the base tokenizer's folder or Hub id: {error}"
-        ) from error
+    base, subfolder = _base_config(config.init_from)
     name = base.get("_class_name")
     require(name in _BASE_CLASSES, "init_from", config.init_from, f"one of {sorted(_BASE_CLASSES)}, it is {name}")
+    # diffusers' own autoencoders and pipelines take pixels in [-1, 1], the stage `base` trains on [0, 1].
+    is_foreign = name == "AutoencoderKL" or subfolder is not None
+    pixel_range = base.get("_pixel_range", [-1, 1] if is_foreign else [0, 1])
+    fields = {key: base[key] for key in base if not key.startswith("_")}
+    if pixel_range != [0, 1]:
+        fields["_pixel_range"] = pixel_range
     return ALITConfig(
         **config.model,
         image_size=config.data.image_size,
         patch_size=2 ** (len(base["block_out_channels"]) - 1),
-        base_tokenizer_config={"_class_name": name, **{key: base[key] for key in base if not key.startswith("_")}},
+        base_tokenizer_config={"_class_name": name, **fields},
     )
+
+
+def _base_config(init_from: str) -> tuple[dict[str, Any], str | None]:
+    """The base tokenizer's configuration, and its subfolder if `init_from` is a pipeline, such as Stable Diffusion."""
+    expected = (
+        f"`init_from` is {init_from!r}, it must be the folder or Hub id of a base tokenizer in diffusers' format "
+        f"({' or '.join(_BASE_CLASSES)}) or of a pipeline with one"
+    )
+    try:
+        return VQModel.load_config(init_from), None
+    except OSError as error:
+        without_config = error
+    try:
+        index = _PipelineIndex.load_config(init_from)
+    except OSError:
+        raise ValueError(f"{expected}: {without_config}") from without_config
+    components = {name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    subfolders = [name for name, class_name in components.items() if class_name in _BASE_CLASSES]
+    if len(subfolders) != 1:
+        raise ValueError(f"{expected}: the pipeline has {components}")
+    try:
+        return VQModel.load_config(init_from, subfolder=subfolders[0]), subfolders[0]
+    except OSError as error:
+        raise ValueError(f"{expected}: {error}") from error
 
 
 def new_model(config: TrainingConfig) -> ALITModel:
@@ -144,7 +175,11 @@ def new_model(config: TrainingConfig) -> ALITModel:
     model = ALITModel(model_config(config))
     model.set_attn_implementation(attention(config))
     base_class = _BASE_CLASSES[model.config.base_tokenizer_config["_class_name"]]
-    base = base_class.from_pretrained(config.init_from)
+    _, subfolder = _base_config(config.init_from)
+    try:
+        base = base_class.from_pretrained(config.init_from, subfolder=subfolder)
+    except OSError as error:
+        raise ValueError(f"`init_from` is {config.init_from!r}, its weights cannot be read: {error}") from error
     model.base_tokenizer.model.load_state_dict(base.state_dict())
     if config.optimization.gradient_checkpointing:
         model.gradient_checkpointing_enable()

@@ -7,6 +7,8 @@ import torch
 from diffusers import VQModel
 from torch import nn
 
+from alit_hf.model.base_tokenizer import from_range, to_range
+
 from ..configuration import TrainingConfig, require
 from .adversary import Adversary
 from .codebook_care import CodebookCare
@@ -23,6 +25,7 @@ class BaseStage(Stage):
         # By default diffusers puts the commitment cost on the codebook's term, for the sake of old checkpoints.
         model.quantize.legacy = False
         self.loss = loss
+        self.pixel_range = model.config.get("_pixel_range", (0, 1))
         self.pixel_loss = PixelLoss(loss)
         self.codebook_care = CodebookCare(
             lambda: model.quantize.embedding.weight,
@@ -51,12 +54,13 @@ class BaseStage(Stage):
         return cls(model, config.loss)
 
     def training_loss(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        latents = self.model.encode(pixel_values).latents
+        latents = self.model.encode(to_range(pixel_values, self.pixel_range)).latents
         with torch.autocast(latents.device.type, enabled=False):
             codes, codebook_loss, (_, _, ids) = self.model.quantize(latents.float())
         self.codebook_care.observe(latents.float().permute(0, 2, 3, 1).flatten(0, 2), ids, self.step)
         quantized = self.step >= self.loss.codebook_start
-        reconstruction = self.model.decode(codes if quantized else latents, force_not_quantize=True).sample
+        decoded = self.model.decode(codes if quantized else latents, force_not_quantize=True).sample
+        reconstruction = from_range(decoded, self.pixel_range)
         loss, logs = self.pixel_loss(reconstruction, pixel_values, self.step)
         logs = {"loss": loss.detach(), **logs}
         loss, adversarial_logs = self.with_adversarial_loss(
@@ -82,8 +86,9 @@ class BaseStage(Stage):
 
     def reconstruct(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Reconstructions `(B, 3, H, W)` of images, quantised as in this step."""
-        latents = self.model.encode(pixel_values).latents
-        return self.model.decode(latents, force_not_quantize=self.step < self.loss.codebook_start).sample
+        latents = self.model.encode(to_range(pixel_values, self.pixel_range)).latents
+        decoded = self.model.decode(latents, force_not_quantize=self.step < self.loss.codebook_start).sample
+        return from_range(decoded, self.pixel_range)
 
     def score(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         return self.pixel_loss.scores(self.reconstruct(pixel_values), pixel_values)
@@ -93,7 +98,7 @@ class BaseStage(Stage):
 
     def save_pretrained(self, folder: str, weights: dict[str, torch.Tensor]) -> None:
         # diffusers' `save_pretrained` does not take a state dict, and would write down the folder it was loaded from.
-        fields = {name: value for name, value in self.model.config.items() if not name.startswith("_")}
+        fields = {name: value for name, value in self.model.config.items() if name == "_pixel_range" or name[0] != "_"}
         model = VQModel.from_config(fields)
         model.load_state_dict(weights)
         model.save_pretrained(folder)

@@ -7,6 +7,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from alit_hf.utils.progress import ProgressBar
+
 
 WEIGHT_DECAYS = tuple(10.0**exponent for exponent in range(-5, 2))
 """The regularisation strengths to try."""
@@ -86,7 +88,8 @@ def choose_probe(features: np.ndarray, labels: np.ndarray, seed: int) -> LinearP
         probe = fit_probe(features[~held_out], labels[~held_out], weight_decay)
         return float((probe.predict(features[held_out]) == labels[held_out]).mean())
 
-    best = max(WEIGHT_DECAYS, key=lambda weight_decay: (accuracy(weight_decay), weight_decay))
+    weight_decays = ProgressBar(WEIGHT_DECAYS, desc="fitting", unit="probe")
+    best = max(weight_decays, key=lambda weight_decay: (accuracy(weight_decay), weight_decay))
     return fit_probe(features, labels, best)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,9 +12,9 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from tqdm import tqdm
 
 from alit_hf import __version__
+from alit_hf.codes.rollout_progress import rollout_progress
 from alit_hf.data.images import Images, check_columns
 from alit_hf.evaluation.description import (
     check_crop,
@@ -27,6 +26,7 @@ from alit_hf.evaluation.description import (
 from alit_hf.evaluation.settings import SettingsError
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.processes import Processes
+from alit_hf.utils.progress import ProgressBar
 from alit_hf.utils.public_names import public_name
 from alit_hf.utils.sole_use import sole_use
 
@@ -151,18 +151,11 @@ class _Pass:
     def measure(self, own: list[tuple[str, int]], processes: Processes) -> list[dict]:
         """Measures and stores these images; returns those that cannot be decoded."""
         stored = [image for image in own if image in self.store.digests]
-        for image in stored:
+        for image in ProgressBar(stored, desc="checking what is stored"):
             self._check_stored(*image)
         label = self.analysis.name + ("" if processes.count == 1 else f", process 0 of {processes.count}")
         undecodable = []
-        with tqdm(
-            total=len(own),
-            initial=len(stored),
-            desc=label,
-            unit="image",
-            file=sys.stderr,
-            disable=processes.rank > 0,
-        ) as progress:
+        with ProgressBar(total=len(own), initial=len(stored), desc=label) as progress:
             for name, indices in self._batches([image for image in own if image not in self.store.digests]):
                 pictures = {}
                 for index in indices:
@@ -171,7 +164,8 @@ class _Pass:
                     except (OSError, ValueError) as error:
                         undecodable.append({"data": name, **self.context.data[name].describe_failure(index, error)})
                 if pictures:
-                    self._measure_batch(name, pictures)
+                    with rollout_progress(self.context.model, progress, len(indices)):
+                        self._measure_batch(name, pictures)
                 progress.update(len(indices))
         return undecodable
 

@@ -6,18 +6,19 @@ answered at once.
 
 import io
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 from alit_hf import __version__
 from alit_hf.utils.processes import is_first_process
+from alit_hf.utils.progress import end_startup, show_startup
 
 from . import analyze, convert, decode, demo, encode, evaluate, explore, info, tokenize
-from .errors import FAILED, INTERRUPTED, NO_READER, WRONG_USE, FileError, UsageError
+from .errors import FAILED, INTERRUPTED, NO_READER, WRONG_USE, FileError, NoReaderError, UsageError
 from .options import OneLineParser
-from .printing import print_error
+from .printing import flush, print_error, printing_for
 
 
 def _parser() -> OneLineParser:
@@ -34,19 +35,27 @@ def _parser() -> OneLineParser:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    arguments = _parser().parse_args(argv)
+    with printing_for(arguments), warnings.catch_warnings():
+        if not sys.warnoptions:
+            # Libraries warn those who program with them, by warnings and by loggers that nobody has set up.
+            warnings.simplefilter("ignore")
+            logging.lastResort.setLevel(logging.ERROR)
+        show_startup()
+        return arguments.run(arguments)
+
+
+def _run_and_report(argv: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # File names may contain characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        arguments = _parser().parse_args(argv)
-        with warnings.catch_warnings():
-            if not sys.warnoptions:
-                # Libraries warn those who program with them, by warnings and by loggers that nobody has set up.
-                warnings.simplefilter("ignore")
-                logging.lastResort.setLevel(logging.ERROR)
-            return arguments.run(arguments)
-    except SystemExit as done:  # --help and --version
-        return done.code
+        try:
+            code = _run(argv)
+        except SystemExit as done:  # --help and --version
+            code = done.code
+        flush()
+        return code
     except UsageError as error:
         if is_first_process():
             print_error(str(error))
@@ -70,13 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit code: 0 done, 1 a file failed, 2 wrong use, 130 interrupted, 141 nobody reads the output any more.
     """
     try:
-        code = _run(argv)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes once more when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _run_and_report(argv)
+    except (NoReaderError, BrokenPipeError):  # the latter is that of a progress bar
+        with suppress(NoReaderError, FileError):
+            flush()
         return NO_READER
-    return code
+    finally:
+        end_startup()
 
 
 __all__ = ["main"]

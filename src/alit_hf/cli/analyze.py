@@ -22,7 +22,7 @@ from .options import (
     add_source_arguments,
     open_source,
 )
-from .printing import print_error, print_line, print_note
+from .printing import add_quiet_argument, print_error, print_line, print_note
 from .shared_work import run_shared
 
 
@@ -47,9 +47,23 @@ def add_parser(commands) -> None:
         "options",
         metavar="OPTIONS",
         nargs=argparse.REMAINDER,
+        action=_KeepOptions,
         help="options of the analysis, see `alit analyze NAME --help`",
     )
     parser.set_defaults(run=run)
+
+
+class _KeepOptions(argparse.Action):
+    """
+    Keeps the options of the analysis for `parse_options`. Of these, `--quiet` counts at once: finding out what others
+    there are loads libraries.
+    """
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        quiet = OneLineParser(prog=parser.prog, add_help=False)
+        add_quiet_argument(quiet)
+        namespace.options = values
+        namespace.quiet = quiet.parse_known_args(values)[0].quiet
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -104,6 +118,7 @@ def parse_options(analysis_class: "type[Analysis]", options: list[str]) -> argpa
     )
     add_model_arguments(parser)
     add_batch_size_argument(parser)
+    add_quiet_argument(parser)
     return parser.parse_args(options)
 
 

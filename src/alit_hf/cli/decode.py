@@ -1,20 +1,21 @@
 """`alit decode`: `.alit` files to pictures."""
 
 import argparse
+import io
 from pathlib import Path
 
 from alit_hf.data.sources import FileKind
 from alit_hf.utils.shown_text import shown
 from alit_hf.utils.whole_file import whole_file
 
-from .batches import run_jobs
+from .batches import print_jobs, run_jobs
 from .errors import FAILED
-from .jobs import add_job_arguments, make_output_folder, plan_jobs
+from .jobs import add_job_arguments, make_output_folder, open_source, plan_jobs, target_name
 from .options import add_batch_size_argument, add_model_arguments, add_num_workers_argument
-from .printing import print_line
+from .printing import add_printing_arguments, print_bytes, print_line
 
 
-# Folders get the first; Pillow writes the others at its default quality.
+# Folders get the first, and so does stdout; Pillow writes the others at its default quality.
 OUTPUT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 # In the PNG files, by which they are told from others' pictures.
@@ -38,6 +39,7 @@ def add_parser(commands) -> None:
     add_model_arguments(parser)
     add_batch_size_argument(parser)
     add_num_workers_argument(parser)
+    add_printing_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -53,8 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     fingerprint = model_fingerprint(model)
     make_output_folder(jobs)
 
-    def read(path: Path) -> TokenFile:
-        tokens = TokenFile.load(path)
+    def read(path: Path | None) -> TokenFile:
+        tokens = TokenFile.load(open_source(path))
         tokens.check_model(fingerprint)
         tokens.check_sizes(model)
         return tokens
@@ -62,26 +64,31 @@ def run(arguments: argparse.Namespace) -> int:
     def decode(files: list[TokenFile]) -> list:
         return decode_pictures(model, processor, files)
 
-    done, num_failed = run_jobs(
-        jobs, read, decode, _save_picture, arguments.batch_size, arguments.num_workers, "decoding"
-    )
+    done, failed = run_jobs(jobs, read, decode, _save_picture, arguments.batch_size, arguments.num_workers, "decoding")
     if len(done) == 1:
-        print_line(f"{shown(done[0][0].target)}: {done[0][1]}")
+        job, (width, height) = done[0]
+        print_line(f"{shown(target_name(job.target))}: {width}x{height}")
     elif done:
         print_line(f"{len(done)} files in {arguments.output}")
-    return FAILED if num_failed else 0
+    print_jobs([(job, {"width": width, "height": height}) for job, (width, height) in done], failed)
+    return FAILED if failed else 0
 
 
-def _save_picture(picture, path: Path) -> str:
-    """Writes the picture whole or not at all; returns its size as text."""
+def _save_picture(picture, path: Path | None) -> tuple[int, int]:
+    """Writes the picture whole or not at all, to stdout as PNG; returns its width and height."""
     from PIL.PngImagePlugin import PngInfo
 
     software = PngInfo()
     software.add_text("Software", _SOFTWARE)
-    with whole_file(path) as unfinished:
-        # Other formats do not read it.
-        picture.save(unfinished, pnginfo=software)
-    return f"{picture.width}x{picture.height}"
+    if path is None:
+        contents = io.BytesIO()
+        picture.save(contents, "PNG", pnginfo=software)
+        print_bytes(contents.getvalue())
+    else:
+        with whole_file(path) as unfinished:
+            # Other formats do not read it.
+            picture.save(unfinished, pnginfo=software)
+    return picture.size
 
 
 def _is_own(path: Path) -> bool:

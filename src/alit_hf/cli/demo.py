@@ -96,11 +96,12 @@ def _push(name: str, model: str | None) -> int:
     from alit_hf.demo.space import push_space
 
     try:
-        print_line(push_space(name, model))
+        url = push_space(name, model)
     except LocalTokenNotFoundError as error:
         raise UsageError("--push needs a login: run `hf auth login`, or set HF_TOKEN") from error
     except Exception as error:  # the Hub's client raises its own and those of the libraries below it
         raise FileError(f"{name} was not pushed: {reason(error)}") from error
+    print_line(url)
     return 0
 
 

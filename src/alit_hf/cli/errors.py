@@ -21,6 +21,10 @@ class FileError(Exception):
     """The one file that a command is about could not be read, used or written."""
 
 
+class NoReaderError(Exception):
+    """Nobody reads any more what the command prints. No `OSError`, which would be taken for one of a file."""
+
+
 def file_problem(path: str | os.PathLike, error: Exception) -> str:
     """Names the file and what went wrong."""
     return named(shown(path), reason(error, path, shown(path)))

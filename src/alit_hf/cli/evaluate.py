@@ -28,7 +28,7 @@ from .options import (
     add_source_arguments,
     open_source,
 )
-from .printing import print_error, print_line, print_note
+from .printing import add_printing_arguments, print_error, print_json, print_line, print_note
 from .shared_work import run_shared
 
 
@@ -103,6 +103,7 @@ def add_parser(commands) -> None:
     add_model_arguments(parser)
     add_batch_size_argument(parser)
     add_num_workers_argument(parser)
+    add_printing_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -194,6 +195,7 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
         print_error(file)
     counted = f"{results['data']['num_images']} images" + (f", {len(undecodable)} undecodable" if undecodable else "")
     print_line("; ".join([f"{output}: {counted}", *map(str, figures), *([] if saved is None else [str(saved)])]))
+    print_json(results)
     return FAILED if undecodable or images.damage else 0
 
 

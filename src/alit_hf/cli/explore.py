@@ -5,12 +5,13 @@ import os
 from pathlib import Path
 
 from alit_hf.codes.length_choice import add_threshold_argument
+from alit_hf.utils.progress import ProgressBar
 from alit_hf.utils.shown_text import shown
 
 from .errors import FileError, UsageError, file_problem
 from .jobs import check_no_input_is_overwritten, check_writable
 from .options import add_model_arguments
-from .printing import print_line
+from .printing import add_quiet_argument, print_line
 
 
 FIGURE_SUFFIXES = (".png", ".jpg", ".webp", ".pdf", ".svg")
@@ -34,6 +35,7 @@ def add_parser(commands) -> None:
     )
     add_threshold_argument(parser)
     add_model_arguments(parser)
+    add_quiet_argument(parser)
     parser.set_defaults(run=run)
 
 
@@ -52,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from alit_hf.codes.figure import draw_panels, frame_caption, rollout_panels, save_figure
     from alit_hf.codes.rollout_pictures import pick_rollout, rollout_pictures
+    from alit_hf.codes.rollout_progress import rollout_progress
     from alit_hf.model.image_io import open_image
 
     from .loading import load_model
@@ -59,7 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
     model, processor = load_model(arguments.model, arguments.device, arguments.dtype)
     try:
         pixel_values = processor(open_image(image_path), return_tensors="pt").pixel_values
-        rollouts = rollout_pictures(model, processor, pixel_values)
+        with (
+            ProgressBar(total=1, desc="exploring", unit="picture") as progress,
+            rollout_progress(model, progress, 1),
+        ):
+            rollouts = rollout_pictures(model, processor, pixel_values)
     except (OSError, ValueError, RuntimeError) as error:
         raise FileError(file_problem(image_path, error)) from error
     picked = pick_rollout(rollouts, arguments.threshold)

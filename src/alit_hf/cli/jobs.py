@@ -2,36 +2,70 @@
 
 import argparse
 import os
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from alit_hf.data.sources import FileKind, describe_passed_over, find_files, find_paths
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.shown_text import shown
 
 from .errors import UsageError
-from .printing import print_note
+from .printing import keep_stdout_for_bytes, print_note
+
+
+STREAM = "-"
+"""What stands for stdin as an input, and for stdout as an output. A file of that name is `./-`."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One file to read and the file to write."""
+    """One file to read and the file to write; `None` stands for stdin and stdout."""
 
-    source: Path
-    target: Path
+    source: Path | None
+    target: Path | None
 
 
 def add_job_arguments(parser: argparse.ArgumentParser, inputs_help: str, output_help: str) -> None:
-    parser.add_argument("inputs", metavar="IN", nargs="+", help=inputs_help)
-    parser.add_argument("-o", "--output", metavar="OUT", required=True, help=output_help)
+    parser.add_argument("inputs", metavar="IN", nargs="+", help=f"{inputs_help}; or - for stdin")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", help=f"{output_help}; or - for stdout, the default if the input is stdin"
+    )
+
+
+def source_name(path: Path | None) -> str:
+    """What to call a job's source."""
+    return "<stdin>" if path is None else str(path)
+
+
+def target_name(path: Path | None) -> str:
+    """What to call a job's target."""
+    return "<stdout>" if path is None else str(path)
+
+
+def open_source(path: Path | None) -> Path | BinaryIO:
+    """What reads a job's source: its path, or stdin."""
+    return sys.stdin.buffer if path is None else path
+
+
+def check_stdin() -> None:
+    """
+    Raises:
+        `UsageError`: if nothing can come from stdin, or only what somebody types.
+    """
+    if sys.stdin is None:
+        raise UsageError("the input - is stdin, which is closed")
+    if sys.stdin.isatty():
+        raise UsageError("the input - is stdin, which is a terminal: redirect a file or another program into it")
 
 
 def plan_jobs(
     inputs: list[str],
-    output: str,
+    output: str | None,
     kind: FileKind,
     output_suffixes: tuple[str, ...],
     is_own: Callable[[Path], bool],
@@ -45,8 +79,9 @@ def plan_jobs(
     `a.png.alit`, `a.jpg` alone `a.alit`. That holds for files of one folder that are worked on one after another, too.
 
     Args:
-        inputs (`list[str]`): files and folders, or glob patterns of them.
-        output (`str`): a folder, which need not exist, or for a single file a file name with a suffix.
+        inputs (`list[str]`): files and folders, or glob patterns of them; or stdin alone.
+        output (`str`, *optional*): a folder, which need not exist, or for a single file a file name with a suffix, or
+            stdout. Defaults to stdout for stdin.
         kind ([`FileKind`]): to look for in folders.
         output_suffixes (`tuple[str, ...]`): allowed suffixes of outputs; folders get files with the first.
         is_own (`Callable[[Path], bool]`): whether the command can have written an existing file, so that it may
@@ -55,11 +90,16 @@ def plan_jobs(
     Raises:
         `UsageError`: if an input does not exist or a folder has nothing to work on, if the output cannot be a file or
             folder as needed, cannot be written to or is one of the inputs, if an output folder has another's file of
-            an output's name, or if two files would get the same output.
+            an output's name, or if two files would get the same output; if stdin is one of several inputs or stdout is
+            to hold several outputs, or one of them is a terminal.
     """
+    if output is None and inputs != [STREAM]:
+        raise UsageError("the following arguments are required: -o/--output")
     if any(name == "" for name in (*inputs, output)):
         raise UsageError("a file name is empty")
     try:
+        if STREAM in (*inputs, output):
+            return [_plan_stream(inputs, output or STREAM, output_suffixes)]
         paths = [path for name in inputs for path in find_paths(name)]
         found = {path: find_files(path, kind, len(paths) > 1) for path in paths}
     except ValueError as error:
@@ -99,6 +139,29 @@ def plan_jobs(
         if note:
             print_note(f"{shown(path)}: {note}")
     return jobs
+
+
+def _plan_stream(inputs: list[str], output: str, output_suffixes: tuple[str, ...]) -> Job:
+    """The job whose source is stdin, or whose target is stdout, or both."""
+    source = target = None
+    if inputs == [STREAM]:
+        check_stdin()
+    elif STREAM in inputs:
+        raise UsageError("the input - is stdin, it must be the only input")
+    else:
+        paths = [path for name in inputs for path in find_paths(name)]
+        if len(paths) > 1 or os.path.isdir(paths[0]):
+            raise UsageError("the output - is stdout, which holds the output of one file, not of several or a folder")
+        source = paths[0]
+    if output == STREAM:
+        keep_stdout_for_bytes()
+    else:
+        target = Path(output)
+        if output.endswith(("/", os.sep)) or os.path.isdir(target) or target.suffix.lower() not in output_suffixes:
+            suffixes = " or ".join(output_suffixes)
+            raise UsageError(f"the output {output} must be a file name ending in {suffixes}, as stdin has no name")
+        check_writable(target.parent)
+    return Job(source, target)
 
 
 def check_outside_data(folder: Path, sources: Iterable[str]) -> None:
@@ -148,7 +211,10 @@ def make_output_folder(jobs: list[Job]) -> None:
     Raises:
         `UsageError`: if the folder of the outputs cannot be created.
     """
-    folder = os.path.commonpath([job.target.absolute().parent for job in jobs])
+    folders = [job.target.absolute().parent for job in jobs if job.target is not None]
+    if not folders:
+        return
+    folder = os.path.commonpath(folders)
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:

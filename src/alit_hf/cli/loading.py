@@ -12,16 +12,21 @@ from transformers import PreTrainedConfig
 from alit_hf import ALITImageProcessor, ALITModel, pretrained_path
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.processes import Processes
+from alit_hf.utils.progress import adopt_library_bars
 
 from .errors import UsageError
 from .printing import print_note
 
 
 def quiet_libraries() -> None:
-    """Turns off logs and loading bars: they report what is checked here, or what users of a command cannot change."""
+    """
+    Turns off logs: they report what is checked here, or what users of a command cannot change. Bars become this
+    package's, but for those of downloads.
+    """
     for library in (transformers, diffusers):
         library.logging.set_verbosity(library.logging.CRITICAL)
-        library.logging.disable_progress_bar()
+    diffusers.logging.disable_progress_bar()
+    adopt_library_bars()
 
 
 def load_model(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 from alit_hf.codes.length_choice import DEFAULT_THRESHOLD, LengthChoice
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.option_types import finite_number, positive_integer, whole_number
+from alit_hf.utils.progress import end_startup
 
 from .errors import UsageError
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 class OneLineParser(argparse.ArgumentParser):
     """Reports wrong use in one line, like every other error."""
+
+    def print_help(self, file=None) -> None:
+        # That of an analysis comes late.
+        end_startup()
+        super().print_help(file)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see `{self.prog} --help`)")

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from .options import (
     make_encoder,
     open_source,
 )
-from .printing import print_error, print_line, print_note
+from .printing import add_printing_arguments, print_error, print_json, print_line, print_note
 from .shared_work import run_shared
 
 
@@ -73,6 +74,7 @@ def add_parser(commands) -> None:
     add_model_arguments(parser)
     add_batch_size_argument(parser)
     add_num_workers_argument(parser)
+    add_printing_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -128,17 +130,20 @@ def _tokenize(arguments: argparse.Namespace, processes: Processes) -> int:
         print_error("once these files are whole, the same command goes on with them")
     if summary.num_images == 0:
         raise FileError(f"none of {image_count(summary.num_undecodable)} can be decoded, see {folder}")
+    commit = None
     if repo_id is not None:
         if summary.damage:
             raise FileError(f"{repo_id} was not pushed, as rows are missing; the others are in {folder}")
         try:
-            print_line(push(folder, repo_id))
+            commit = push(folder, repo_id)
         except Exception as error:
             raise FileError(f"{repo_id} was not pushed: {reason(error)} (the same command pushes {folder})") from error
+        print_line(commit)
     if summary.num_undecodable:
         undecodable = image_count(summary.num_undecodable)
         print_error(f"{undecodable} could not be decoded, {folder} lists them in undecodable.jsonl")
     print_line(_summary(folder, summary, encoder))
+    print_json({"output": str(folder), "commit": commit, **asdict(summary), "num_tokens": summary.num_tokens})
     return FAILED if summary.num_undecodable or summary.damage else 0
 
 

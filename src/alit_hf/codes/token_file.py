@@ -23,8 +23,10 @@ import os
 import reprlib
 import struct
 import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -32,6 +34,7 @@ import torch
 from alit_hf.model.configuration_alit import MAX_POSITIONS, MAX_TOKENS
 from alit_hf.model.image_io import open_file
 from alit_hf.model.modeling_alit import ALITModel
+from alit_hf.utils.progress import ProgressBar
 from alit_hf.utils.whole_file import whole_file
 
 
@@ -130,7 +133,8 @@ class TokenFile:
                 followed by others.
         """
         if data[: len(MAGIC)] != MAGIC:
-            raise ValueError("this is no .alit file, it does not begin with the letters ALIT")
+            what = "does not begin with the letters ALIT" if data else "is empty"
+            raise ValueError(f"this is no .alit file, it {what}")
         if len(data) < _HEADER.size:
             raise ValueError(f"the .alit file is truncated, it ends within its header after {len(data)} bytes")
         _, version, width, height, rows, columns, largest_id, num_tokens, fingerprint = _HEADER.unpack_from(data)
@@ -165,21 +169,26 @@ class TokenFile:
             unfinished.write_bytes(self.to_bytes())
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "TokenFile":
+    def load(cls, path: str | os.PathLike | IO[bytes]) -> "TokenFile":
         """
         Reads a file, but never more bytes than the longest `.alit` file has (128 KiB).
+
+        Args:
+            path (`str`, `Path` or binary file object): an open file is read from where it stands, and left open.
 
         Raises:
             `ValueError`: naming the file, if it is not a whole and unaltered `.alit` file, or no file at all.
             `OSError`: if it cannot be read (`FileNotFoundError` if there is none).
         """
-        with open_file(path) as file:
+        is_open = hasattr(path, "read")
+        name = getattr(path, "name", f"<{type(path).__name__}>") if is_open else os.fspath(path)
+        with nullcontext(path) if is_open else open_file(path) as file:
             # One extra byte shows whether a file continues past its end.
             data = file.read(_MAX_FILE_SIZE + 1)
         try:
             return cls.from_bytes(data)
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from error
+            raise ValueError(f"{name}: {error}") from error
 
     def check_model(self, model: ALITModel | bytes) -> None:
         """
@@ -235,7 +244,7 @@ def model_fingerprint(model: ALITModel) -> bytes:
     description = json.dumps(invisible, sort_keys=True).encode()
     signs, values = hashlib.sha256(description), hashlib.sha256(description)
     values_known = True
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in ProgressBar(sorted(model.state_dict().items()), desc="fingerprint", unit="weight"):
         if name.startswith("length_predictor."):
             # Says nothing about what ids mean.
             continue

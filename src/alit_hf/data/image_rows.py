@@ -30,6 +30,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from alit_hf.model.image_io import open_file
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.image_count import image_count
+from alit_hf.utils.progress import ProgressBar
 from alit_hf.utils.shown_text import shown
 
 from .parts import SPLIT, BuilderPart, ParquetPart, PartsBuilder, TarPart, parquet_footer, pictures_of, tar_columns
@@ -407,7 +408,7 @@ def _columns_of_tars(places: Sequence[_Place]) -> datasets.Features:
 def _columns_of_parquet_files(places: Sequence[_Place]) -> tuple[list[tuple[str, datasets.Features]], int]:
     """Name and columns of each file whose end is there, and the number of rows."""
     problems, num_rows, in_files = [], 0, []
-    for file, _, name in places:
+    for file, _, name in ProgressBar(places, desc="opening", unit="file"):
         footer = parquet_footer(file)
         if isinstance(footer, str):
             problems.append(f"{name}: {footer}")

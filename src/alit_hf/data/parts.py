@@ -23,6 +23,7 @@ from datasets.utils.file_utils import xopen
 
 from alit_hf.model.image_io import open_file, picture_suffixes
 from alit_hf.utils.error_reason import reason
+from alit_hf.utils.progress import ProgressBar
 from alit_hf.utils.shown_text import shown
 
 from .picture_cells import CELL, Home, fetch, file_name, to_cell
@@ -194,7 +195,8 @@ class PartsBuilder(datasets.ArrowBasedBuilder):
 
     def _generate_tables(self, parts: list[Part]) -> Iterator[tuple[Key, pa.Table]]:
         left = self.config.first
-        for number, part in enumerate(parts):
+        # A copy of all is made in one go, a stream is read at the pace of what is done with it.
+        for number, part in enumerate(ProgressBar(parts, desc="reading", unit="file") if self.config.embed else parts):
             for index, piece in enumerate(part.pieces(self.config.columns)):
                 if isinstance(piece, str):
                     yield Key(number, index), self._damage_row(part, piece)

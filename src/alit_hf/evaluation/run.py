@@ -1,16 +1,15 @@
 """One pass over the images: every length, adaptive lengths, the base tokenizer and the yardsticks."""
 
 import hashlib
-import sys
 from collections import defaultdict
 from contextlib import ExitStack, closing
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from alit_hf.codes.picture_codes import to_picture
 from alit_hf.codes.rollout_pictures import payload_bytes
+from alit_hf.codes.rollout_progress import rollout_progress
 from alit_hf.data.images import Images
 from alit_hf.losses.codebook import code_counts
 from alit_hf.model.image_processing_alit import ALITImageProcessor
@@ -18,6 +17,7 @@ from alit_hf.model.modeling_alit import ALITModel
 from alit_hf.model.selection import l1, score_images
 from alit_hf.utils.prefetch import map_batches
 from alit_hf.utils.processes import Processes
+from alit_hf.utils.progress import ProgressBar
 
 from .base_pictures import base_pictures
 from .description import check_crop
@@ -100,7 +100,7 @@ def _evaluate(
     batches = (indices[start : start + size] for start in range(0, len(indices), size))
     with (
         closing(map_batches(read, batches, size, settings.num_workers)) as read_batches,
-        tqdm(total=len(indices), desc=label, unit="image", file=sys.stderr, disable=processes.rank > 0) as progress,
+        ProgressBar(total=len(indices), desc=label) as progress,
     ):
         for batch, contents in read_batches:
             pixel_values = {}
@@ -111,7 +111,8 @@ def _evaluate(
                     pixel_values[index] = image
             if pixel_values:
                 stacked = torch.stack(list(pixel_values.values()))
-                pass_.add(list(pixel_values), stacked)
+                with rollout_progress(model, progress, len(batch)):
+                    pass_.add(list(pixel_values), stacked)
                 # The threads have long decoded the next batch and stand still.
                 if speed is None and processes.rank == 0:
                     speed = measure_speed(model, stacked.to(model.device), settings.thresholds)

@@ -7,6 +7,7 @@ from alit_hf.codes.rollout_pictures import rollout_pictures
 from alit_hf.data.images import Images
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.model.modeling_alit import ALITModel
+from alit_hf.utils.progress import ProgressBar
 
 
 _PICTURES_IN_A_ROW = 2
@@ -22,7 +23,7 @@ def draw_worst_pictures(results: dict, model: ALITModel, processor: ALITImagePro
         model ([`ALITModel`]), processor ([`ALITImageProcessor`]), images ([`Images`]): the same as in that call.
     """
     strips = []
-    for worst in results["worst"]:
+    for worst in ProgressBar(results["worst"], desc="drawing the worst"):
         picture = images.read(worst["index"])
         pixel_values = processor(picture, return_tensors="pt").pixel_values
         rollouts = rollout_pictures(model, processor, pixel_values)

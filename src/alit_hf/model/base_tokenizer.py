@@ -1,5 +1,7 @@
 """One interface over the two kinds of base tokenizer: diffusers' `VQModel` (VQGAN) and `AutoencoderKL`."""
 
+from collections.abc import Callable
+
 import torch
 from diffusers import AutoencoderKL, VQModel
 from torch import nn
@@ -12,6 +14,18 @@ from .quantizer import embedding_table
 
 
 _BASE_CLASSES = {"vqgan": VQModel, "kl": AutoencoderKL}
+
+
+def to_range(pixel_values: torch.Tensor, pixel_range: tuple[float, float]) -> torch.Tensor:
+    """Pixels in [0, 1] as a base tokenizer wants them."""
+    low, high = pixel_range
+    return pixel_values if (low, high) == (0, 1) else pixel_values * (high - low) + low
+
+
+def from_range(pixel_values: torch.Tensor, pixel_range: tuple[float, float]) -> torch.Tensor:
+    """Undoes `to_range`."""
+    low, high = pixel_range
+    return pixel_values if (low, high) == (0, 1) else (pixel_values - low) / (high - low)
 
 
 class ALITBaseTokenizer(PreTrainedModel):
@@ -45,6 +59,11 @@ class ALITBaseTokenizer(PreTrainedModel):
         if resnets is not None:
             for block in self.model.decoder.up_blocks:
                 del block.resnets[resnets:]
+        self._pixel_range = config.base_tokenizer_config.get("_pixel_range", (0, 1))
+        # Such autoencoders overflow in float16.
+        self._is_upcast = bool(config.base_tokenizer_config.get("force_upcast"))
+        if self._is_upcast:
+            self._keep_in_fp32_modules = ["base_tokenizer"]
         self.post_init()
 
     @torch.no_grad()
@@ -67,12 +86,28 @@ class ALITBaseTokenizer(PreTrainedModel):
 
         Returns:
             continuous latents `(B, E, H / patch_size, W / patch_size)`: before the quantisation of a VQGAN base; the
-            posterior's mode times `scaling_factor` for a KL base.
+            posterior's mode, shifted and scaled as the base's configuration says, for a KL base.
         """
+        pixel_values = to_range(pixel_values, self._pixel_range)
         if self.config.base_type == "vqgan":
-            return image_by_image(lambda pixels: self.model.encode(pixels).latents, pixel_values)
-        modes = image_by_image(lambda pixels: self.model.encode(pixels).latent_dist.mode(), pixel_values)
-        return modes * self.model.config.scaling_factor
+            return self._run(lambda pixels: self.model.encode(pixels).latents, pixel_values)
+        modes = self._run(lambda pixels: self.model.encode(pixels).latent_dist.mode(), pixel_values)
+        shift, scale = self._shift_and_scale(modes)
+        return (modes - shift) * scale
+
+    def _run(self, function: Callable, batch: torch.Tensor) -> torch.Tensor:
+        outputs = image_by_image(function, batch.to(self.model.dtype) if self._is_upcast else batch)
+        return outputs.to(batch.dtype) if self._is_upcast else outputs
+
+    def _shift_and_scale(self, latents: torch.Tensor) -> tuple[float | torch.Tensor, float | torch.Tensor]:
+        """What diffusers' pipelines bring the latents of a KL base to zero mean and unit variance with."""
+        config = self.model.config
+        shift, scale = config.shift_factor or 0.0, config.scaling_factor
+        if config.latents_mean is not None:
+            shift = latents.new_tensor(config.latents_mean)[:, None, None]
+        if config.latents_std is not None:
+            scale = scale / latents.new_tensor(config.latents_std)[:, None, None]
+        return shift, scale
 
     def codes(self, latents: torch.Tensor) -> torch.Tensor:
         """
@@ -117,13 +152,17 @@ class ALITBaseTokenizer(PreTrainedModel):
         """
         if self.config.base_type == "kl":
             if self.config.unscale_base_latents:
-                latents = latents / self.model.config.scaling_factor
-            return image_by_image(lambda codes: self.model.decode(codes).sample, latents)
-        # Not `model.decode`, which takes soft codes for ids where the base's config has `lookup_from_codebook`.
-        spatial = self.model.config.norm_type == "spatial"
-        return image_by_image(
-            lambda codes: self.model.decoder(self.model.post_quant_conv(codes), codes if spatial else None), latents
-        )
+                shift, scale = self._shift_and_scale(latents)
+                latents = latents / scale + shift
+            pixels = self._run(lambda codes: self.model.decode(codes).sample, latents)
+        else:
+            # Not `model.decode`, which takes soft codes for ids where the base's config has `lookup_from_codebook`.
+            spatial = self.model.config.norm_type == "spatial"
+            pixels = self._run(
+                lambda codes: self.model.decoder(self.model.post_quant_conv(codes), codes if spatial else None),
+                latents,
+            )
+        return from_range(pixels, self._pixel_range)
 
 
 __all__ = ["ALITBaseTokenizer"]

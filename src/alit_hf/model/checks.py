@@ -16,10 +16,8 @@ from .configuration_alit import ALITConfig
 from .length_prediction import least_calibration_size
 from .outputs import GridOutput, OffGridTokens
 from .selection import Criterion, with_unit
+from .sequences import PADDING_ID
 
-
-PADDING_ID = -1
-"""What stands behind an image's last token in a batch of ids."""
 
 # How far bicubic resizing of floats leaves [0, 1] at corners of black and white. Pixels that are normalised by a mean
 # and standard deviation begin at -1 or below.
@@ -340,7 +338,6 @@ def _briefly(value: object) -> str:
 
 
 __all__ = [
-    "PADDING_ID",
     "check_attention_mask",
     "check_attention_weights",
     "check_base_latents",

@@ -92,6 +92,15 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_PARAMETERS
 
 
+def _are_numbers(values: Any, count: int) -> bool:
+    """Whether these are so many finite numbers."""
+    return isinstance(values, list) and len(values) == count and all(map(_is_finite, values))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 @_with_value_errors
 @strict
 class ALITConfig(PreTrainedConfig):
@@ -144,11 +153,11 @@ class ALITConfig(PreTrainedConfig):
             (VQ base: with probability p where the true base code has probability p ≥ threshold, 0.55 in the paper;
             KL base: where the mean absolute latent error is below the threshold, 0.025). `None` turns it off.
         base_tokenizer_config (`dict`, *optional*):
-            A diffusers `VQModel` or `AutoencoderKL` configuration, its class under `"_class_name"`. `None` is the
-            paper's VQGAN.
+            A diffusers `VQModel` or `AutoencoderKL` configuration, its class under `"_class_name"`, and the range of
+            pixels that it was trained on under `"_pixel_range"` (`[0, 1]` if missing). `None` is the paper's VQGAN.
         unscale_base_latents (`bool`, *optional*, defaults to `True`):
-            KL base only: whether latents are divided by the base's `scaling_factor` before they are decoded. Off for
-            converted published checkpoints, which were trained without.
+            KL base only: whether the base's `scaling_factor` and shift of latents are undone before they are decoded.
+            Off for converted published checkpoints, which were trained without.
         length_criterion (`str`, *optional*):
             Token selection criterion that the model's length predictor was trained for, see
             [`ALITModel.set_length_criterion`]. `None`: the model has none.
@@ -338,6 +347,16 @@ class ALITConfig(PreTrainedConfig):
         scaling_factor = base.get("scaling_factor", 1)
         if not isinstance(scaling_factor, (int, float)) or not 0 < scaling_factor < math.inf:
             refuse("scaling_factor", "a number above 0")
+        if base.get("shift_factor") is not None and not _is_finite(base["shift_factor"]):
+            refuse("shift_factor", "a number or None")
+        for name in ("latents_mean", "latents_std"):
+            if base.get(name) is not None and not _are_numbers(base[name], base.get("latent_channels", 4)):
+                refuse(name, "a list of one number for each of its `latent_channels`, or None")
+        if min(base.get("latents_std") or [1]) <= 0:
+            refuse("latents_std", "above 0")
+        pixel_range = base.get("_pixel_range", [0, 1])
+        if not _are_numbers(pixel_range, 2) or not pixel_range[0] < pixel_range[1]:
+            refuse("_pixel_range", "a list of the values of black and white pixels, the smaller first")
         channels, groups = base.get("block_out_channels"), base.get("norm_num_groups", 32)
         if not isinstance(channels, list) or not channels or not all(map(_is_count, channels)):
             refuse("block_out_channels", "a list of the channels of each level")

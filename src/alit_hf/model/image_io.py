@@ -20,6 +20,9 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 MAX_IMAGE_PIXELS = 100_000_000
 """Width × height above which a file is refused as a decompression bomb, before anything is decoded."""
 
+MAX_STREAM_BYTES = 2**30
+"""Bytes above which what cannot be read again, such as a pipe, is refused: it might never end."""
+
 # Modules of other packages that register formats when they are imported: HEIF, JPEG XL, JPEG-LS.
 _PILLOW_PLUGINS = ("pillow_heif.HeifImagePlugin", "pillow_jxl", "pillow_jpls")
 
@@ -73,7 +76,8 @@ def open_image(source: str | Path | bytes | IO[bytes]) -> Image.Image:
 
     Args:
         source (`str`, `Path`, `bytes` or binary file object):
-            A path, the bytes of a file, or an open file. An open file is read from its start and is left open.
+            A path, the bytes of a file, or an open file. An open file is read from its start if it can go back there,
+            and is left open.
 
     Returns:
         `PIL.Image.Image`: mode "RGB", fully loaded, independent of the file.
@@ -98,7 +102,10 @@ def open_image(source: str | Path | bytes | IO[bytes]) -> Image.Image:
     try:
         source.seek(0)
     except (AttributeError, io.UnsupportedOperation):  # a pipe or a network response
-        source = io.BytesIO(source.read())
+        contents = source.read(MAX_STREAM_BYTES + 1)
+        if len(contents) > MAX_STREAM_BYTES:
+            raise ValueError(f"{name} does not end after {MAX_STREAM_BYTES} bytes, which no picture needs") from None
+        source = io.BytesIO(contents)
     return _decode(source, name)
 
 

@@ -13,7 +13,6 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .base_tokenizer import ALITBaseTokenizer
 from .checks import (
-    PADDING_ID,
     check_attention_mask,
     check_attention_weights,
     check_base_latents,
@@ -42,6 +41,7 @@ from .outputs import (
 from .pretrained import ALITPreTrainedModel
 from .quantizer import ALITVectorQuantizer
 from .selection import Criterion, is_higher_better, meets_threshold, resolve_criterion, score_images
+from .sequences import PADDING_ID
 
 
 class ALITPositionEmbeddings(ALITEmbeddingTables):

@@ -6,7 +6,10 @@ slice and gather. Numbers that are the same for the whole batch are properties.
 from dataclasses import dataclass
 
 import torch
+from transformers import BatchEncoding
 from transformers.utils import ModelOutput
+
+from .sequences import PADDING_ID, SequenceVocabulary
 
 
 class OffGridTokens(torch.Tensor):
@@ -63,6 +66,41 @@ class ALITEncoderOutput(GridOutput):
     score_is_bound: torch.BoolTensor | None = None
     satisfied: torch.BoolTensor | None = None
     reconstruction: torch.FloatTensor | None = None
+
+    def to_sequence(self, vocabulary: SequenceVocabulary, padding_side: str = "right") -> BatchEncoding:
+        """
+        The codes as a batch for a causal language model; `vocabulary.from_sequence(batch.input_ids)` gives `token_ids`
+        back.
+
+        Args:
+            vocabulary ([`SequenceVocabulary`]): of the model that made the codes.
+            padding_side (`str`, *optional*, defaults to `"right"`): where shorter sequences are padded, or `"left"`.
+
+        Returns:
+            `BatchEncoding`: `input_ids`, `attention_mask` and `labels` on the device of the codes, see
+            [`SequenceVocabulary.pad`].
+
+        Raises:
+            `ValueError`: for continuous latents, another side, and, naming row and position, for ids or lengths that
+                the vocabulary does not have.
+        """
+        if self.token_ids is None:
+            raise ValueError("`token_ids` is None: continuous latents have no ids that a sequence could be made of.")
+        sequences = []
+        for row, (ids, length) in enumerate(zip(self.token_ids.tolist(), self.num_tokens.tolist(), strict=True)):
+            if set(ids[length:]) - {PADDING_ID}:
+                raise ValueError(
+                    f"Row {row}: `num_tokens` is {length}, but `token_ids` goes on behind it: a code is not a prefix "
+                    "of a longer one, ids and lengths must belong together."
+                )
+            try:
+                sequences.append(vocabulary.to_sequence(ids[:length]))
+            except ValueError as error:
+                raise ValueError(f"Row {row}: {error}") from error
+        batch = vocabulary.pad(sequences, padding_side).to(self.token_ids.device)
+        # Sequences do not tell their grid, either.
+        batch["input_ids"] = batch["input_ids"].as_subclass(type(self.token_ids))
+        return batch
 
 
 @dataclass

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, is_offline_mode
 from huggingface_hub.errors import LocalTokenNotFoundError
-from huggingface_hub.utils import disable_progress_bars
 
 from alit_hf.utils.hub_repository import open_repository
 
@@ -59,7 +58,6 @@ def push(folder: Path, repo_id: str) -> str:
     Raises:
         `OSError`: if the Hub refuses or cannot be reached.
     """
-    disable_progress_bars()
     shards = Shards(folder, TokenDatasetInfo.load(folder).output_split)
     paths = [*shards.paths(), *(folder / name for name in (INFO_FILE, UNDECODABLE_FILE, CARD_FILE))]
     operations = [

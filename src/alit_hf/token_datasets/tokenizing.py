@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
+import math
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -15,9 +15,9 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from alit_hf.codes.picture_codes import Picture, PictureCode, PictureEncoder, to_picture
+from alit_hf.codes.rollout_progress import rollout_progress
 from alit_hf.data.image_rows import FILE_NAME, ImageRows
 from alit_hf.data.picture_cells import fetch, picture_path, read_picture
 from alit_hf.model.image_processing_alit import ALITImageProcessor
@@ -25,6 +25,7 @@ from alit_hf.model.selection import meets_threshold, resolve_criterion
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.prefetch import map_batches, read_ahead
 from alit_hf.utils.processes import Processes
+from alit_hf.utils.progress import ProgressBar
 from alit_hf.utils.shown_text import shown
 from alit_hf.utils.sole_use import LOCK_FILE, sole_use
 from alit_hf.utils.whole_file import unfinished_files, write_text
@@ -239,24 +240,27 @@ class _Run:
     def work(self, done: dict[int, dict[int, ShardRecord]]) -> None:
         """Makes this process's missing shards."""
         count = self.processes.count
-        alone = count == 1
         batches = read_ahead(self._batches(done), self.num_workers)
         draft = None
         with (
             closing(map_batches(self._read, batches, self.batch_size, self.num_workers)) as read_batches,
-            tqdm(
-                total=self.rows.num_rows if alone else None,
-                initial=sum(record.num_rows for part in done.values() for record in part.values()) if alone else 0,
-                desc="tokenizing" if alone else f"tokenizing, process 0 of {count}",
-                unit="image",
-                file=sys.stderr,
-                disable=self.processes.rank > 0,
+            ProgressBar(
+                # About as many for each process.
+                total=None if self.rows.num_rows is None else math.ceil(self.rows.num_rows / count),
+                initial=sum(
+                    record.num_rows
+                    for part, records in done.items()
+                    for block, record in records.items()
+                    if self._shares_part(part) and self._is_mine(block)
+                ),
+                desc="tokenizing" if count == 1 else f"tokenizing, process 0 of {count}",
             ) as progress,
         ):
             for batch, pictures in read_batches:
                 fingerprint = self.rows.part_fingerprints[batch.part]
                 draft = draft or _Draft(batch.part, batch.block, batch.row, fingerprint)
-                self._tokenize(batch, pictures, draft)
+                with rollout_progress(self.encoder.model, progress, len(batch.cells)):
+                    self._tokenize(batch, pictures, draft)
                 progress.update(len(batch.cells))
                 if batch.ends_shard:
                     table = pa.concat_tables([self.schema.empty_table(), *draft.tables])
