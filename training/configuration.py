@@ -40,6 +40,7 @@ class DataConfig:
             these, or one Hub id. `package://NAME/PATH` is a path inside an installed Python package.
         validation (`list[str]`): the same for held-out images. Empty: no validation.
         split, validation_split (`str`): split of a Hub dataset.
+        config_name, validation_config_name (`str`): configuration of a Hub dataset. Empty: the only one.
         image_column (`str`): name of the image column.
         image_size (`int`): side of the square crops in pixels.
         crop_scale (`float` in (0, 1]): the side of random crops is between this share and all of the image's shorter
@@ -63,6 +64,8 @@ class DataConfig:
     validation: list[str] = changeable(default_factory=list)
     split: str = "train"
     validation_split: str = changeable(default="train")
+    config_name: str = ""
+    validation_config_name: str = changeable(default="")
     image_column: str = "image"
     image_size: int = 256
     crop_scale: float = 0.8
