@@ -420,7 +420,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, {}, {**headers, "X-Error-Code": "EntryNotFound"})
             return
         content = commit.files[file]
-        self._send(200, content, {**headers, "ETag": f'"{_oid(file, content)}"'})
+        headers["ETag"] = f'"{_oid(file, content)}"'
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if wanted is None:
+            self._send(200, content, headers)
+            return
+        first, last = int(wanted[1]), min(int(wanted[2]), len(content) - 1)
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+        self._send(206, content[first : last + 1], headers)
 
 
 _REPO = r"(?P<repo>((datasets|spaces)/)?[^/]+/[^/]+)"

@@ -40,6 +40,7 @@ class DataConfig:
             these, or one Hub id. `package://NAME/PATH` is a path inside an installed Python package.
         validation (`list[str]`): the same for held-out images. Empty: no validation.
         split, validation_split (`str`): split of a Hub dataset.
+        config_name, validation_config_name (`str`): configuration of a Hub dataset. Empty: the only one.
         image_column (`str`): name of the image column.
         image_size (`int` or `[height, width]`): size of the crops in pixels, and of the saved model; one number for
             squares. A model that `init_from` names is brought to it at the start (`finetune` and `lengths`).
@@ -67,6 +68,8 @@ class DataConfig:
     validation: list[str] = changeable(default_factory=list)
     split: str = "train"
     validation_split: str = changeable(default="train")
+    config_name: str = ""
+    validation_config_name: str = changeable(default="")
     image_column: str = "image"
     image_size: Any = 256
     buckets: list[Any] = field(default_factory=list)

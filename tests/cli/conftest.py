@@ -1,12 +1,14 @@
 """A tiny model and photos in folders, and the program `alit` run in this process."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import datasets
 import pytest
 import torch
+from hub_server import HubServer, logged_in_hub
 from PIL import Image
 from tiny_model import save_tiny_model
 
@@ -82,3 +84,17 @@ def make_photos(folder: Path, names: Sequence[str]) -> Path:
 def photos(tmp_path) -> Path:
     """Five pictures in a folder and its subfolder."""
     return make_photos(tmp_path / "photos", ["a.jpg", "a.png", "b.webp", "sub/c.JPG", "sub/deeper/d.tif"])
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Iterator[HubServer]:
+    """A Hub that data sets are read from and pushed to."""
+    monkeypatch.setenv("ALIT_HF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    # The working directory decides whether a name is a folder.
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with logged_in_hub(monkeypatch) as server:
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        yield server

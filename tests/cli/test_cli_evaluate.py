@@ -207,7 +207,7 @@ def test_figure_shows_the_numbers(evaluate, tmp_path):
     ("arguments", "message"),
     [
         (["--thresholds", "0.1,low"], "--thresholds: it is 'low', it must be a finite number"),
-        (["--thresholds", "0.1,0.10"], "--thresholds: it is '0.1,0.10', no number may occur twice"),
+        (["--thresholds", "0.1,0.10"], "--thresholds: it is '0.1,0.10', nothing may occur twice"),
         (["--lpips", "squeeze"], "--lpips: it is 'squeeze', it must be alex or vgg, both, or none"),
         (["--lpips", "alex,alex"], "it must be alex or vgg, both, or none"),
         (["--limit", "0"], "--limit: it is '0', it must be a whole number from 1"),

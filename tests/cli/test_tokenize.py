@@ -6,7 +6,7 @@ import json
 import datasets
 import pytest
 import torch
-from hub_server import LFS_UPLOAD, READ_TOKEN, logged_in_hub
+from hub_server import LFS_UPLOAD, READ_TOKEN
 from huggingface_hub import HfApi
 from PIL import Image
 from tar_data import cut, member_ends, samples, write_tar
@@ -246,18 +246,6 @@ def test_names_of_folders_are_no_hub_ids(tmp_path, monkeypatch):
 
 class TestHub:
     REPO = "tester/codes"
-
-    @pytest.fixture
-    def hub(self, monkeypatch, tmp_path):
-        monkeypatch.setenv("ALIT_HF_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-        # The working directory decides whether a name is a folder.
-        (tmp_path / "empty").mkdir()
-        monkeypatch.chdir(tmp_path / "empty")
-        with logged_in_hub(monkeypatch) as server:
-            monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
-            monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-            yield server
 
     def files(self, hub) -> dict[str, bytes]:
         files = dict(hub.files(f"datasets/{self.REPO}"))

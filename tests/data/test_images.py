@@ -118,7 +118,7 @@ def test_a_folder_with_metadata_has_its_columns(tmp_path):
     images = open_images([str(tmp_path)])
     assert list(images.column("score")) == [2, 1]
     assert [images.read(index).size for index in range(2)] == [(21, 30), (20, 30)]
-    assert open_images([str(tmp_path)], image_column="image").column_names == []
+    assert open_images([str(tmp_path)], columns=()).column_names == []
 
 
 @pytest.mark.parametrize("link", [False, True])

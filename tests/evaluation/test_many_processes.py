@@ -14,7 +14,9 @@ from alit_hf.cli import main
 def test_two_processes_give_the_numbers_of_one(tmp_path, photos):
     model = save_tiny_model(tmp_path / "model")
     arguments = ["--model", model, "--data", str(photos), "--lpips", "none", "--device", "cpu", "--batch-size", "2"]
-    done = run_two("evaluate", *arguments, "--output", str(tmp_path / "two.json"), "--json")
+    pictures = tmp_path / "saved"
+    more = ["--output", str(tmp_path / "two.json"), "--save-reconstructions", str(pictures), "--json"]
+    done = run_two("evaluate", *arguments, *more)
     assert done.returncode == 0, done.stderr
     assert main(["evaluate", *arguments, "--output", str(tmp_path / "one.json")]) == 0
     two, one = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("two", "one"))
@@ -28,6 +30,8 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, photos):
         assert [row[name] for row in two["adaptive"]] == pytest.approx(
             [row[name] for row in one["adaptive"]], abs=1e-5
         )
+    saved = {path.name: len(list(path.iterdir())) for path in pictures.iterdir()}
+    assert saved == dict.fromkeys(["originals", "tokens-4", "tokens-8", "tokens-12"], 7)
     # One document, not two.
     assert json.loads(done.stdout) == two
 

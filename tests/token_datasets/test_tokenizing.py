@@ -295,6 +295,22 @@ class TestDamagedFiles:
         tokenize(tmp_path / "whole", rows=repaired)
         assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
+    def test_a_repaired_file_keeps_the_columns_that_were_chosen(self, tokenize, tmp_path, data):
+        def rows(*columns: str):
+            return open_rows([str(data)], columns=columns)
+
+        tokenize(tmp_path / "out", rows=rows("cls"))
+        (data / "1.tar").write_bytes(self.whole)
+        before = contents(tmp_path / "out")
+        with pytest.raises(OutputError, match=r"kept_columns was \['cls'\] and is now \['__key__'\]"):
+            tokenize(tmp_path / "out", rows=rows("__key__"))
+        assert contents(tmp_path / "out") == before
+        tokenize(tmp_path / "out", rows=rows("cls"))
+        tokenize(tmp_path / "whole", rows=rows("cls"))
+        assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+        (shard, *_) = sorted(tmp_path.glob("out/data/train-00001-*"))
+        assert pq.read_table(shard).column_names[:3] == ["file_name", "cls", "token_ids"]
+
     @pytest.mark.parametrize("number", [1, 3, 4, 7, 9])
     def test_killed_after_the_repair_nothing_is_lost_or_doubled(self, tokenize, tmp_path, data, monkeypatch, number):
         tokenize(tmp_path / "out", rows=open_rows([str(data)]))

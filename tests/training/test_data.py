@@ -4,6 +4,8 @@ import logging
 import os
 import tarfile
 from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import datasets
@@ -23,6 +25,7 @@ from training.images.batches import (
     center_crop,
     check_undecodable,
     load_validation,
+    open_source,
     random_crop,
     training_batches,
 )
@@ -256,6 +259,26 @@ def test_parquet_and_package_sources(shades, tmp_path):
     with pytest.raises(ValueError, match=r"`data.image_column` is 'image'"):
         TrainingImages(data_config(tmp_path / "two.parquet"), seed=0)
     assert len(TrainingImages(data_config("package://skimage/data/coffee.png"), seed=0)) == 1
+
+
+def test_what_is_asked_of_a_data_set_on_the_hub():
+    config = DataConfig(train=["someone/photos"], validation=["someone/photos"], image_column="photo")
+    config = replace(config, config_name="large", split="a", validation_split="b")
+
+    def asked(part: str, config: DataConfig) -> dict:
+        calls = []
+        opened = SimpleNamespace(passed_over=[])
+        open_source(config, part, lambda *arguments, **keywords: calls.append((arguments, keywords)) or opened)
+        ((_, *arguments), keywords) = calls[0]
+        return {**dict(zip(("split", "image_column"), arguments, strict=True)), **keywords}
+
+    expected = {"split": "a", "image_column": "photo", "config_name": "large", "columns": ()}
+    assert asked("train", config) == expected
+    assert asked("validation", config) == {**expected, "split": "b", "config_name": None}
+    other = replace(config, validation_config_name="small")
+    assert asked("validation", other) == {**expected, "split": "b", "config_name": "small"}
+    files = replace(config, train=["photos/"])
+    assert asked("train", files) == {**expected, "split": None, "config_name": None}
 
 
 @pytest.mark.parametrize("source", ["nowhere/*.parquet", "nowhere.png", "package://no_such_package/x.png"])

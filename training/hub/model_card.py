@@ -118,12 +118,12 @@ def model_card(config: TrainingConfig, model_folder: Path, record: RunRecord) ->
         },
         scored_at=max((step for _, step in scores.values()), default=0),
         validation_images=data.validation_images,
-        validation=_sources(data.validation, data.validation_split),
+        validation=_sources(data.validation, data.validation_config_name, data.validation_split),
         lpips=_LPIPS_NETWORKS[config.loss.perceptual_net] if any("lpips" in name for name in scores) else "",
         model_table=_model_table(fields, lengths, model_folder),
         init_from=_without_folders(config.init_from),
         base_from=_without_folders(config.base_from),
-        data=_sources(data.train, data.split),
+        data=_sources(data.train, data.config_name, data.split),
         images_seen=f"{record.steps * config.optimization.batch_size:,}",
         undecodable=record.undecodable,
         steps=record.steps,
@@ -225,9 +225,10 @@ def _software() -> str:
     return ", ".join(f"{module.__name__} {module.__version__}" for module in (alit_hf, torch, transformers, diffusers))
 
 
-def _sources(sources: list[str], split: str) -> str:
+def _sources(sources: list[str], config_name: str, split: str) -> str:
     names = ", ".join(f"`{name}`" for name in _without_folders(sources))
-    return f"{names}, split `{split}`" if _hub_id(*sources) else names
+    configuration = f", configuration `{config_name}`" if config_name else ""
+    return f"{names}{configuration}, split `{split}`" if _hub_id(*sources) else names
 
 
 def _hub_id(*sources: str) -> str | None:

@@ -48,13 +48,14 @@ def open_source(config: DataConfig, part: Literal["train", "validation"], open_a
     Raises:
         `ValueError`: with the field's name, for whatever `open_as` refuses.
     """
-    name, source, split = f"data.{part}", getattr(config, part), None
+    name, source, split, config_name = f"data.{part}", getattr(config, part), None, None
     if is_on_hub(source):
         split = config.split if part == "train" else config.validation_split
+        config_name = (config.config_name if part == "train" else config.validation_config_name) or None
         # Without a network this takes half a minute of retries to fail.
         logger.info("%s: there is no file or folder %r here, asking the Hub", name, source[0])
     try:
-        opened = open_as(source, split, config.image_column)
+        opened = open_as(source, split, config.image_column, config_name=config_name, columns=())
     except ImageColumnError as error:
         raise ValueError(f"`data.image_column` is {config.image_column!r}, but {error}.") from error
     except ValueError as error:

@@ -214,13 +214,14 @@ def _identity(analysis: Analysis, context: Context) -> dict:
         "halting_threshold": context.model.config.halting_threshold,
         "dtype": str(context.model.dtype).removeprefix("torch."),
         "crop": describe_crop(context.model, context.processor),
-        **{name: {"sources": _sources(images), "split": images.split} for name, images in context.data.items()},
+        **{name: _source(images) for name, images in context.data.items()},
         "settings": analysis.measure_settings(context),
     }
 
 
-def _sources(images: Images) -> list[str]:
-    return [public_name(source) for source in images.sources]
+def _source(images: Images) -> dict:
+    names = [public_name(source) for source in images.sources]
+    return {"sources": names, "config_name": images.config_name, "split": images.split}
 
 
 def _public(setting: Any) -> Any:
@@ -246,8 +247,7 @@ def _describe_data(context: Context, table: pd.DataFrame, undecodable: list[dict
     for name, images in context.data.items():
         rows = table[table["data"] == name]
         described[name] = {
-            "sources": _sources(images),
-            "split": images.split,
+            **_source(images),
             "available": len(images),
             "num_images": len(rows),
             "undecodable": [

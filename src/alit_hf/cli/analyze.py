@@ -14,7 +14,14 @@ from alit_hf.utils.whole_file import whole_file, write_json
 
 from .errors import FAILED, FileError, UsageError, file_problem, named
 from .jobs import check_no_input_is_overwritten, check_outside_data, check_writable
-from .options import OneLineParser, add_batch_size_argument, add_model_arguments
+from .options import (
+    SOURCES,
+    OneLineParser,
+    add_batch_size_argument,
+    add_model_arguments,
+    add_source_arguments,
+    open_source,
+)
 from .printing import add_quiet_argument, print_error, print_line, print_note
 from .shared_work import run_shared
 
@@ -79,12 +86,9 @@ def options_parser(analysis_class: "type[Analysis]") -> OneLineParser:
             metavar="DATA",
             nargs="+",
             required=option not in analysis_class.optional_data,
-            help=f"{what}: pictures, parquet files or tars, folders of them, or a Hub id of a data set",
+            help=f"{what}: {SOURCES}",
         )
-        split = _split_name(option)
-        parser.add_argument(
-            _flag(split), metavar="S", help=f"of {_flag(option)}, if it is on the Hub; needed if it has several"
-        )
+        add_source_arguments(parser, _prefix(option))
     parser.add_argument(
         "--output",
         metavar="DIR",
@@ -98,6 +102,12 @@ def options_parser(analysis_class: "type[Analysis]") -> OneLineParser:
         type=positive_integer,
         default=analysis_class.default_limit,
         help="number of images from each data set, drawn at random (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--streaming",
+        action="store_true",
+        help="draw from the first images of each data set, as many as --limit says, and fetch no others: for data "
+        "sets that are in random order and too large to copy",
     )
     parser.add_argument(
         "--seed",
@@ -172,15 +182,16 @@ def _flag(option: str) -> str:
     return "--" + option.replace("_", "-")
 
 
-def _split_name(option: str) -> str:
-    return option.removesuffix("data") + "split"
+def _prefix(option: str) -> str:
+    return option.removesuffix("data").replace("_", "-")
 
 
 def _open(option: str, options: argparse.Namespace) -> "Images":
-    from alit_hf.data.images import open_images
+    from alit_hf.data.images import Images
 
     try:
-        return open_images(getattr(options, option), getattr(options, _split_name(option)))
+        rows = open_source(getattr(options, option), options, _prefix(option))
+        return Images(rows, options.limit if options.streaming else None)
     except ValueError as error:
         raise UsageError(f"{_flag(option)}: {reason(error)}") from error
 

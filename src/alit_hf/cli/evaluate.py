@@ -13,14 +13,21 @@ from alit_hf.evaluation.settings import (
     SettingsError,
 )
 from alit_hf.utils.error_reason import reason
-from alit_hf.utils.option_types import distinct_numbers, positive_integer
+from alit_hf.utils.option_types import distinct_integers, distinct_numbers, positive_integer
 from alit_hf.utils.processes import Processes
 from alit_hf.utils.whole_file import write_json
 
 from .errors import FAILED, FileError, UsageError, file_problem, named
 from .explore import FIGURE_SUFFIXES
-from .jobs import check_no_input_is_overwritten, check_writable
-from .options import add_batch_size_argument, add_model_arguments, add_num_workers_argument
+from .jobs import check_no_input_is_overwritten, check_outside_data, check_writable
+from .options import (
+    SOURCES,
+    add_batch_size_argument,
+    add_model_arguments,
+    add_num_workers_argument,
+    add_source_arguments,
+    open_source,
+)
 from .printing import add_printing_arguments, print_error, print_json, print_line, print_note
 from .shared_work import run_shared
 
@@ -41,9 +48,9 @@ def add_parser(commands) -> None:
         metavar="DATA",
         nargs="+",
         required=True,
-        help="pictures, parquet files or tars, folders of them, or a Hub id of a data set",
+        help=SOURCES,
     )
-    parser.add_argument("--split", metavar="S", help="of a data set; needed on the Hub if it has several")
+    add_source_arguments(parser)
     parser.add_argument(
         "--output", metavar="RESULTS", required=True, help="the results, ending in .json; an existing file is replaced"
     )
@@ -66,14 +73,32 @@ def add_parser(commands) -> None:
         default=LPIPS_NETWORKS,
         help="networks of LPIPS: alex, vgg (slow on a CPU), both or none (default: alex,vgg)",
     )
-    parser.add_argument(
+    frechet = parser.add_mutually_exclusive_group()
+    frechet.add_argument(
         "--frechet",
         metavar="NETWORK",
         choices=FEATURE_NETWORK_NAMES,
         help="adds a Fréchet distance over the features of efficientnet-lite0, or of inception, which makes it an "
         "rFID and needs torch-fidelity and a network connection",
     )
-    parser.add_argument("--limit", metavar="N", type=positive_integer, help="only the first N images")
+    frechet.add_argument(
+        "--fid", dest="frechet", action="store_const", const="inception", help="short for --frechet inception"
+    )
+    parser.add_argument(
+        "--save-reconstructions",
+        metavar="DIR",
+        help="saves originals and reconstructions as PNG files of the same names, in DIR/originals and DIR/tokens-N "
+        "for each length, as torch-fidelity, clean-fid and pytorch-fid read them; DIR must be new or empty",
+    )
+    parser.add_argument(
+        "--num-tokens",
+        metavar="N,N",
+        type=distinct_integers,
+        help="lengths of the reconstructions to save (default: all)",
+    )
+    parser.add_argument(
+        "--limit", metavar="N", type=positive_integer, help="only the first N images; no others are fetched"
+    )
     parser.add_argument(
         "--image-size",
         metavar="N",
@@ -102,6 +127,12 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
         _check_file(figure, FIGURE_SUFFIXES)
     if len(figures) > 1 and os.path.realpath(figures[0]) == os.path.realpath(figures[1]):
         raise UsageError(f"--figure and --worst-figure are both {figures[0]}, they must differ")
+    saved = None if arguments.save_reconstructions is None else Path(arguments.save_reconstructions)
+    if saved is not None:
+        check_outside_data(saved, arguments.data)
+        check_writable(saved)
+    elif arguments.num_tokens is not None:
+        raise UsageError("--num-tokens is the lengths that --save-reconstructions saves, which is not given")
 
     try:
         import torchmetrics  # noqa: F401
@@ -111,7 +142,7 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
     import datasets
 
     from alit_hf.codes.figure import save_figure
-    from alit_hf.data.images import open_images
+    from alit_hf.data.images import Images
     from alit_hf.evaluation.rate_distortion import draw_rate_distortion
     from alit_hf.evaluation.report import results_table
     from alit_hf.evaluation.run import evaluate_model
@@ -122,7 +153,7 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
-        images = open_images(arguments.data, arguments.split)
+        images = Images(open_source(arguments.data, arguments), arguments.limit)
     except ValueError as error:
         raise UsageError(f"--data: {reason(error)}") from error
     check_no_input_is_overwritten([output, *figures], images.files)
@@ -136,6 +167,8 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
         thresholds=arguments.thresholds,
         lpips_networks=arguments.lpips,
         feature_network=_load_feature_network(arguments.frechet),
+        reconstructions=saved,
+        reconstruction_lengths=arguments.num_tokens,
         limit=arguments.limit,
         batch_size=arguments.batch_size,
         num_workers=arguments.num_workers,
@@ -144,7 +177,7 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
         results = evaluate_model(model, processor, images, settings, processes)
     except SettingsError as error:
         raise UsageError(str(error)) from error
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         raise FileError(f"the evaluation failed: {reason(error)}") from error
     if processes.rank > 0:
         return 0
@@ -168,7 +201,7 @@ def _evaluate(arguments: argparse.Namespace, processes: Processes) -> int:
     for file in images.damage:
         print_error(file)
     counted = f"{results['data']['num_images']} images" + (f", {len(undecodable)} undecodable" if undecodable else "")
-    print_line("; ".join([f"{output}: {counted}", *map(str, figures)]))
+    print_line("; ".join([f"{output}: {counted}", *map(str, figures), *([] if saved is None else [str(saved)])]))
     print_json(results)
     return FAILED if undecodable or images.damage else 0
 

@@ -1,6 +1,7 @@
 """Options that several commands share, and what they mean."""
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from alit_hf.codes.length_choice import DEFAULT_THRESHOLD, LengthChoice
@@ -14,6 +15,7 @@ from .errors import UsageError
 if TYPE_CHECKING:
     from alit_hf import ALITModel
     from alit_hf.codes.picture_codes import PictureEncoder
+    from alit_hf.data.image_rows import ImageRows
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -26,6 +28,54 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+
+SOURCES = "pictures, parquet files or tars, folders of them, or a Hub id of a data set"
+"""What names of data may mean, for the help of the option that takes them."""
+
+
+def add_source_arguments(parser: argparse.ArgumentParser, prefix: str = "") -> None:
+    """
+    `--split`, `--config-name` and `--image-column`, which say what is taken of a data set.
+
+    Args:
+        prefix (`str`): of their names, such as `"train-"` beside `--train-data`.
+    """
+    of = f"of --{prefix}data" if prefix else "of the data set"
+    parser.add_argument(f"--{prefix}split", metavar="S", help=f"{of}; needed on the Hub if it has several")
+    parser.add_argument(f"--{prefix}config-name", metavar="C", help=f"configuration {of}; needed if it has several")
+    parser.add_argument(
+        f"--{prefix}image-column",
+        metavar="COLUMN",
+        help=f"column of the pictures {of} (default: image, or the only column of pictures)",
+    )
+
+
+def open_source(
+    sources: Sequence[str], arguments: argparse.Namespace, prefix: str = "", columns: Sequence[str] | None = None
+) -> "ImageRows":
+    """
+    Opens the data that the options of `add_source_arguments` belong to.
+
+    Args:
+        sources (`Sequence[str]`): the data's names.
+        columns (`Sequence[str]`, *optional*): which columns to keep; by default all.
+
+    Raises:
+        `ValueError`: as `open_rows`, and for an image column of picture files.
+    """
+    from alit_hf.data.image_rows import open_rows
+
+    def given(name: str) -> str | None:
+        return getattr(arguments, f"{prefix}{name}".replace("-", "_"))
+
+    image_column = given("image-column")
+    rows = open_rows(sources, given("split"), image_column, config_name=given("config-name"), columns=columns)
+    if rows.file_names and image_column is not None:
+        raise ValueError(
+            f"the image column {image_column!r} is given, but {', '.join(sources)} has no columns, data sets have them"
+        )
+    return rows
 
 
 def add_batch_size_argument(parser: argparse.ArgumentParser) -> None:

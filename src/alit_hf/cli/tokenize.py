@@ -10,18 +10,21 @@ from alit_hf.data.sources import is_hub_id, is_on_hub
 from alit_hf.utils.cache import cache_folder
 from alit_hf.utils.error_reason import reason
 from alit_hf.utils.image_count import image_count
-from alit_hf.utils.option_types import positive_integer
+from alit_hf.utils.option_types import distinct_names, positive_integer
 from alit_hf.utils.processes import Processes
 
 from .errors import FAILED, FileError, UsageError
 from .jobs import check_outside_data, check_writable
 from .options import (
+    SOURCES,
     add_batch_size_argument,
     add_length_arguments,
     add_model_arguments,
     add_num_workers_argument,
+    add_source_arguments,
     length_choice,
     make_encoder,
+    open_source,
 )
 from .printing import add_printing_arguments, print_error, print_json, print_line, print_note
 from .shared_work import run_shared
@@ -43,9 +46,15 @@ def add_parser(commands) -> None:
         "dataset",
         metavar="DATASET",
         nargs="+",
-        help="pictures, parquet files or tars, folders of them, or a Hub id of a data set",
+        help=SOURCES,
     )
-    parser.add_argument("--split", metavar="S", help="of the data set; needed on the Hub if it has several")
+    add_source_arguments(parser)
+    parser.add_argument(
+        "--keep",
+        metavar="COLUMN,COLUMN",
+        type=distinct_names,
+        help="the other columns to keep, such as label,caption (default: all)",
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -83,17 +92,17 @@ def _tokenize(arguments: argparse.Namespace, processes: Processes) -> int:
 
     import datasets
 
-    from alit_hf.data.image_rows import open_rows
     from alit_hf.token_datasets.hub import check_repository, push
     from alit_hf.token_datasets.info import TokenDatasetInfo
-    from alit_hf.token_datasets.tokenizing import OutputError, tokenize_rows
+    from alit_hf.token_datasets.tokenizing import OutputError, check_columns, tokenize_rows
 
     from .loading import load_model
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
-        rows = open_rows(arguments.dataset, arguments.split)
+        rows = open_source(arguments.dataset, arguments, columns=arguments.keep)
+        check_columns(rows)
     except ValueError as error:
         raise UsageError(f"DATASET: {reason(error)}") from error
     for note in rows.passed_over if processes.rank == 0 else ():

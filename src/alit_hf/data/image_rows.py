@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import pyarrow as pa
@@ -65,16 +65,19 @@ class ImageRows:
 
     Args:
         sources (`list[str]`): where the rows come from, as the user named it.
+        config_name (`str`, *optional*): the configuration that was asked for, of a data set that has several.
         split (`str`, *optional*): of a data set that has splits.
         fingerprint (`str`): another one where the data are others, by names of files and times of change, or by the
             Hub's revision.
         part_fingerprints (`Sequence[str]`): the same of each part.
         num_rows (`int`, *optional*): of all parts; `None` where nobody knows before the end.
         image_column (`str`): the column of the picture.
+        kept_columns (`list[str]`, *optional*): the other columns, if some of the data's were left out.
         stream (`datasets.IterableDataset`): the rows, with a `CELL` for the picture. A part that is damaged ends in a
             row that says so.
-        load (`Callable`): gives the same rows as a `datasets.Dataset`, which is copied to the cache of `datasets`
-            where it is not there yet. Raises a `ValueError` where they cannot be read.
+        load (`Callable`): gives the same rows, or only so many of the first as its argument says, as a
+            `datasets.Dataset`, which is copied to the cache of `datasets` where it is not there yet. Raises a
+            `ValueError` where they cannot be read.
         file_names (`Mapping[str, str]`): names for the paths of picture files, where the rows are these.
         root (`Path`, *optional*): the folder that names of other picture files are relative to.
         files (`Sequence[str]`): paths and addresses of the files that the rows come from.
@@ -88,7 +91,9 @@ class ImageRows:
     num_rows: int | None
     image_column: str
     stream: datasets.IterableDataset
-    load: Callable[[], datasets.Dataset]
+    load: Callable[[int | None], datasets.Dataset]
+    config_name: str | None = None
+    kept_columns: list[str] | None = None
     file_names: Mapping[str, str] = field(default_factory=dict)
     root: Path | None = None
     files: Sequence[str] = ()
@@ -124,7 +129,14 @@ class ImageRows:
         return self.file_names.get(path) or file_name(cell, self.root)
 
 
-def open_rows(sources: Sequence[str], split: str | None = None, image_column: str | None = None) -> ImageRows:
+def open_rows(
+    sources: Sequence[str],
+    split: str | None = None,
+    image_column: str | None = None,
+    *,
+    config_name: str | None = None,
+    columns: Sequence[str] | None = None,
+) -> ImageRows:
     """
     Opens the data without reading pictures.
 
@@ -135,10 +147,13 @@ def open_rows(sources: Sequence[str], split: str | None = None, image_column: st
             be glob patterns, or `package://NAME/PATH` inside an installed Python package.
         split (`str`, *optional*): of a data set on the Hub, or in one folder that is laid out as such. It may be left
             out where there is one only. Without it all files of a folder are taken.
-        image_column (`str`, *optional*): the column of the pictures; all others, and metadata files, are left out. By
-            default all columns are kept, and the pictures are in `image` if it has pictures, or else in the only
-            column of pictures. The columns of tars are called after suffixes, so there the only column of pictures
-            also stands for one of another name; samples may have different suffixes.
+        image_column (`str`, *optional*): the column of the pictures. By default `image` if it has pictures, or else
+            the only column of pictures. The columns of tars are called after suffixes, so there the only column of
+            pictures also stands for one of another name; samples may have different suffixes. Picture files have no
+            columns, whatever is asked for.
+        config_name (`str`, *optional*): the configuration of a data set that has several, as `split`.
+        columns (`Sequence[str]`, *optional*): which other columns are kept, in the order of the data. By default all
+            are. If it is empty, metadata files are left out, too. `file_name` is there in any case.
 
     Files that are damaged are left out from where they are, and the rows end in one that says so. Pictures that rows
     name instead of holding them are read only from the data set's own folder.
@@ -147,28 +162,31 @@ def open_rows(sources: Sequence[str], split: str | None = None, image_column: st
         [`ImageColumnError`]: for data without the column of pictures, or without pictures in it; it says which columns
             there are.
         `ValueError`: for sources that do not exist, hold no pictures or cannot be read, a mixture of pictures, parquet
-            files and tars, parquet files whose columns or names of class labels differ, and a split that is missing,
-            does not exist or is given for files.
+            files and tars, parquet files whose columns or names of class labels differ, other columns that do not
+            exist, and a split or configuration that is missing, does not exist or is given for files.
     """
     sources = list(sources)
     described = ", ".join(sources)
+    asked = _Asked(split, image_column, config_name, columns)
     if is_on_hub(sources):
         problem = f"{described} is no file or folder, and from the Hub it cannot be loaded"
-        return _open_dataset(sources, split, image_column, problem, sources[0])
+        return _open_dataset(sources, asked, problem, sources[0])
     problem = f"{described}: no images can be read"
     paths = [path for source in sources for path in find_paths(source)]
     alone = paths[0] if len(paths) == 1 and os.path.isdir(paths[0]) else None
-    if split is not None:
+    for kind, name in (("split", split), ("configuration", config_name)):
+        if name is None:
+            continue
         if alone is None:
-            raise ValueError(f"the split {split!r} is given, but {described} has no splits, data sets have them")
+            raise ValueError(f"the {kind} {name!r} is given, but {described} has no {kind}s, data sets have them")
         if glob.has_magic(os.path.realpath(alone)):
             # `datasets` would take it for a pattern, and read another folder.
             raise ValueError(
-                f"the split {split!r} cannot be found in {described}, whose path has one of *?[ in it: rename it, or "
-                "name the split's files"
+                f"the {kind} {name!r} cannot be found in {described}, whose path has one of *?[ in it: rename it, or "
+                f"name the {kind}'s files"
             )
         root = Path(os.path.realpath(alone))
-        return _open_dataset(sources, split, image_column, problem, str(alone), root)
+        return _open_dataset(sources, asked, problem, str(alone), root)
 
     files, folders, passed_over = [], {}, []
     has_metadata = alone is not None and any((alone / name).is_file() for name in _METADATA_FILES)
@@ -183,19 +201,20 @@ def open_rows(sources: Sequence[str], split: str | None = None, image_column: st
         folders |= {os.path.abspath(file): (folder, name) for file, name in found.files}
         passed_over += [f"{shown(path)}: {note}"] if note else []
     kinds = {suffix if (suffix := file.suffix.lower()) in _BUILDERS else "" for file, _ in files}
-    if has_metadata and "" in kinds and image_column is None:
-        return _open_imagefolder(sources, problem, alone, [str(name) for _, name in files])
+    if has_metadata and "" in kinds and (columns is None or columns):
+        return _open_imagefolder(sources, asked, problem, alone, [str(name) for _, name in files])
     if len(kinds) > 1:
         names = " and ".join(sorted(_KINDS[kind] for kind in kinds))
         raise ValueError(f"{described} holds both {names}, it must be one of them")
     (kind,) = kinds
     if not kind:
+        _others(described, {}, _IMAGE, columns)
         return _open_pictures(sources, files, passed_over)
     for file, _ in files:
         with _named(f"{shown(file)} cannot be read"):
             open_file(file).close()
     patterns = [glob.escape(str(file)) for file, _ in files]
-    rows = _open_dataset(sources, None, image_column, problem, _BUILDERS[kind], None, folders, data_files=patterns)
+    rows = _open_dataset(sources, asked, problem, _BUILDERS[kind], None, folders, data_files=patterns)
     return replace(rows, passed_over=passed_over)
 
 
@@ -215,7 +234,7 @@ def _open_pictures(sources: list[str], files: list[tuple[Path, Path]], passed_ov
         num_rows=len(files),
         image_column=_IMAGE,
         stream=datasets.IterableDataset.from_generator(_cells, features, gen_kwargs={"files": paths}),
-        load=lambda: datasets.Dataset.from_list(list(_cells(paths)), features),
+        load=lambda first: datasets.Dataset.from_list(list(_cells(paths[:first])), features),
         file_names={path: shown(name) for path, (_, name) in zip(paths, files, strict=True)},
         files=[str(file) for file, _ in files],
         passed_over=passed_over,
@@ -235,18 +254,29 @@ def _cells(files: list[str]) -> Iterator[dict]:
         yield {_IMAGE: {**dict.fromkeys(CELL), "path": file}}
 
 
-def _open_imagefolder(sources: list[str], problem: str, folder: Path, pictures: list[str]) -> ImageRows:
+class _Asked(NamedTuple):
+    """What `open_rows` is asked for of the sources."""
+
+    split: str | None
+    image_column: str | None
+    config_name: str | None
+    columns: Sequence[str] | None
+
+
+def _open_imagefolder(sources: list[str], asked: _Asked, problem: str, folder: Path, pictures: list[str]) -> ImageRows:
     """A folder with a metadata file; `pictures` are the relative names of those in it."""
     root = Path(os.path.realpath(folder))
     if not is_utf8(root):
         raise ValueError(f"the name {shown(root)} is not UTF-8, as it must be with a metadata file: rename it")
     pattern = os.path.join(glob.escape(str(root)), "**")
-    rows = _open_dataset(sources, None, None, problem, "imagefolder", root, data_files=[pattern])
-    others = [name for name, feature in rows.stream.features.items() if isinstance(feature, datasets.Image)]
+    rows = _open_dataset(sources, asked, problem, "imagefolder", root, data_files=[pattern])
+    # A picture in a column that is left out is listed all the same.
+    complete = _open_dataset(sources, asked._replace(columns=None), problem, "imagefolder", root, data_files=[pattern])
+    others = [name for name, feature in complete.stream.features.items() if isinstance(feature, datasets.Image)]
     unlisted = set(map(shown, pictures))
     with _named(problem):
-        for table in rows.stream.with_format("arrow").iter(1000):
-            for column in (rows.image_column, *others):
+        for table in complete.stream.with_format("arrow").iter(1000):
+            for column in (complete.image_column, *others):
                 paths = pc.struct_field(table[column], "path").to_pylist()
                 unlisted.difference_update(file_name({"path": path}, root) for path in paths)
     if not unlisted:
@@ -265,8 +295,7 @@ class _Place(NamedTuple):
 
 def _open_dataset(
     sources: list[str],
-    split: str | None,
-    image_column: str | None,
+    asked: _Asked,
     problem: str,
     name: str,
     root: Path | None = None,
@@ -280,26 +309,31 @@ def _open_dataset(
             the data set is files.
     """
     with _named(problem):
-        builder = datasets.load_dataset_builder(name, **arguments)
+        builder = datasets.load_dataset_builder(name, asked.config_name, **arguments)
     described = ", ".join(sources)
-    split = choose_split(described, [str(known) for known in builder.config.data_files], split)
+    split = choose_split(described, [str(known) for known in builder.config.data_files], asked.split)
     found = builder.config.data_files[split]
     files = [str(file) for file in found]
     places = [_Place(file, *(folders or {}).get(file, (root, _name_in_data_set(file, root)))) for file in files]
     is_tar, num_rows, stream = isinstance(builder, WebDataset), None, None
+    in_files: list[tuple[str, datasets.Features]] = []
     with _named(problem):
         if is_tar:
             columns = _columns_of_tars(places)
         elif isinstance(builder, Parquet):
-            columns, num_rows = _columns_of_parquet_files(places, builder.info.features, image_column)
+            in_files, num_rows = _columns_of_parquet_files(places)
+            columns = builder.info.features or in_files[0][1]
         else:
             stream = builder.as_streaming_dataset(split)
             # Where the columns are not declared, none is of pictures.
             columns = stream.features or datasets.Dataset.from_list(list(stream.take(1))).features
             known = (builder.info.splits or {}).get(split)
             num_rows = known and known.num_examples
-    column = _image_column(described, columns, image_column, is_tar)
-    names = [column] if image_column is not None else [name for name in columns if name != _TAR_PATH]
+    column = _image_column(described, columns, asked.image_column, is_tar)
+    others = _others(described, columns, column, asked.columns)
+    names = [name for name in columns if name == column or name in others]
+    with _named(problem):
+        _check_parquet_files(in_files, columns, None if asked.columns is None else names)
     if is_tar:
         parts = [TarPart(place.file, shown(place.name), column) for place in places]
     elif stream is None:
@@ -311,19 +345,21 @@ def _open_dataset(
         parts = [BuilderPart(stream, number, stream.num_shards, home) for number in range(stream.num_shards)]
     fingerprint = _fingerprint([files, list(found.origin_metadata)])
 
-    def rows(embed: bool) -> PartsBuilder:
+    def rows(embed: bool, first: int | None = None) -> PartsBuilder:
+        names_of_places = [[str(place.folder), str(place.name)] for place in places]
         return PartsBuilder(
             dataset_name="alit_rows",
-            config_id=_fingerprint([fingerprint, names, [[str(place.folder), str(place.name)] for place in places]]),
+            config_id=_fingerprint([fingerprint, names, names_of_places, first]),
             parts=parts,
             columns=datasets.Features({name: columns[name] for name in names}),
             picture=column,
             embed=embed,
+            first=first,
         )
 
-    def load() -> datasets.Dataset:
+    def load(first: int | None) -> datasets.Dataset:
         with _named(problem):
-            builder = rows(embed=True)
+            builder = rows(embed=True, first=first)
             builder.download_and_prepare()
             return builder.as_dataset(SPLIT)
 
@@ -337,6 +373,8 @@ def _open_dataset(
         image_column=column,
         stream=rows(embed=False).as_streaming_dataset(SPLIT),
         load=load,
+        config_name=asked.config_name,
+        kept_columns=None if others == _others(described, columns, column, None) else others,
         root=homes.pop() if len(homes) == 1 else None,
         files=files,
     )
@@ -367,36 +405,38 @@ def _columns_of_tars(places: Sequence[_Place]) -> datasets.Features:
     raise ValueError(problems[0])
 
 
-def _columns_of_parquet_files(
-    places: Sequence[_Place], columns: datasets.Features | None, image_column: str | None
-) -> tuple[datasets.Features, int]:
-    """Those of the first file whose end is there, which all others must have, and the number of rows."""
-    problems, num_rows, first = [], 0, None
-    # `datasets` takes the classes of the first file for those of all.
-    classes: dict[str, tuple[list[str], str]] = {}
+def _columns_of_parquet_files(places: Sequence[_Place]) -> tuple[list[tuple[str, datasets.Features]], int]:
+    """Name and columns of each file whose end is there, and the number of rows."""
+    problems, num_rows, in_files = [], 0, []
     for file, _, name in ProgressBar(places, desc="opening", unit="file"):
         footer = parquet_footer(file)
         if isinstance(footer, str):
             problems.append(f"{name}: {footer}")
             continue
         num_rows += footer.num_rows
-        features = datasets.Features.from_arrow_schema(footer.schema.to_arrow_schema())
-        columns, first = columns or features, first or name
-        missing = {image_column} & columns.keys() - features.keys()
-        if missing or (image_column is None and features.keys() != columns.keys()):
-            raise ValueError(f"{name} has the columns {', '.join(features)}, but the data have {', '.join(columns)}")
-        if image_column is not None:
-            continue
-        for column, feature in features.items():
-            if isinstance(feature, datasets.ClassLabel):
-                known, other = classes.setdefault(column, (feature.names, name))
+        in_files.append((str(name), datasets.Features.from_arrow_schema(footer.schema.to_arrow_schema())))
+    if not in_files:
+        raise ValueError(problems[0])
+    return in_files, num_rows
+
+
+def _check_parquet_files(
+    in_files: list[tuple[str, datasets.Features]], columns: datasets.Features, names: list[str] | None
+) -> None:
+    """Whether all files have the columns `names`, or for `None` those of the data and no others, of the same kind."""
+    # `datasets` takes the classes of the first file for those of all.
+    classes: dict[str, tuple[list[str], str]] = {}
+    for file, features in in_files:
+        has_all = features.keys() == columns.keys() if names is None else features.keys() >= set(names)
+        if not has_all:
+            raise ValueError(f"{file} has the columns {', '.join(features)}, but the data have {', '.join(columns)}")
+        for column in names or features:
+            if isinstance(feature := features[column], datasets.ClassLabel):
+                known, other = classes.setdefault(column, (feature.names, file))
                 if known != feature.names:
                     raise ValueError(
-                        f"the classes of `{column}` are {known} in {other}, but {feature.names} in {name}"
+                        f"the classes of `{column}` are {known} in {other}, but {feature.names} in {file}"
                     )
-    if first is None:
-        raise ValueError(problems[0])
-    return columns, num_rows
 
 
 @contextmanager
@@ -437,6 +477,22 @@ def _image_column(described: str, columns: datasets.Features, wanted: str | None
         f"{described} has {problem}, and {len(candidates)} columns of pictures among {', '.join(listed)}"
         + (f" and {len(columns) - _COLUMNS_SHOWN} more" if len(columns) > _COLUMNS_SHOWN else "")
     )
+
+
+def _others(described: str, columns: Mapping[str, Any], picture: str, wanted: Sequence[str] | None) -> list[str]:
+    """The columns beside the pictures', or those of them that are wanted."""
+    others = [name for name in columns if name not in (picture, _TAR_PATH)]
+    if wanted is None:
+        return others
+    known = list(dict.fromkeys([FILE_NAME, *others]))
+    if unknown := [name for name in wanted if name not in known]:
+        raise ValueError(f"{described} has no column {_listed(unknown)} beside its pictures, it has {_listed(known)}")
+    return [name for name in others if name in wanted]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _COLUMNS_SHOWN} more" if len(names) > _COLUMNS_SHOWN else ""
+    return ", ".join(f"`{shown(name)}`" for name in names[:_COLUMNS_SHOWN]) + more
 
 
 def _fingerprint(facts: list) -> str:

@@ -23,9 +23,11 @@ class Images:
 
     Args:
         rows ([`ImageRows`]): are copied to the cache of `datasets` where they are neither picture files nor there yet.
+        first (`int`, *optional*): only the first so many; no others are read, fetched or copied.
 
     Attributes:
-        sources (`list[str]`), split (`str` or `None`), fingerprint (`str`), files, passed_over: as of the rows.
+        sources (`list[str]`), config_name, split (`str` or `None`), fingerprint (`str`), files, passed_over: as of the
+            rows.
         column_names (`list[str]`): those of what the data set says of each image, none for picture files.
         damage (`list[str]`): of each damaged file, which of its images are missing here and why.
 
@@ -33,10 +35,10 @@ class Images:
         `ValueError`: if the rows cannot be read, or there are none.
     """
 
-    def __init__(self, rows: ImageRows):
-        self.sources, self.split, self.fingerprint = rows.sources, rows.split, rows.fingerprint
-        self.files, self.passed_over = rows.files, rows.passed_over
-        table = rows.load()
+    def __init__(self, rows: ImageRows, first: int | None = None):
+        self.sources, self.config_name, self.split = rows.sources, rows.config_name, rows.split
+        self.fingerprint, self.files, self.passed_over = rows.fingerprint, rows.files, rows.passed_over
+        table = rows.load(first)
         damage = pc.struct_field(table.data[rows.image_column], "damage")
         self.damage: list[str] = damage.drop_null().to_pylist()
         if self.damage:
@@ -105,17 +107,24 @@ class Images:
         return [None if value is None or value < 0 else feature.int2str(value) for value in values]
 
 
-def open_images(sources: Sequence[str], split: str | None = None, image_column: str | None = None) -> Images:
+def open_images(
+    sources: Sequence[str],
+    split: str | None = None,
+    image_column: str | None = None,
+    *,
+    config_name: str | None = None,
+    columns: Sequence[str] | None = None,
+) -> Images:
     """
     Finds the images without decoding them.
 
     Args:
-        sources, split, image_column: of `open_rows`.
+        sources, split, image_column, config_name, columns: of `open_rows`.
 
     Raises:
         `ValueError`: as `open_rows` and [`Images`].
     """
-    return Images(open_rows(sources, split, image_column))
+    return Images(open_rows(sources, split, image_column, config_name=config_name, columns=columns))
 
 
 def check_columns(images: Images, names: Sequence[str]) -> None:

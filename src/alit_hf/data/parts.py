@@ -170,12 +170,14 @@ class PartsConfig(datasets.BuilderConfig):
         columns (`datasets.Features`): that the rows have in the parts.
         picture (`str`): which of them has the pictures.
         embed (`bool`): whether pictures on other machines are fetched.
+        first (`int`, *optional*): only the first so many rows.
     """
 
     parts: Sequence[Part] = ()
     columns: datasets.Features | None = None
     picture: str = ""
     embed: bool = False
+    first: int | None = None
 
 
 class PartsBuilder(datasets.ArrowBasedBuilder):
@@ -192,11 +194,19 @@ class PartsBuilder(datasets.ArrowBasedBuilder):
         return [datasets.SplitGenerator(name=SPLIT, gen_kwargs={"parts": list(self.config.parts)})]
 
     def _generate_tables(self, parts: list[Part]) -> Iterator[tuple[Key, pa.Table]]:
+        left = self.config.first
         # A copy of all is made in one go, a stream is read at the pace of what is done with it.
         for number, part in enumerate(ProgressBar(parts, desc="reading", unit="file") if self.config.embed else parts):
             for index, piece in enumerate(part.pieces(self.config.columns)):
-                table = self._damage_row(part, piece) if isinstance(piece, str) else self._rows(part, piece)
-                yield Key(number, index), table
+                if isinstance(piece, str):
+                    yield Key(number, index), self._damage_row(part, piece)
+                    continue
+                if left is not None:
+                    piece = piece.slice(0, left)
+                    left -= len(piece)
+                yield Key(number, index), self._rows(part, piece)
+                if left == 0:
+                    return
 
     def _rows(self, part: Part, table: pa.Table) -> pa.Table:
         cells = [to_cell(value, part.home) for value in table[self.config.picture].to_pylist()]

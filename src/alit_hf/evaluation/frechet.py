@@ -5,7 +5,6 @@ from typing import Protocol
 
 import torch
 from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from alit_hf.networks.efficientnet_lite import EfficientNetLite
 
@@ -30,7 +29,8 @@ class FeatureNetwork(Protocol):
 
 class InceptionV3(nn.Module):
     """
-    The network of FID, with the weights and the resizing of `torch-fidelity`, through torchmetrics.
+    The network of FID in `torch-fidelity`, which needs torchvision. Not through torchmetrics, which resizes pictures
+    in another way.
 
     Raises:
         `OSError`: if `torch-fidelity` is not installed or its weights cannot be fetched.
@@ -42,13 +42,16 @@ class InceptionV3(nn.Module):
     def __init__(self):
         super().__init__()
         try:
-            self.network = FrechetInceptionDistance(feature=self.num_features).inception
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ModuleNotFoundError as error:
-            raise OSError("FID needs the package torch-fidelity: `pip install torch-fidelity`") from error
+            raise OSError(
+                f"FID needs the package torch-fidelity: `pip install torch-fidelity` ({error.name} is missing)"
+            ) from error
+        self.network = FeatureExtractorInceptionV3("inception-v3-compat", [str(self.num_features)])
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Features `(B, 2048)` of pixels `(B, 3, H, W)` in [0, 1], rounded to 8 bits."""
-        return self.network((pixel_values * 255).round().to(torch.uint8)).float()
+        return self.network((pixel_values * 255).round().to(torch.uint8))[0].float()
 
 
 FEATURE_NETWORKS: dict[str, Callable[[], FeatureNetwork]] = {

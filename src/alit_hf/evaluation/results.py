@@ -130,6 +130,7 @@ def build_results(
         "model": describe_model(model),
         "data": {
             "sources": [public_name(source) for source in images.sources],
+            "config_name": images.config_name,
             "split": images.split,
             "num_images": len(records),
             "undecodable": undecodable,

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import torch
 from PIL import Image
@@ -25,6 +25,7 @@ from .frechet import check_num_images
 from .lengths import code_lengths
 from .pixels import to_pixels
 from .results import build_results
+from .saved_pictures import ORIGINALS, SavedPictures, reconstructions_name, saved_pictures
 from .scores import ImageScorer
 from .settings import EvaluationSettings, SettingsError
 from .speed import measure_speed
@@ -58,17 +59,32 @@ def evaluate_model(
         the results, on every process, in the form that `json.dump` takes. See `build_results`.
 
     Raises:
-        `SettingsError`: before any work, for a processor that does not fit the model, or pictures too small to be
-            scored.
+        `SettingsError`: before any work, for a processor that does not fit the model, pictures too small to be
+            scored, and reconstructions that cannot be saved.
         `ValueError`: before any work, for too few images for a Fréchet distance; at the end, if no image could be
             decoded; and for a model whose pictures have NaN.
+        `OSError`: if a reconstruction cannot be written.
     """
     processes = processes or Processes()
     pass_ = _Pass(model, processor, settings)
     num_images = len(images) if settings.limit is None else min(len(images), settings.limit)
     if settings.feature_network is not None:
         check_num_images(num_images)
+    with ExitStack() as stack:
+        if settings.reconstructions is not None:
+            lengths = _saved_lengths(model, settings)
+            size = model.config.image_height_width
+            pass_.pictures = stack.enter_context(
+                saved_pictures(settings.reconstructions, lengths, num_images, size, processes)
+            )
+        return _evaluate(pass_, images, settings, num_images, processes)
 
+
+def _evaluate(
+    pass_: "_Pass", images: Images, settings: EvaluationSettings, num_images: int, processes: Processes
+) -> dict:
+    """The pass over this process's images, and the results of all processes."""
+    model, processor = pass_.model, pass_.processor
     undecodable, speed = [], None
     indices = range(processes.rank, num_images, processes.count)
     label = "evaluating" if processes.count == 1 else f"evaluating, process 0 of {processes.count}"
@@ -127,6 +143,16 @@ def evaluate_model(
     )
 
 
+def _saved_lengths(model: ALITModel, settings: EvaluationSettings) -> list[int]:
+    lengths = code_lengths(model.config)
+    wanted = lengths if settings.reconstruction_lengths is None else settings.reconstruction_lengths
+    if unknown := [length for length in wanted if length not in lengths]:
+        raise SettingsError(
+            f"there are no reconstructions of {unknown[0]} tokens, the model has {', '.join(map(str, lengths))}"
+        )
+    return list(wanted)
+
+
 class _Pass:
     """The pass of one process over its images."""
 
@@ -150,6 +176,7 @@ class _Pass:
         self.codecs = {name: codec for name, codec in CODECS.items() if codec.is_available}
         self.records: list[ImageRecord] = []
         self.code_counts: dict[str, torch.Tensor] = defaultdict(int)
+        self.pictures: SavedPictures | None = None
         self.features = settings.feature_network
         self.frechet = None
         if self.features is not None:
@@ -167,6 +194,8 @@ class _Pass:
     def add(self, indices: list[int], pixel_values: torch.Tensor) -> None:
         """Measures the images with these indices, pixels `(B, 3, H, W)` in [0, 1]."""
         pictures = self.processor.postprocess(pixel_values)
+        if self.pictures is not None:
+            self.pictures.add(ORIGINALS, indices, pictures)
         records = [
             ImageRecord(index, hashlib.sha256(picture.tobytes()).digest(), criterion=[])
             for index, picture in zip(indices, pictures, strict=True)
@@ -194,6 +223,10 @@ class _Pass:
             for record, score in zip(records, criterion.tolist(), strict=True):
                 record.criterion.append(score)
             features = self._score(variant, records, rollout.reconstruction, original, original_features)
+            folder = reconstructions_name(length)
+            if self.pictures is not None and folder in self.pictures.names:
+                made = self.processor.postprocess(rollout.reconstruction)
+                self.pictures.add(folder, [record.index for record in records], made)
             # The images that end here for each threshold, as in `ALITModel.encode`.
             leaving = waiting & ((criterion < thresholds) | (length == config.max_tokens))
             waiting &= ~leaving

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 
@@ -28,6 +29,9 @@ class EvaluationSettings:
         lpips_networks (`Sequence[str]`): of `LPIPS_NETWORKS`; may be empty.
         feature_network (`FeatureNetwork`, *optional*): network for the Fréchet distance, which is not measured without
             one.
+        reconstructions (`Path`, *optional*): a new or empty folder for originals and reconstructions as PNG files, see
+            [`~saved_pictures.SavedPictures`]; none are saved without it.
+        reconstruction_lengths (`Sequence[int]`, *optional*): of which lengths; by default of all.
         limit (`int`, *optional*): only the first so many images.
         batch_size (`int`): images at a time.
         num_workers (`int`): threads that decode the next images while the model computes; 0 for none.
@@ -36,6 +40,8 @@ class EvaluationSettings:
     thresholds: Sequence[float] = DEFAULT_THRESHOLDS
     lpips_networks: Sequence[str] = LPIPS_NETWORKS
     feature_network: "FeatureNetwork | None" = None
+    reconstructions: Path | None = None
+    reconstruction_lengths: Sequence[int] | None = None
     limit: int | None = None
     batch_size: int = 8
     num_workers: int = 0

@@ -4,6 +4,7 @@ import yaml
 
 from alit_hf.model.selection import good_side, resolve_criterion, with_unit
 from alit_hf.utils.image_count import image_count
+from alit_hf.utils.shown_text import shown
 
 from .info import INFO_FILE, TokenDatasetInfo, TokenDatasetSummary
 from .shards import Shards
@@ -34,7 +35,14 @@ def card(info: TokenDatasetInfo, shards: Shards, summary: TokenDatasetSummary) -
     if info.confidence is not None:
         lengths += f"; predicted, so that a share of {info.confidence:g} of pictures like the calibration's keep this"
         score = f"a bound on `{info.criterion}` that the length predictor gave"
-    data = ", ".join(f"`{source}`" for source in info.sources) + (f", split `{info.split}`" if info.split else "")
+    data = ", ".join(f"`{source}`" for source in info.sources)
+    data += "".join(
+        f", {what} `{name}`" for what, name in (("configuration", info.config_name), ("split", info.split)) if name
+    )
+    others = "The other columns are those of the data, whose terms apply."
+    if info.kept_columns is not None:
+        kept = ", ".join(f"`{shown(name)}`" for name in info.kept_columns) or "none"
+        others = f"Of the other columns of the data, whose terms apply, it has {kept}."
     damage = "".join(f" {file}." for file in summary.damage)
     counts = "\n".join(f"| {length} | {count} |" for length, count in summary.lengths.items())
     return f"""---
@@ -52,7 +60,7 @@ decoded and have no row, see `{UNDECODABLE_FILE}`.{damage}
 
 - `token_ids` mean something only together with `num_tokens`: a code is not a prefix of a longer one.
 - `score` is {score}, `original_size` width and height in pixels.
-- `file_name` is that of the picture, if it had one. The other columns are those of the data, whose terms apply.
+- `file_name` is that of the picture, if it had one. {others}
 - `{INFO_FILE}` says how the tokens were made.
 
 ```python

@@ -31,8 +31,8 @@ INFO_FILE = "tokenization.json"
 # Far above what is written, and far below what would fill the memory.
 _MAX_FILE_SIZE = 2**24
 
-# These names may change without changing the rows.
-_NAMES = ("model", "sources")
+# These names may change without changing the rows: what they name has a fingerprint.
+_NAMES = ("model", "sources", "config_name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,11 @@ class TokenDatasetInfo:
         length_predictor (`str`, *optional*): with a confidence, 16 hexadecimal digits that identify the model's length
             predictor and its calibration.
         sources (`list[str]`): Hub ids, or last parts of paths, of the data.
+        config_name (`str`, *optional*): the configuration that was asked for, of the data.
         split (`str`, *optional*): of the data.
         data_fingerprint (`str`): see [`~image_rows.ImageRows`].
         image_column (`str`): the column that the tokens replace.
+        kept_columns (`list[str]`, *optional*): the other columns, if some of the data's were left out.
         rows_per_shard (`int`): rows of the data in a shard; fewer at the end of a part.
 
     Raises:
@@ -78,18 +80,23 @@ class TokenDatasetInfo:
     data_fingerprint: str
     image_column: str
     rows_per_shard: int
+    config_name: str | None = None
+    kept_columns: list[str] | None = None
 
     def __post_init__(self):
         texts = ("model", "fingerprint", "dtype", "criterion", "data_fingerprint", "image_column")
-        for name in texts if self.split is None else (*texts, "split"):
+        optional = [name for name in ("split", "config_name") if getattr(self, name) is not None]
+        for name in (*texts, *optional):
             self._check(name, isinstance(getattr(self, name), str), "text")
         is_fingerprint = re.fullmatch(f"[0-9a-f]{{{2 * FINGERPRINT_SIZE}}}", self.fingerprint)
         self._check("fingerprint", is_fingerprint, f"{2 * FINGERPRINT_SIZE} hexadecimal digits")
         # It becomes a part of file names.
         self._check("split", self.split is None or re.fullmatch(r"\w+(\.\w+)*", self.split), "letters and digits")
         self._check("image_processor", isinstance(self.image_processor, dict), "an object")
-        are_texts = isinstance(self.sources, list) and all(isinstance(source, str) for source in self.sources)
-        self._check("sources", are_texts, "a list of texts")
+        for name in ("sources",) if self.kept_columns is None else ("sources", "kept_columns"):
+            texts = getattr(self, name)
+            are_texts = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+            self._check(name, are_texts, "a list of texts")
         checked_grid_size(self.grid_size)
         checked_codebook_size(self.codebook_size)
         whole_number("rows_per_shard", self.rows_per_shard, 1, 2**63 - 1)
@@ -127,9 +134,11 @@ class TokenDatasetInfo:
             **dataclasses.asdict(encoder.choice),
             length_predictor=None if encoder.choice.confidence is None else length_predictor_fingerprint(model).hex(),
             sources=[public_name(source) for source in rows.sources],
+            config_name=rows.config_name,
             split=rows.split,
             data_fingerprint=rows.fingerprint,
             image_column=rows.image_column,
+            kept_columns=rows.kept_columns,
             rows_per_shard=rows_per_shard,
         )
 

@@ -51,6 +51,17 @@ class OutputError(ValueError):
     """The output cannot take these tokens. Raised before any work."""
 
 
+def check_columns(rows: ImageRows) -> None:
+    """
+    Raises:
+        [`OutputError`]: if the data have columns that the tokens' columns would replace.
+    """
+    if taken := sorted(set(rows.features) & set(TOKEN_FEATURES)):
+        raise OutputError(
+            f"the data have the columns {', '.join(taken)}, which the tokens need: rename them, or keep only others"
+        )
+
+
 def tokenize_rows(
     rows: ImageRows,
     encoder: PictureEncoder,
@@ -93,9 +104,7 @@ def tokenize_rows(
         whatever reading the data raises, except for single pictures.
     """
     processes = processes or Processes()
-    taken = sorted(set(rows.features) & set(TOKEN_FEATURES))
-    if taken:
-        raise OutputError(f"the data have the columns {', '.join(taken)}, which the tokens need: rename them")
+    check_columns(rows)
     shards = Shards(folder, info.output_split)
     with ExitStack() as stack:
         try:
@@ -405,4 +414,4 @@ def _summarize(
     )
 
 
-__all__ = ["TOKEN_FEATURES", "OutputError", "tokenize_rows"]
+__all__ = ["TOKEN_FEATURES", "OutputError", "check_columns", "tokenize_rows"]

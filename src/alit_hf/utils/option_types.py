@@ -2,6 +2,11 @@
 
 import argparse
 import math
+from collections.abc import Callable
+from typing import TypeVar
+
+
+_Value = TypeVar("_Value")
 
 
 def positive_integer(text: str) -> int:
@@ -37,10 +42,37 @@ def finite_number(text: str) -> float:
 
 def distinct_numbers(text: str) -> tuple[float, ...]:
     """Different finite numbers, separated by commas."""
-    numbers = tuple(finite_number(part) for part in text.split(","))
-    if len(set(numbers)) < len(numbers):
-        raise argparse.ArgumentTypeError(f"it is {text!r}, no number may occur twice")
-    return numbers
+    return _distinct(finite_number, text)
 
 
-__all__ = ["distinct_numbers", "finite_number", "positive_integer", "whole_number"]
+def distinct_integers(text: str) -> tuple[int, ...]:
+    """Different whole numbers from 1, separated by commas."""
+    return _distinct(positive_integer, text)
+
+
+def distinct_names(text: str) -> tuple[str, ...]:
+    """Different names, separated by commas; spaces around them do not count."""
+    return _distinct(_name, text)
+
+
+def _name(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"it is {text!r}, it must be a name")
+    return text.strip()
+
+
+def _distinct(kind: Callable[[str], _Value], text: str) -> tuple[_Value, ...]:
+    values = tuple(kind(part) for part in text.split(","))
+    if len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError(f"it is {text!r}, nothing may occur twice")
+    return values
+
+
+__all__ = [
+    "distinct_integers",
+    "distinct_names",
+    "distinct_numbers",
+    "finite_number",
+    "positive_integer",
+    "whole_number",
+]
