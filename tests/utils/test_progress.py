@@ -135,13 +135,13 @@ def test_shares_of_what_is_not_done_yet_are_shown_but_not_counted(terminal):
 
 def test_an_abandoned_bar_leaves_no_thread(terminal, monkeypatch):
     monkeypatch.setattr(progress, "_IN_TERMINAL", progress._Pace(0.01, 0.01))
-    before = threading.active_count()
+    before = set(threading.enumerate())
     bar = ProgressBar(total=4)
-    (thread,) = [thread for thread in threading.enumerate() if thread._target is progress._keep_drawing]
+    (thread,) = set(threading.enumerate()) - before
     del bar
     gc.collect()
     thread.join(timeout=30)
-    assert threading.active_count() == before
+    assert not thread.is_alive()
 
 
 class TestStartup:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from alit_hf.utils.error_reason import reason
-from alit_hf.utils.progress import end_startup, hidden_progress
+from alit_hf.utils.progress import ProgressBar, end_startup, hidden_progress
 from alit_hf.utils.shown_text import one_line, shown
 
 from .errors import FileError, NoReaderError, UsageError
@@ -121,9 +121,12 @@ def _print(stream: TextIO | None, text: str | bytes) -> None:
     try:
         if isinstance(text, bytes):
             stream.buffer.write(text)
+            stream.flush()
         else:
-            print(text, end="", file=stream)
-        stream.flush()
+            # Not at the end of a bar, such as that of an upload which has failed.
+            with ProgressBar.external_write_mode(stream):
+                print(text, end="", file=stream)
+                stream.flush()
     except OSError as error:
         # Python would try what is left once more when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
