@@ -95,6 +95,7 @@ class TestFields:
         assert allowed[DataConfig] == {
             "validation",
             "validation_split",
+            "validation_config_name",
             "validation_images",
             "num_workers",
             "max_undecodable",
