@@ -13,8 +13,9 @@ from alit_hf.losses.distillation import code_distillation_loss, latent_distillat
 from alit_hf.model.selection import l1, psnr
 
 from ..configuration import TrainingConfig, require
-from .alit import ALITStage, check_model_fields, model_config, new_model
+from .alit import ALITStage
 from .loss_config import DistillLossConfig
+from .starting_models import check_model_fields, model_config, new_model
 
 
 _HALTING_THRESHOLDS = {"vqgan": 0.55, "kl": 0.025}

@@ -9,9 +9,10 @@ from alit_hf import ALITModel
 
 from ..configuration import TrainingConfig, require
 from .adversary import Adversary
-from .alit import ALITStage, finished_config, finished_model
+from .alit import ALITStage
 from .loss_config import FinetuneLossConfig
 from .pixel_loss import PixelLoss
+from .starting_models import finished_config, finished_model
 
 
 class FinetuneStage(ALITStage):

@@ -11,9 +11,10 @@ from alit_hf.model.length_prediction import bound_margin, largest_shortfall, lea
 from alit_hf.model.selection import criterion_names, is_higher_better, resolve_criterion, score_images
 
 from ..configuration import TrainingConfig, require
-from .alit import ALITStage, finished_config, finished_model
+from .alit import ALITStage
 from .loss_config import LengthsLossConfig
 from .stage import Replaced
+from .starting_models import finished_config, finished_model
 
 
 # Confidences whose margins are logged.
