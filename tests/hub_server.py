@@ -105,14 +105,15 @@ class HubServer:
 
     def stop(self) -> None:
         """Refuses connections and breaks the open ones; what was pushed stays."""
-        server, self._server = self._server, None
-        if server is None:
+        if self._server is None:
             return
-        server.shutdown()
-        server.server_close()
+        self._server.shutdown()
+        self._server.server_close()
         with self.lock:
             for connection in self.connections:
                 _break(connection)
+        # Only now the port is free for `start`.
+        self._server = None
 
     def fail(self, method: str, path: str, **fault) -> None:
         """Adds a `Fault`."""
