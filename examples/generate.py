@@ -11,6 +11,7 @@ the model chooses each length.
 """
 
 import argparse
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -25,10 +26,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from alit_hf import ALITImageProcessor, ALITModel, CodeLogitsProcessor, SequenceVocabulary, pretrained_path
 from alit_hf.codes.figure import Panel, draw_panels, save_figure
 from alit_hf.token_datasets import TokenDecoder
+from alit_hf.utils.option_types import positive_integer
 
 
 BATCH_SIZE = 16
 LEARNING_RATE = 1e-3
+NUM_HEADS = 4
 PICTURES_PER_ROW = 8
 
 
@@ -52,7 +55,7 @@ def train(vocabulary: SequenceVocabulary, sequences: list[list[int]], options: a
         hidden_size=options.hidden_size,
         intermediate_size=4 * options.hidden_size,
         num_hidden_layers=options.num_layers,
-        num_attention_heads=4,
+        num_attention_heads=NUM_HEADS,
         max_position_embeddings=2 * vocabulary.max_length,  # with room for a prompt
     )
     model = LlamaForCausalLM(config).to(options.device)
@@ -103,10 +106,14 @@ def main():
     parser.add_argument("--num-tokens", metavar="N", type=int, nargs="+", default=[], help="lengths to ask for")
     parser.add_argument("--label-column", metavar="COLUMN", help="column of classes to train with")
     parser.add_argument("--labels", metavar="NAME", nargs="+", help="classes to ask for (default: the most frequent)")
-    parser.add_argument("--samples", type=int, default=200, help="codes to count lengths of (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=10, help="default: %(default)s")
-    parser.add_argument("--hidden-size", type=int, default=192, help="of the Llama (default: %(default)s)")
-    parser.add_argument("--num-layers", type=int, default=3, help="of the Llama (default: %(default)s)")
+    parser.add_argument(
+        "--samples", type=positive_integer, default=200, help="codes to count lengths of (default: %(default)s)"
+    )
+    parser.add_argument("--epochs", type=positive_integer, default=10, help="default: %(default)s")
+    parser.add_argument(
+        "--hidden-size", type=positive_integer, default=192, help="of the Llama (default: %(default)s)"
+    )
+    parser.add_argument("--num-layers", type=positive_integer, default=3, help="of the Llama (default: %(default)s)")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
@@ -116,6 +123,11 @@ def main():
     try:
         if options.output.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
             raise ValueError(f"{options.output} is no file name of a figure, such as generated.png")
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        if options.output.is_dir() or not os.access(options.output.parent, os.W_OK | os.X_OK):
+            raise ValueError(f"{options.output} cannot be written")
+        if options.hidden_size % (2 * NUM_HEADS):
+            raise ValueError(f"--hidden-size is {options.hidden_size}, it must be a multiple of {2 * NUM_HEADS}")
         processor = ALITImageProcessor.from_pretrained(options.model)
         tokenizer = ALITModel.from_pretrained(options.model).eval().to(options.device)
         split = TokenDecoder(options.tokens, tokenizer, processor).info.output_split
@@ -128,7 +140,7 @@ def main():
         if unknown := set(asked) - {None, *classes}:
             raise ValueError(f"--labels has {sorted(unknown)}, the classes are {classes}")
         beginnings = [vocabulary.prompt(num_tokens) for num_tokens in (None, *options.num_tokens)]
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         parser.error(str(error))
 
     def prompt(label: str | None, beginning: list[int]) -> list[int]:
@@ -149,7 +161,6 @@ def main():
     texts = [[] if label is None else [label] for label in shown] * len(beginnings)
     panels = [Panel(picture, f"{n} tokens", text) for picture, n, text in zip(pictures, lengths, texts, strict=True)]
     figure = [panels[first : first + PICTURES_PER_ROW] for first in range(0, len(panels), PICTURES_PER_ROW)]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     save_figure(draw_panels(figure, "First row: lengths that the language model chose."), options.output)
 
 

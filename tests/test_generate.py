@@ -75,9 +75,16 @@ def test_pictures_of_classes(generate, tmp_path, drawn):
         (["--label-column", "kind"], "--label-column is 'kind', it must be one of"),
         (["--label-column", "label", "--labels", "cow"], "--labels has ['cow'], the classes are ['cat', 'dog']"),
         (["-o", "out.txt"], "out.txt is no file name of a figure"),
+        (["-o", f"{SCRIPT}/out.png"], "File exists"),
+        (["-o", "folder.png"], "folder.png cannot be written"),
+        (["--samples", 0], "it must be a whole number from 1"),
+        (["--hidden-size", 17], "--hidden-size is 17, it must be a multiple of 8"),
+        (["--device", "foo"], "foo"),
     ],
 )
-def test_what_cannot_be_is_said_before_training(generate, monkeypatch, capsys, arguments, message):
+def test_what_cannot_be_is_said_before_training(generate, monkeypatch, capsys, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("folder.png").mkdir()
     monkeypatch.setattr("transformers.LlamaForCausalLM.forward", lambda *args, **kwargs: pytest.fail("it trains"))
     with pytest.raises(SystemExit) as ended:
         generate("-o", "out.png", *arguments)

@@ -90,7 +90,9 @@ def test_an_interruption_ends_the_threads(tmp_path):
     def compute(items):
         raise KeyboardInterrupt
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
         run_jobs(jobs_of(tmp_path, map(str, range(100))), name, compute, lambda item, path: None, 2, 2, "working")
-    assert threading.active_count() == before
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=30)
+        assert not thread.is_alive(), thread

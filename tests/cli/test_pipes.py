@@ -141,6 +141,7 @@ class TestWrongUse:
         (tmp_path / "a.png").touch()
         monkeypatch.setattr(sys, "stdout", None)
         assert main(["encode", str(tmp_path / "a.png"), "-o", "-"]) == 2
+        assert main(["info", "--json"]) == 2
 
 
 class TestProcesses:

@@ -26,7 +26,8 @@ def make_parser() -> OneLineParser:
     parser = OneLineParser(
         prog="alit",
         description="Adaptive length image tokenization: every picture in as many tokens as it needs, and back.",
-        epilog="Exit codes: 0 done, 1 a file failed, 2 wrong use (nothing was done), 130 interrupted.",
+        epilog="Exit codes: 0 done, 1 a file failed, 2 wrong use (nothing was done), 130 interrupted, 141 nobody "
+        "reads the output.",
     )
     parser.add_argument("--version", action="version", version=f"alit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -46,9 +46,16 @@ def add_printing_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def printing_for(arguments: argparse.Namespace) -> Iterator[None]:
-    """Within it, what these options ask for is printed; all but JSON where a command has no such options."""
+    """
+    Within it, what these options ask for is printed; all but JSON where a command has no such options.
+
+    Raises:
+        `UsageError`: for `--json` with a closed stdout.
+    """
     global _wanted
     quiet, as_json = getattr(arguments, "quiet", False), getattr(arguments, "json", False)
+    if as_json and sys.stdout is None:
+        raise UsageError("--json prints to stdout, which is closed")
     before, _wanted = _wanted, _Wanted(lines=not quiet and not as_json, notes=not quiet, json=as_json)
     try:
         with hidden_progress(quiet):

@@ -79,9 +79,10 @@ def _read(path_or_state_dict: str | os.PathLike | Mapping) -> Mapping:
     except OSError:
         raise
     except Exception as error:  # what the readers raise on foreign or damaged files is not documented
-        raise ValueError(
-            f"`path_or_state_dict` is {path!r}, which cannot be read as weights: {reason(error)}"
-        ) from error
+        # Of these torch says to run what is in the file.
+        is_pickle = isinstance(error, (pickle.UnpicklingError, EOFError))
+        why = "it is no checkpoint, or damaged, or it would have to be executed" if is_pickle else reason(error)
+        raise ValueError(f"`path_or_state_dict` is {path!r}, which cannot be read as weights: {why}") from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(
             f"`path_or_state_dict` is {path!r}, which holds a {type(checkpoint).__name__}, not a state dict."

@@ -40,13 +40,14 @@ class ProgressBar(tqdm):
         end_startup()
         self.done = kwargs.get("initial", 0)
         self._ended = threading.Event()
-        in_terminal = sys.stderr is not None and sys.stderr.isatty()
-        pace = _IN_TERMINAL if in_terminal else _IN_FILE
+        self._drawn = False
+        self._in_terminal = sys.stderr is not None and sys.stderr.isatty()
+        pace = _IN_TERMINAL if self._in_terminal else _IN_FILE
         own = {
             "file": sys.stderr,
             "disable": kwargs.get("disable") or _hidden or sys.stderr is None or not is_first_process(),
             "delay": pace.delay,
-            "mininterval": 0.1 if in_terminal else pace.interval,
+            "mininterval": 0.1,
             **_size_of(sys.stderr),
         }
         super().__init__(*args, **{"unit": "image"} | kwargs | own)
@@ -61,6 +62,23 @@ class ProgressBar(tqdm):
         # The sum of the shares of one may be a little less than one.
         return super().format_dict | {"whole": int(self.n + 1e-6)}
 
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Draws the bar: in place in a terminal, and elsewhere as a line of its own."""
+        if self._in_terminal:
+            return super().display(msg, pos)
+        if msg is None:
+            print(self, file=self.fp, flush=True)
+        return False
+
+    def refresh(self, *args, **kwargs) -> bool:
+        """Draws the bar in a terminal. Elsewhere only time does."""
+        return self._in_terminal and super().refresh(*args, **kwargs)
+
+    def clear(self, *args, **kwargs) -> None:
+        """Makes room for another line in a terminal."""
+        if self._in_terminal:
+            super().clear(*args, **kwargs)
+
     def update(self, n: float = 1) -> None:
         """Counts `n` more as done."""
         self.done += n
@@ -72,6 +90,10 @@ class ProgressBar(tqdm):
 
     def close(self) -> None:
         self._ended.set()
+        if not self.disable and not self._in_terminal:
+            self.leave = False
+            if self._drawn:
+                self.display()
         super().close()
 
 
@@ -93,7 +115,7 @@ def _keep_drawing(reference: weakref.ref, ended: threading.Event, pace: _Pace) -
         with bar.get_lock():
             if not bar.disable:
                 # From here on, `close` has something to finish.
-                bar.delay = 0
+                bar.delay, bar._drawn = 0, True
                 bar.display()
         del bar
 
