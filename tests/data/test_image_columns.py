@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from tar_data import write_tar
 
-from alit_hf.data.image_rows import ImageColumnError, open_rows
+from alit_hf.data.columns import ImageColumnError
+from alit_hf.data.image_rows import open_rows
 from alit_hf.data.images import open_images
 from alit_hf.data.picture_cells import read_picture
 

@@ -4,7 +4,6 @@ import gc
 import io
 import re
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,8 +92,6 @@ def test_a_file_is_not_filled_with_bars(monkeypatch, at_once):
     with ProgressBar(range(10_000), desc="working") as bar:
         for _ in bar:
             bar.set_postfix(loss=1.0)
-        while not bar._drawn:
-            time.sleep(0.01)
     # One at the start, which only time may double, and one at the end, each a line that `tail` can show.
     text = file.getvalue()
     lines = text.splitlines()

@@ -15,7 +15,8 @@ from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
-from alit_hf.data.image_rows import ImageColumnError, ImageRows, open_rows
+from alit_hf.data.columns import ImageColumnError
+from alit_hf.data.image_rows import ImageRows, open_rows
 from alit_hf.data.images import Images, open_images
 from alit_hf.data.picture_cells import fetch, read_picture
 from alit_hf.data.sources import is_on_hub

@@ -1,9 +1,9 @@
 """
 The one source of pictures: rows with a picture each, from whatever names mean (`sources.py`).
 
-`open_rows` decides what holds the pictures (files, parquet files, tars, a data set) and which column they are in, and
-decodes none of them. The rows are read from their start to their end, part by part and without copying the whole
-([`ImageRows`]: tokenizing, streamed training), or by number after `load` (`images.py`: evaluation, analyses,
+`open_rows` decides what holds the pictures (files, parquet files, tars, a data set), `columns.py` which columns are
+taken, and neither decodes any. The rows are read from their start to their end, part by part and without copying the
+whole ([`ImageRows`]: tokenizing, streamed training), or by number after `load` (`images.py`: evaluation, analyses,
 training). `parts.py` reads them, and `picture_cells.py` makes the picture of a row.
 """
 
@@ -12,13 +12,11 @@ import hashlib
 import json
 import os
 import tarfile
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import datasets
 import pyarrow as pa
@@ -33,26 +31,17 @@ from alit_hf.utils.image_count import image_count
 from alit_hf.utils.progress import ProgressBar
 from alit_hf.utils.shown_text import shown
 
-from .parts import SPLIT, BuilderPart, ParquetPart, PartsBuilder, TarPart, parquet_footer, pictures_of, tar_columns
-from .picture_cells import CELL, Home, as_text, file_name, holds_pictures, holds_pixels, is_utf8
+from .columns import FILE_NAME, IMAGE, check_parquet_files, image_column_of, other_columns
+from .parts import SPLIT, BuilderPart, ParquetPart, PartsBuilder, TarPart, parquet_footer, tar_columns
+from .picture_cells import CELL, Home, as_text, file_name, is_utf8
 from .sources import DATA, choose_split, describe_passed_over, find_files, find_paths, is_on_hub
 
 
-FILE_NAME = "file_name"
-
-_IMAGE = "image"
 # What makes a folder of pictures an `imagefolder` with further columns, by the convention of `datasets`.
 _METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # The builders of `datasets`; what ends in anything else is a picture.
 _BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 _KINDS = {".parquet": "parquet files", ".tar": "tars", "": "pictures"}
-# In which `datasets` names the tar on this machine.
-_TAR_PATH = "__url__"
-_COLUMNS_SHOWN = 20
-
-
-class ImageColumnError(ValueError):
-    """The data have no such column, or no one column of pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +197,7 @@ def open_rows(
         raise ValueError(f"{described} holds both {names}, it must be one of them")
     (kind,) = kinds
     if not kind:
-        _others(described, {}, _IMAGE, columns)
+        other_columns(described, {}, IMAGE, columns)
         return _open_pictures(sources, files, passed_over)
     for file, _ in files:
         with _named(f"{shown(file)} cannot be read"):
@@ -220,7 +209,7 @@ def open_rows(
 
 def _open_pictures(sources: list[str], files: list[tuple[Path, Path]], passed_over: list[str]) -> ImageRows:
     # Not as `imagefolder`, which leaves out what Pillow cannot read, where it should be reported.
-    features = datasets.Features({_IMAGE: CELL})
+    features = datasets.Features({IMAGE: CELL})
     states = [_state(file) for file, _ in files]
     paths = [as_text(file) for file, _ in files]
     fingerprint = _fingerprint(
@@ -232,7 +221,7 @@ def _open_pictures(sources: list[str], files: list[tuple[Path, Path]], passed_ov
         fingerprint=fingerprint,
         part_fingerprints=[fingerprint],
         num_rows=len(files),
-        image_column=_IMAGE,
+        image_column=IMAGE,
         stream=datasets.IterableDataset.from_generator(_cells, features, gen_kwargs={"files": paths}),
         load=lambda first: datasets.Dataset.from_list(list(_cells(paths[:first])), features),
         file_names={path: shown(name) for path, (_, name) in zip(paths, files, strict=True)},
@@ -251,7 +240,7 @@ def _state(file: Path) -> os.stat_result:
 
 def _cells(files: list[str]) -> Iterator[dict]:
     for file in files:
-        yield {_IMAGE: {**dict.fromkeys(CELL), "path": file}}
+        yield {IMAGE: {**dict.fromkeys(CELL), "path": file}}
 
 
 class _Asked(NamedTuple):
@@ -270,8 +259,11 @@ def _open_imagefolder(sources: list[str], asked: _Asked, problem: str, folder: P
         raise ValueError(f"the name {shown(root)} is not UTF-8, as it must be with a metadata file: rename it")
     pattern = os.path.join(glob.escape(str(root)), "**")
     rows = _open_dataset(sources, asked, problem, "imagefolder", root, data_files=[pattern])
-    # A picture in a column that is left out is listed all the same.
-    complete = _open_dataset(sources, asked._replace(columns=None), problem, "imagefolder", root, data_files=[pattern])
+    complete = rows
+    if asked.columns is not None:
+        # A picture in a column that is left out is listed all the same.
+        all_columns = asked._replace(columns=None)
+        complete = _open_dataset(sources, all_columns, problem, "imagefolder", root, data_files=[pattern])
     others = [name for name, feature in complete.stream.features.items() if isinstance(feature, datasets.Image)]
     unlisted = set(map(shown, pictures))
     with _named(problem):
@@ -329,11 +321,11 @@ def _open_dataset(
             columns = stream.features or datasets.Dataset.from_list(list(stream.take(1))).features
             known = (builder.info.splits or {}).get(split)
             num_rows = known and known.num_examples
-    column = _image_column(described, columns, asked.image_column, is_tar)
-    others = _others(described, columns, column, asked.columns)
+    column = image_column_of(described, columns, asked.image_column, is_tar)
+    others = other_columns(described, columns, column, asked.columns)
     names = [name for name in columns if name == column or name in others]
     with _named(problem):
-        _check_parquet_files(in_files, columns, None if asked.columns is None else names)
+        check_parquet_files(in_files, columns, None if asked.columns is None else names)
     if is_tar:
         parts = [TarPart(place.file, shown(place.name), column) for place in places]
     elif stream is None:
@@ -374,7 +366,7 @@ def _open_dataset(
         stream=rows(embed=False).as_streaming_dataset(SPLIT),
         load=load,
         config_name=asked.config_name,
-        kept_columns=None if others == _others(described, columns, column, None) else others,
+        kept_columns=None if others == other_columns(described, columns, column, None) else others,
         root=homes.pop() if len(homes) == 1 else None,
         files=files,
     )
@@ -420,25 +412,6 @@ def _columns_of_parquet_files(places: Sequence[_Place]) -> tuple[list[tuple[str,
     return in_files, num_rows
 
 
-def _check_parquet_files(
-    in_files: list[tuple[str, datasets.Features]], columns: datasets.Features, names: list[str] | None
-) -> None:
-    """Whether all files have the columns `names`, or for `None` those of the data and no others, of the same kind."""
-    # `datasets` takes the classes of the first file for those of all.
-    classes: dict[str, tuple[list[str], str]] = {}
-    for file, features in in_files:
-        has_all = features.keys() == columns.keys() if names is None else features.keys() >= set(names)
-        if not has_all:
-            raise ValueError(f"{file} has the columns {', '.join(features)}, but the data have {', '.join(columns)}")
-        for column in names or features:
-            if isinstance(feature := features[column], datasets.ClassLabel):
-                known, other = classes.setdefault(column, (feature.names, file))
-                if known != feature.names:
-                    raise ValueError(
-                        f"the classes of `{column}` are {known} in {other}, but {feature.names} in {file}"
-                    )
-
-
 @contextmanager
 def _named(problem: str) -> Iterator[None]:
     """Makes a `ValueError` of the many kinds of errors of the libraries that read data."""
@@ -453,50 +426,8 @@ def _named(problem: str) -> Iterator[None]:
         raise ValueError(f"{problem}: {reason(why)}") from error
 
 
-def _image_column(described: str, columns: datasets.Features, wanted: str | None, is_tar: bool) -> str:
-    name = wanted or _IMAGE
-    has_name = name in columns
-    if has_name and holds_pictures(columns[name]):
-        return name
-    candidates = [column for column, feature in columns.items() if isinstance(feature, datasets.Image)]
-    candidates = candidates or [column for column, feature in columns.items() if holds_pictures(feature)]
-    if is_tar:
-        candidates = pictures_of(candidates) or candidates
-    # The columns of tars are called after suffixes, which are no reason to refuse them.
-    if len(candidates) == 1 and (wanted is None or (is_tar and not has_name)):
-        return candidates[0]
-    if has_name and holds_pixels(columns[name]) and (wanted is not None or not candidates):
-        return name
-    types = datasets.Features(columns).arrow_schema
-    listed = [
-        f"`{column}` ({'pictures' if column in candidates else textwrap.shorten(str(types.field(column).type), 60)})"
-        for column in islice(columns, _COLUMNS_SHOWN)
-    ]
-    problem = f"no pictures in its column `{name}`" if has_name else f"no column `{name}`"
-    raise ImageColumnError(
-        f"{described} has {problem}, and {len(candidates)} columns of pictures among {', '.join(listed)}"
-        + (f" and {len(columns) - _COLUMNS_SHOWN} more" if len(columns) > _COLUMNS_SHOWN else "")
-    )
-
-
-def _others(described: str, columns: Mapping[str, Any], picture: str, wanted: Sequence[str] | None) -> list[str]:
-    """The columns beside the pictures', or those of them that are wanted."""
-    others = [name for name in columns if name not in (picture, _TAR_PATH)]
-    if wanted is None:
-        return others
-    known = list(dict.fromkeys([FILE_NAME, *others]))
-    if unknown := [name for name in wanted if name not in known]:
-        raise ValueError(f"{described} has no column {_listed(unknown)} beside its pictures, it has {_listed(known)}")
-    return [name for name in others if name in wanted]
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _COLUMNS_SHOWN} more" if len(names) > _COLUMNS_SHOWN else ""
-    return ", ".join(f"`{shown(name)}`" for name in names[:_COLUMNS_SHOWN]) + more
-
-
 def _fingerprint(facts: list) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-__all__ = ["FILE_NAME", "ImageColumnError", "ImageRows", "open_rows"]
+__all__ = ["ImageRows", "open_rows"]

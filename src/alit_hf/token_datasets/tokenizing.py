@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from alit_hf.codes.picture_codes import Picture, PictureCode, PictureEncoder, to_picture
 from alit_hf.codes.rollout_progress import rollout_progress
-from alit_hf.data.image_rows import FILE_NAME, ImageRows
+from alit_hf.data.columns import FILE_NAME
+from alit_hf.data.image_rows import ImageRows
 from alit_hf.data.picture_cells import fetch, picture_path, read_picture
 from alit_hf.model.image_processing_alit import ALITImageProcessor
 from alit_hf.model.selection import meets_threshold, resolve_criterion

@@ -40,7 +40,6 @@ class ProgressBar(tqdm):
         end_startup()
         self.done = kwargs.get("initial", 0)
         self._ended = threading.Event()
-        self._drawn = False
         self._in_terminal = sys.stderr is not None and sys.stderr.isatty()
         pace = _IN_TERMINAL if self._in_terminal else _IN_FILE
         own = {
@@ -92,7 +91,8 @@ class ProgressBar(tqdm):
         self._ended.set()
         if not self.disable and not self._in_terminal:
             self.leave = False
-            if self._drawn:
+            # Or it was over before it was drawn.
+            if not self.delay:
                 self.display()
         super().close()
 
@@ -115,7 +115,7 @@ def _keep_drawing(reference: weakref.ref, ended: threading.Event, pace: _Pace) -
         with bar.get_lock():
             if not bar.disable:
                 # From here on, `close` has something to finish.
-                bar.delay, bar._drawn = 0, True
+                bar.delay = 0
                 bar.display()
         del bar
 
