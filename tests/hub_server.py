@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import re
+import secrets
 import socket
 import threading
 import time
@@ -134,7 +135,7 @@ class HubServer:
         return [commit.message for commit in self.repos[repo].commits[1:]]
 
     def commit(self, repo: _Repo, message: str, files: dict[str, bytes]) -> _Commit:
-        sha = hashlib.sha1(f"{id(repo)} {len(repo.commits)}".encode()).hexdigest()
+        sha = secrets.token_hex(20)
         repo.commits.append(_Commit(sha, message, files))
         return repo.commits[-1]
 
