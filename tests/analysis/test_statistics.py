@@ -5,7 +5,16 @@ import pytest
 from scipy.stats import mannwhitneyu, spearmanr
 
 from alit_hf.analysis import statistics
-from alit_hf.analysis.statistics import auroc, estimate, in_words, mean, mean_difference, share_difference, spearman
+from alit_hf.analysis.statistics import (
+    auroc,
+    estimate,
+    in_words,
+    mean,
+    mean_difference,
+    mean_spearman,
+    share_difference,
+    spearman,
+)
 
 
 def sample(size: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
@@ -24,6 +33,27 @@ def test_spearman_is_scipys_with_ties_and_has_an_interval_around_it():
     assert spearman(x, -y, seed=0)["value"] == -got["value"]
     # The images are resampled together: a perfect correlation stays perfect.
     assert spearman(x, x**3, seed=0)["low"] == 1
+
+
+def test_mean_spearman_weighs_groups_alike_and_leaves_out_those_without_a_value():
+    x, noise = sample(60), sample(60, 1)
+    alone = spearman(x, x + noise, seed=0)
+    one = mean_spearman([(x, x + noise)], seed=0)
+    assert (one["value"], one["num_groups"], one["num_images"]) == (alone["value"], 1, 60)
+    # Drawn with the same seed, but in another way.
+    assert (one["low"], one["high"]) == (pytest.approx(alone["low"], abs=0.03), pytest.approx(alone["high"], abs=0.03))
+    groups = [(x, x + noise), (x[:12], -x[:12]), (x[:5], x[:5]), (x, np.ones(60))]
+    both = mean_spearman(groups, seed=0)
+    assert both["value"] == pytest.approx((alone["value"] - 1) / 2, abs=1e-6)
+    assert (both["num_groups"], both["num_images"]) == (2, 72)
+    # The second is -1 in every resample: half of the first's interval.
+    assert both["high"] - both["low"] == pytest.approx((alone["high"] - alone["low"]) / 2, abs=0.02)
+    # Ranks of different groups are not compared: values of one far above the other change nothing.
+    shifted = [(x, x + noise), (x[:12] + 1000, -x[:12] - 1000)]
+    assert mean_spearman(shifted, seed=0)["value"] == both["value"]
+    nothing = mean_spearman([(x[:5], x[:5])], seed=0)
+    assert nothing["value"] is None
+    assert nothing["not_enough_data"] == "not enough data: no group has a correlation"
 
 
 def test_auroc_is_the_share_of_pairs():

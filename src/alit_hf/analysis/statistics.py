@@ -1,7 +1,7 @@
 """Estimates with their confidence intervals, or the reason why there is none."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.stats import DegenerateDataWarning, binomtest, bootstrap, mannwhitneyu, pearsonr, rankdata
@@ -87,6 +87,34 @@ def estimate(
 def spearman(x: np.ndarray, y: np.ndarray, *, seed: int) -> dict:
     """Spearman's rank correlation of values `(N,)` of the same images, to 6 decimals; see `estimate`."""
     return estimate(_spearman, _to_rank(x), _to_rank(y), seed=seed, paired=True, perfect=(-1, 1))
+
+
+def mean_spearman(groups: Sequence[tuple[np.ndarray, np.ndarray]], *, seed: int) -> dict:
+    """
+    The mean over groups of Spearman's rank correlation within each, which weighs groups alike and compares no image
+    with one of another group.
+
+    Args:
+        groups (`Sequence[tuple[np.ndarray, np.ndarray]]`): the values `(N,)` of each group's images, of which N may
+            differ. Groups that are too small or whose values hardly differ (see `spearman`) are left out.
+        seed (`int`): seed of the resamples, which are of the images of each group.
+
+    Returns:
+        what `estimate` does, with the images of all groups that count as `num_images`; and their number, `num_groups`.
+    """
+    known = [group for group in groups if spearman(*group, seed=seed)["value"] is not None]
+    if not known:
+        return {**_without_value(0, "not enough data: no group has a correlation"), "num_groups": 0}
+    ranked = [(_to_rank(x), _to_rank(y)) for x, y in known]
+
+    def statistic(*rows: np.ndarray, axis: int) -> np.ndarray:
+        drawn = (index.astype(int) for index in rows)
+        return np.mean([_spearman(x[i], y[i], axis) for (x, y), i in zip(ranked, drawn, strict=True)], axis=0)
+
+    # Rows are drawn, not values, as those of an image stay together.
+    rows = [np.arange(len(x)) for x, _ in ranked]
+    estimated = estimate(statistic, *rows, seed=seed, perfect=(-1, 1))
+    return {**estimated, "num_images": sum(map(len, rows)), "num_groups": len(rows)}
 
 
 def auroc(negatives: np.ndarray, positives: np.ndarray, *, seed: int) -> dict:
@@ -222,6 +250,7 @@ __all__ = [
     "in_words",
     "mean",
     "mean_difference",
+    "mean_spearman",
     "not_enough",
     "share",
     "share_difference",

@@ -52,7 +52,8 @@ def test_scores_that_follow_the_errors_correlate_with_them(tmp_path):
     results, _ = run(Complexity(), context_for(tmp_path, scores, ["a"] * 12), tmp_path / "out")
     assert results["results"]["all"]["spearman_l1"]["3"]["value"] == 1
     assert results["results"]["categories"]["a"]["spearman_l1"] == results["results"]["all"]["spearman_l1"]
-    assert "at 3 tokens over 12 images 1.000 [1.000, 1.000]; a (12) 1.000" in results["finding"]
+    assert "at 3 tokens in the mean over categories 1.000 [1.000, 1.000], over all images 1.000" in results["finding"]
+    assert "; a (12) 1.000" in results["finding"]
 
 
 def test_each_category_and_length_has_its_own_correlation(context):
@@ -71,6 +72,10 @@ def test_each_category_and_length_has_its_own_correlation(context):
     # 3 tokens up to an error of 5; 6 tokens where half of it is below 6; 9 from there on.
     assert categories["art"]["spearman_length"]["value"] > 0.8
     assert categories["art"]["num_images"] == 20
+    # Of posters all lengths are the same, and scenes are too few.
+    of_lengths = results["mean_over_categories"]["spearman_length"]
+    assert of_lengths["value"] == categories["art"]["spearman_length"]["value"]
+    assert (of_lengths["num_groups"], of_lengths["num_images"]) == (1, 20)
     finding = Complexity(threshold=6).finding(results)
     assert "scenes (4) (not enough data: 4 images, at least 10 are needed)" in finding
     assert "posters (12) -1.000 [-1.000, -1.000]" in finding

@@ -37,11 +37,15 @@ def test_unfamiliar_images_with_larger_errors_and_gaps(context):
     assert unfamiliar["gap"]["value"] == pytest.approx(0.28, abs=5e-3)
     assert results["gap_difference"]["value"] == pytest.approx(0.16, abs=5e-3)
     assert familiar["mean_tokens"] < unfamiliar["mean_tokens"] == 12
+    tokens = results["token_difference"]
+    assert tokens["value"] == pytest.approx(12 - familiar["mean_tokens"])
+    assert tokens["low"] < tokens["value"] < tokens["high"]
     aurocs = results["auroc"]
     assert [aurocs[name]["value"] for name in ("chosen_length", "gap")] == [1, 1]
     assert [estimated["value"] for estimated in aurocs["l1"].values()] == [1] * 4
     finding = analysis.finding(results)
-    assert "between 3 and 12 tokens is 0.280 [0.277, 0.283] for 15 unfamiliar images and 0.121" in finding
+    assert "15 unfamiliar images need 12.0 tokens in the mean and 20 others" in finding
+    assert "between 3 and 12 tokens is 0.280 [0.277, 0.283] for unfamiliar images and 0.121" in finding
     swapped = analysis.summarize(context, table_of(errors_around(0.4, 0.12, 15, 1), errors_around(0.2, 0.08, 20, 0)))
     assert swapped["auroc"]["l1"]["3"]["value"] == 0
     assert swapped["gap_difference"]["value"] == pytest.approx(-0.16, abs=5e-3)
@@ -62,7 +66,7 @@ def test_two_images_are_not_enough(context):
     analysis = Familiarity()
     results = analysis.summarize(context, table)
     assert results["auroc"]["gap"]["value"] is None
-    assert "for 2 unfamiliar images" in analysis.finding(results)
+    assert "2 unfamiliar images need" in analysis.finding(results)
     assert "(not enough data: 2 images, at least 10 are needed)" in analysis.finding(results)
     analysis.draw(context, table, results).canvas.draw()
 

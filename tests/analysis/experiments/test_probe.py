@@ -12,15 +12,12 @@ from PIL import Image
 
 from alit_hf import ALITImageProcessor
 from alit_hf.analysis import linear_probe
-from alit_hf.analysis.analysis import Context, ImageBatch, RunSettings
-from alit_hf.analysis.experiments.probe import Probe, _features
+from alit_hf.analysis.analysis import Context, RunSettings
+from alit_hf.analysis.experiments.probe import Probe, mean_features
 from alit_hf.analysis.run import run_analysis
 from alit_hf.cli import main
 from alit_hf.data.images import open_images
 from alit_hf.evaluation.settings import SettingsError
-
-
-COUNTS = {"base_latents": 1, "tokens_and_latents": 3, "latents": 3}
 
 
 @pytest.fixture(scope="module")
@@ -47,28 +44,25 @@ def break_images(path, rows):
     pq.write_table(table.set_column(table.column_names.index("image"), "image", [cells]), path)
 
 
-def test_features_are_means_without_the_class_token(model, processor):
+def test_features_are_means_without_the_class_token(model):
     pixel_values = torch.rand(2, 3, 32, 32)
-    context = Context(model, processor, {}, RunSettings(limit=2))
     with torch.inference_mode():
-        measured = Probe(label_column="label").measure(context, ImageBatch("data", [0, 1], pixel_values, {}))
-        columns = {name: _features([row[name] for row in measured], count) for name, count in COUNTS.items()}
+        features = mean_features(model, pixel_values)
         for place, length in enumerate((4, 8, 12)):
             tokens = model(pixel_values, num_tokens=length).last_hidden_state
             means = tokens[:, 1:].sum(dim=1) / (64 + length)
-            torch.testing.assert_close(torch.tensor(columns["tokens_and_latents"][:, place]), means)
+            torch.testing.assert_close(features["tokens_and_latents"][:, place], means)
             # Of the last rollout, whose tokens the loop ends with.
             latents = model(pixel_values).last_hidden_state[:, 65 : 65 + length].mean(dim=1)
-            torch.testing.assert_close(torch.tensor(columns["latents"][:, place]), latents)
+            torch.testing.assert_close(features["latents"][:, place], latents)
         base = model.base_tokenizer.encode(pixel_values).flatten(2).mean(dim=2)
-        torch.testing.assert_close(torch.tensor(columns["base_latents"][:, 0]), base)
+        torch.testing.assert_close(features["base_latents"], base)
 
 
-def test_no_decoder_runs(model, processor, monkeypatch):
+def test_no_decoder_runs(model, monkeypatch):
     monkeypatch.setattr(model.decoder, "forward", lambda *args, **kwargs: pytest.fail("the decoder ran"))
-    context = Context(model, processor, {}, RunSettings(limit=1))
     with torch.inference_mode():
-        Probe(label_column="label").measure(context, ImageBatch("data", [0], torch.rand(1, 3, 32, 32), {}))
+        mean_features(model, torch.rand(1, 3, 32, 32))
 
 
 def test_run(model, processor, tmp_path):
@@ -92,6 +86,11 @@ def test_run(model, processor, tmp_path):
     base = numbers["base_latents"]
     assert (base["accuracy"]["value"], base["balanced_accuracy"]) == (0.8, 0.791667)
     assert numbers["differences"]["last_minus_first_rollout"]["value"] == 0
+    for kind, difference in (("tokens_and_latents", "last_rollout"), ("latents", "all_latents")):
+        trained, untrained = numbers[kind]["12"]["accuracy"], numbers["untrained"][kind]["accuracy"]
+        expected = pytest.approx(trained["value"] - untrained["value"], abs=1e-6)
+        assert numbers["differences"][f"{difference}_minus_untrained"]["value"] == expected
+        assert untrained["num_images"] == 10
     assert "of 2 classes is right for 1.000" in results["finding"]
     assert "chance 0.500, the most frequent class 0.600" in results["finding"]
     assert "repeat" not in results["finding"]

@@ -3,7 +3,7 @@
 import torch
 from tiny_config import tiny_model
 
-from alit_hf.analysis.experiments.segmentation import untrained_copy
+from alit_hf.analysis.untrained_model import untrained_copy
 from alit_hf.codes.token_file import model_fingerprint
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from alit_hf.analysis.analysis import Analysis, Context, ImageBatch, RunSettings
 from alit_hf.analysis.charts import new_figure, style
 from alit_hf.analysis.errors import describe_errors, error_matrix, errors_by_length
-from alit_hf.analysis.statistics import in_words, spearman
+from alit_hf.analysis.statistics import in_words, mean_spearman, spearman
 from alit_hf.codes.length_choice import DEFAULT_THRESHOLD, add_threshold_argument
 from alit_hf.data.images import Images
 from alit_hf.evaluation.lengths import code_lengths, smallest_satisfying
@@ -26,8 +26,8 @@ from alit_hf.evaluation.settings import SettingsError
 class Complexity(Analysis):
     """
     Correlates human scores of complexity with the error at each length and with the length that a threshold chooses,
-    over all images and in each category. Savoias scores run from 0 to 100 within each category, so those of different
-    categories are hardly comparable.
+    in each category, in the mean over categories, and over all images. Savoias scores run from 0 to 100 within each
+    category, so those of different categories are hardly comparable.
 
     Args:
         threshold (`float`): L1 below which an image has enough tokens; images that never reach it count with the full
@@ -76,38 +76,48 @@ class Complexity(Analysis):
         Returns:
             - `all`, and `categories` by name: what `describe_errors` returns, and Spearman's correlation of complexity
               with L1 at each length (`spearman_l1`) and with the chosen length (`spearman_length`).
+            - `mean_over_categories`: these correlations in the mean over the categories.
             - `without_score`, `without_category`: number of images whose value is missing or NaN. Those without a
               score are left out.
         """
-        lengths = code_lengths(context.model.config)
+        lengths, seed = code_lengths(context.model.config), context.settings.seed
         scores = table["complexity"].to_numpy(dtype=np.float64, na_value=math.nan)
         has_score = np.isfinite(scores)
         errors, categories = error_matrix(table), _categories(table)
+        chosen_lengths = np.array(lengths)[smallest_satisfying(errors, self.threshold)[0]]
+        groups = {
+            name: has_score & (categories == name)
+            for name in sorted({name for name in categories if name is not None})
+        }
 
         def group(rows: np.ndarray) -> dict:
-            chosen, _ = smallest_satisfying(errors[rows], self.threshold)
-            seed = context.settings.seed
             return {
                 **describe_errors(errors[rows], lengths, self.threshold),
                 "spearman_l1": {
                     str(length): spearman(scores[rows], errors[rows, position], seed=seed)
                     for position, length in enumerate(lengths)
                 },
-                "spearman_length": spearman(scores[rows], np.array(lengths)[chosen], seed=seed),
+                "spearman_length": spearman(scores[rows], chosen_lengths[rows], seed=seed),
             }
+
+        def mean_over_groups(values: np.ndarray) -> dict:
+            return mean_spearman([(scores[rows], values[rows]) for rows in groups.values()], seed=seed)
 
         return {
             "without_score": int((~has_score).sum()),
             "without_category": sum(name is None for name in categories),
             "all": group(has_score),
-            "categories": {
-                name: group(has_score & (categories == name))
-                for name in sorted({name for name in categories if name is not None})
+            "categories": {name: group(rows) for name, rows in groups.items()},
+            "mean_over_categories": {
+                "spearman_l1": {
+                    str(length): mean_over_groups(errors[:, position]) for position, length in enumerate(lengths)
+                },
+                "spearman_length": mean_over_groups(chosen_lengths),
             },
         }
 
     def finding(self, results: dict) -> str:
-        of_all = results["all"]
+        of_all, over_categories = results["all"], results["mean_over_categories"]
         shortest = next(iter(of_all["spearman_l1"]))
         by_category = ", ".join(
             f"{name} ({group['num_images']}) {in_words(group['spearman_l1'][shortest])}"
@@ -115,11 +125,13 @@ class Complexity(Analysis):
         )
         left_out = results["without_score"]
         return (
-            f"Spearman between human complexity and L1 at {shortest} tokens over {of_all['num_images']} images "
+            f"Spearman between human complexity and the length chosen below {self.threshold:g} in the mean over "
+            f"{over_categories['spearman_length']['num_groups']} categories "
+            f"{in_words(over_categories['spearman_length'])}, over all {of_all['num_images']} images "
+            f"{in_words(of_all['spearman_length'])}; between complexity and L1 at {shortest} tokens in the mean over "
+            f"categories {in_words(over_categories['spearman_l1'][shortest])}, over all images "
             f"{in_words(of_all['spearman_l1'][shortest])}"
             + (f"; {by_category}" if by_category else "; no image has a category")
-            + f"; between complexity and the length chosen below {self.threshold:g} "
-            + in_words(of_all["spearman_length"])
             + (f"; {left_out} images without a score left out" if left_out else "")
         )
 

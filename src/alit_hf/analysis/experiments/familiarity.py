@@ -52,7 +52,8 @@ class Familiarity(Analysis):
         """
         Returns:
             - `sets`: for `data` and `unfamiliar_data`, what `describe_errors` returns, and the mean `gap`.
-            - `gap_difference`: the gap of the unfamiliar images minus that of the others.
+            - `gap_difference` and `token_difference`: the gap and the chosen length of the unfamiliar images minus
+              those of the others, in the mean.
             - `auroc`: the probability that the unfamiliar one of two images has the larger value, ties counted half,
               for the `chosen_length`, the `gap`, and the `l1` at each length.
         """
@@ -66,6 +67,7 @@ class Familiarity(Analysis):
                 for name, of_set in errors.items()
             },
             "gap_difference": mean_difference(*gaps.values(), seed=seed),
+            "token_difference": mean_difference(*chosen, seed=seed),
             "auroc": {
                 "chosen_length": auroc(*chosen, seed=seed),
                 "gap": auroc(*gaps.values(), seed=seed),
@@ -81,12 +83,13 @@ class Familiarity(Analysis):
         of_errors = results["auroc"]["l1"]
         shortest, *_, longest = of_errors
         return (
-            f"the gap in L1 between {shortest} and {longest} tokens is {in_words(unfamiliar['gap'])} for "
-            f"{unfamiliar['num_images']} unfamiliar images and {in_words(familiar['gap'])} for "
-            f"{familiar['num_images']} others, difference {in_words(results['gap_difference'])}; AUROC of telling "
-            f"them apart by the length chosen below {self.threshold:g} "
-            f"{in_words(results['auroc']['chosen_length'])}, by L1 at {shortest} tokens "
-            f"{in_words(of_errors[shortest])}, at {longest} {in_words(of_errors[longest])}"
+            f"below an L1 of {self.threshold:g}, {unfamiliar['num_images']} unfamiliar images need "
+            f"{unfamiliar['mean_tokens']:.1f} tokens in the mean and {familiar['num_images']} others "
+            f"{familiar['mean_tokens']:.1f}, difference {in_words(results['token_difference'])}; the gap in L1 "
+            f"between {shortest} and {longest} tokens is {in_words(unfamiliar['gap'])} for unfamiliar images and "
+            f"{in_words(familiar['gap'])} for others, difference {in_words(results['gap_difference'])}; AUROC of "
+            f"telling them apart by the chosen length {in_words(results['auroc']['chosen_length'])}, by L1 at "
+            f"{shortest} tokens {in_words(of_errors[shortest])}, at {longest} {in_words(of_errors[longest])}"
         )
 
     def draw(self, context: Context, table: pd.DataFrame, results: dict) -> Figure:

@@ -17,10 +17,12 @@ from alit_hf.analysis.analysis import Analysis, Context, ImageBatch, RunSettings
 from alit_hf.analysis.charts import draw_estimates, new_figure, style
 from alit_hf.analysis.linear_probe import choose_probe, stratified_split
 from alit_hf.analysis.statistics import in_words, not_enough, share, share_difference
+from alit_hf.analysis.untrained_model import untrained_copy
 from alit_hf.data.images import Images
 from alit_hf.evaluation.lengths import code_lengths
 from alit_hf.evaluation.rounding import rounded
 from alit_hf.evaluation.settings import SettingsError
+from alit_hf.model.modeling_alit import ALITModel
 from alit_hf.utils.image_count import image_count
 
 
@@ -34,7 +36,10 @@ _KINDS = {
     "latents": "first latents after all rollouts",
 }
 
-_MEASURED = ("picture", "base_latents", *_KINDS)
+_UNTRAINED = {kind: f"untrained_{kind}" for kind in _KINDS}
+"""The columns of the same features of a model with random weights, with all tokens."""
+
+_MEASURED = ("picture", "base_latents", *_KINDS, *_UNTRAINED.values())
 
 # Other columns of the table, which a label column of the same name would replace.
 _OTHER_COLUMNS = ("data", "index", "digest", "image", *_MEASURED)
@@ -43,7 +48,8 @@ _OTHER_COLUMNS = ("data", "index", "digest", "image", *_MEASURED)
 @dataclass(kw_only=True)
 class Probe(Analysis):
     """
-    Fits linear classifiers to the features of one part of the images and tests them on the other. Of images that are
+    Fits linear classifiers to the features of one part of the images and tests them on the other, beside those of a
+    model of the same configuration with random weights, base tokenizer included. Of images that are
     the same picture to the model, only the first counts, as a probe that has seen a test image knows its class.
 
     Args:
@@ -94,6 +100,7 @@ class Probe(Analysis):
         problem = self._too_little(labels)
         if problem is not None:
             raise SettingsError(problem)
+        self._untrained = untrained_copy(context.model, context.settings.seed % 2**64)
 
     def _too_little(self, labels: Mapping[str, list], that: str = "") -> str | None:
         """Why there are too few images (`that` says which ones are left) in a data set; `None` if there are enough."""
@@ -133,37 +140,17 @@ class Probe(Analysis):
                     )
 
     def measure_settings(self, context: Context) -> dict:
-        """What is stored, as equal pictures could not be recognised in an earlier run that stored less."""
-        return {"measured": list(_MEASURED)}
+        """What is stored, as an earlier run may have stored less, and the seed of the untrained model."""
+        return {"measured": list(_MEASURED), "seed": context.settings.seed}
 
     def measure(self, context: Context, batch: ImageBatch) -> list[dict[str, Any]]:
         """
-        For each image, `picture`, a hash of the pixels that the model sees; and float32 vectors: `base_latents`, the
-        mean over the grid of the base tokenizer's latents `(E,)`; `tokens_and_latents`, the mean of processed image
-        tokens and latent tokens after each rollout `(K, W)`; `latents`, the mean of the first L, 2L, … of all latent
-        tokens `(K, W)`.
+        For each image, `picture`, a hash of the pixels that the model sees; and float32 vectors: what `mean_features`
+        gives of the model, and of the untrained one with all tokens.
         """
-        config = context.model.config
-        base_latents = context.model.base_tokenizer.encode(batch.pixel_values.to(context.model.dtype))
-        tokens_and_latents = []
-        for rollout in context.model.rollouts(
-            batch.pixel_values,
-            return_reconstruction=False,
-            return_decoder_output=False,
-            generator=torch.Generator(context.model.device).manual_seed(0),
-            base_latents=base_latents,
-        ):
-            tokens = rollout.last_hidden_state.float()
-            # All except the class token.
-            tokens_and_latents.append(tokens[:, 1:].mean(dim=1))
-        latents = tokens[:, 1 + config.num_positions :]
-        features = {
-            "base_latents": base_latents.float().mean(dim=(2, 3)),
-            "tokens_and_latents": torch.stack(tokens_and_latents, dim=1),
-            "latents": torch.stack([latents[:, :length].mean(dim=1) for length in code_lengths(config)], dim=1),
-        }
-        if not all(torch.isfinite(values).all() for values in features.values()):
-            raise ValueError("the model's features have NaN or infinite values")
+        features = mean_features(context.model, batch.pixel_values)
+        untrained = mean_features(self._untrained, batch.pixel_values)
+        features |= {column: untrained[kind][:, -1] for kind, column in _UNTRAINED.items()}
         return [
             {
                 "picture": hashlib.sha256(pixels.numpy().tobytes()).hexdigest(),
@@ -180,11 +167,12 @@ class Probe(Analysis):
               the same picture, with training images coming before test images.
             - `chance` (one over the number of classes) and `majority`, the accuracy of always predicting the most
               frequent class of training; `majority` is `None` if there are too few test images.
-            - `base_latents`, and by length `tokens_and_latents` and `latents` (see `measure`): `accuracy` and
-              `balanced_accuracy` (the mean over classes, `None` if there are too few images) on the test images, and
-              the chosen `weight_decay`.
-            - `differences` of accuracy, paired by image: `last_minus_first_rollout`, `all_minus_first_latents` and
-              `last_rollout_minus_base_latents`.
+            - `base_latents`, by length `tokens_and_latents` and `latents` (see `mean_features`), and `untrained`, the
+              latter two with all tokens of the model with random weights: `accuracy` and `balanced_accuracy` (the
+              mean over classes, `None` if there are too few images) on the test images, and the chosen
+              `weight_decay`.
+            - `differences` of accuracy, paired by image: `last_minus_first_rollout`, `all_minus_first_latents`,
+              `last_rollout_minus_base_latents`, `last_rollout_minus_untrained` and `all_latents_minus_untrained`.
 
         Raises:
             `ValueError`: if the distinct pictures that could be decoded leave fewer than two classes, or no test
@@ -216,12 +204,17 @@ class Probe(Analysis):
         for kind in _KINDS:
             features = _features(table[kind], len(lengths))
             results[kind] = {length: probe(features[:, place], (kind, length)) for place, length in enumerate(lengths)}
+        results["untrained"] = {
+            kind: probe(_features(table[column], 1)[:, 0], (column,)) for kind, column in _UNTRAINED.items()
+        }
         majority = np.bincount(labels[~is_test]).argmax()
         first, last = lengths[0], lengths[-1]
         pairs = {
             "last_minus_first_rollout": (("tokens_and_latents", last), ("tokens_and_latents", first)),
             "all_minus_first_latents": (("latents", last), ("latents", first)),
             "last_rollout_minus_base_latents": (("tokens_and_latents", last), ("base_latents",)),
+            "last_rollout_minus_untrained": (("tokens_and_latents", last), (_UNTRAINED["tokens_and_latents"],)),
+            "all_latents_minus_untrained": (("latents", last), (_UNTRAINED["latents"],)),
         }
         return {
             "classes": {
@@ -275,23 +268,69 @@ class Probe(Analysis):
             f"{accuracy('tokens_and_latents', first)} of test images after one rollout and "
             f"{accuracy('tokens_and_latents', last)} after all (difference {difference}), from the first {first} "
             f"latents for {accuracy('latents', first)}, from all {last} for {accuracy('latents', last)}, from the "
-            f"base tokenizer's latents for {base}; chance {results['chance']:.3f}, the most frequent class "
+            f"base tokenizer's latents for {base}; from a model with random weights for "
+            f"{in_words(results['untrained']['tokens_and_latents']['accuracy'])} after all rollouts and "
+            f"{in_words(results['untrained']['latents']['accuracy'])} from all {last} latents; "
+            f"chance {results['chance']:.3f}, the most frequent class "
             f"{majority}{repeated}"
         )
 
     def draw(self, context: Context, table: pd.DataFrame, results: dict) -> Figure:
-        figure = new_figure(5.4, 3.6)
+        figure = new_figure(7.6, 3.6)
         axes = figure.add_subplot()
         for number, (kind, label) in enumerate(_KINDS.items()):
             accuracies = {length: numbers["accuracy"] for length, numbers in results[kind].items()}
             draw_estimates(axes, accuracies, label, f"C{number}")
         _draw_level(axes, results["base_latents"]["accuracy"]["value"], "base tokenizer's latents", "-.")
+        for number, (kind, probed) in enumerate(results["untrained"].items()):
+            label = f"{_KINDS[kind].partition(' after ')[0]}, random weights"
+            _draw_level(axes, probed["accuracy"]["value"], label, ":", f"C{number}")
         _draw_level(axes, results["majority"], "most frequent class", "--")
         _draw_level(axes, results["chance"], "chance", ":")
         axes.set_ylim(0, 1)
         style(axes, "latent tokens", "accuracy on test images")
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         return figure
+
+
+def mean_features(model: ALITModel, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """
+    What the probes are fitted to.
+
+    Args:
+        model ([`ALITModel`]): in evaluation mode.
+        pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): pixels in [0, 1] on the model's device.
+
+    Returns:
+        float32: `base_latents`, the mean over the grid of the base tokenizer's latents `(B, E)`; `tokens_and_latents`,
+        the mean of processed image tokens and latent tokens after each rollout `(B, K, W)`; `latents`, the mean of the
+        first L, 2L, … of all latent tokens `(B, K, W)`.
+
+    Raises:
+        `ValueError`: for NaN or infinite features.
+    """
+    config = model.config
+    base_latents = model.base_tokenizer.encode(pixel_values.to(model.dtype))
+    tokens_and_latents = []
+    for rollout in model.rollouts(
+        pixel_values,
+        return_reconstruction=False,
+        return_decoder_output=False,
+        generator=torch.Generator(model.device).manual_seed(0),
+        base_latents=base_latents,
+    ):
+        tokens = rollout.last_hidden_state.float()
+        # All except the class token.
+        tokens_and_latents.append(tokens[:, 1:].mean(dim=1))
+    latents = tokens[:, 1 + config.num_positions :]
+    features = {
+        "base_latents": base_latents.float().mean(dim=(2, 3)),
+        "tokens_and_latents": torch.stack(tokens_and_latents, dim=1),
+        "latents": torch.stack([latents[:, :length].mean(dim=1) for length in code_lengths(config)], dim=1),
+    }
+    if not all(torch.isfinite(values).all() for values in features.values()):
+        raise ValueError("the model's features have NaN or infinite values")
+    return features
 
 
 def _large_classes(labels: Sequence) -> list:
@@ -299,9 +338,9 @@ def _large_classes(labels: Sequence) -> list:
     return sorted(label for label, count in Counter(labels).items() if count >= MIN_CLASS_IMAGES)
 
 
-def _draw_level(axes: Axes, value: float | None, label: str, linestyle: str) -> None:
+def _draw_level(axes: Axes, value: float | None, label: str, linestyle: str, color: str = "0.4") -> None:
     if value is not None:
-        axes.axhline(value, color="0.4", linestyle=linestyle, linewidth=1, label=label)
+        axes.axhline(value, color=color, linestyle=linestyle, linewidth=1, label=label)
 
 
 def _features(stored: Sequence[bytes], count: int) -> np.ndarray:

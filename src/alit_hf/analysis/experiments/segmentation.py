@@ -1,6 +1,5 @@
 """Whether attention maps of latent tokens cover segments that people see as one thing (paper section 4, Tab. 2)."""
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,8 @@ from alit_hf.analysis.charts import draw_estimates, new_figure, style
 from alit_hf.analysis.label_maps import crop_label_map, read_label_map
 from alit_hf.analysis.segment_overlap import SHARES, Segments, overlaps, segments_of_label_maps
 from alit_hf.analysis.statistics import in_words, mean, not_enough
+from alit_hf.analysis.untrained_model import untrained_copy
 from alit_hf.evaluation.lengths import code_lengths
-from alit_hf.model.modeling_alit import ALITModel
 
 
 _BASELINES = {
@@ -217,14 +216,6 @@ def _discs(centers: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
     """Negative squared distances of the positions' centres from `centers` `(num_maps, 2)`, in grid positions."""
     rows, columns = (torch.arange(size) + 0.5 for size in grid_size)
     return -((rows[:, None] - centers[:, :1, None]) ** 2 + (columns - centers[:, 1:, None]) ** 2)
-
-
-def untrained_copy(model: ALITModel, seed: int) -> ALITModel:
-    """A model of the same configuration with random weights, including the base tokenizer, in evaluation mode."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        untrained = ALITModel(copy.deepcopy(model.config))
-    return untrained.eval().to(model.device)
 
 
 ANALYSIS = Segmentation
