@@ -2,8 +2,8 @@
 Makes a run's model the checkpoint inside the package: `python tools/package_checkpoint.py runs/NAME/model`.
 
 The weights are stored in half precision, but for the length predictor's, which its calibration is of, and load in
-float32. The code that `save_pretrained` adds for remote use is
-left out, since the package is the code.
+float32. The code that `save_pretrained` adds for remote use is left out, since the package is the code. Nothing stays
+of the checkpoint before.
 """
 
 import argparse
@@ -21,9 +21,12 @@ MAX_BYTES = 30_000_000
 
 def package(source: str, target: Path) -> int:
     """Writes `source`'s model and processor to `target` and returns their size in bytes."""
-    model = ALITModel.from_pretrained(source).half()
-    if model.length_predictor is not None:
-        model.length_predictor.float()
+    model = ALITModel.from_pretrained(source)
+    for name, part in model.named_children():
+        if name != "length_predictor":
+            part.half()
+    for path in target.iterdir():
+        path.unlink()
     model.save_pretrained(str(target))
     ALITImageProcessor.for_config(model.config).save_pretrained(str(target))
     for path in target.glob("*.py"):

@@ -46,7 +46,7 @@ def rows(card) -> dict[str, list[str]]:
 
 def test_numbers_come_from_the_files(files):
     results, baselines, separation = copy.deepcopy(files)
-    results["lengths"]["64"] |= {"l1": 0.98765, "lpips_vgg": 0.4321}
+    results["lengths"]["64"] |= {"l1": 0.98765, "lpips_alex": 0.4321}
     results["worst"][0] |= {"image": "row 777", "lpips_alex": 0.999}
     results["adaptive"][0] |= {"threshold": 0.011, "mean_tokens": 70.0, "satisfied": 0.75}
     results["adaptive"][0]["satisfied_by_length"] |= {"96": 0.25, "256": 0.5}
