@@ -46,7 +46,8 @@ def test_bars_and_finding_tell_the_counts(context):
     results = analysis.summarize(context, table_of(errors))
     assert results["sweep"][1]["images_by_length"] == {"3": 5, "6": 6, "9": 0, "12": 0}
     finding = analysis.finding(results)
-    assert "below 0.2, where lengths differ most, is reached by 5 of 15 images with 3 tokens and by 11 with" in finding
+    assert "below 0.2, where lengths differ most, is reached with 3 tokens by 0.333 [0.152, 0.583] of 15" in finding
+    assert "with 12 or fewer by 0.733 [" in finding
     assert "12.0 tokens at 0.05 and 3.0 at 0.5" in finding
     bars = analysis.draw(context, table_of(errors), results).axes[0].containers
     assert [bar.get_height() for bar in [group[1] for group in bars]] == [5, 6, 0, 0, 4]
@@ -64,7 +65,7 @@ def test_a_model_of_one_length(tmp_path):
     context = context_of(tiny_photos(tmp_path / "photos", 10), max_rollouts=1)
     results, _ = run(Thresholds(thresholds=(10.0,)), context, tmp_path / "out")
     assert results["results"]["sweep"][0]["images_by_length"] == {"3": 10}
-    assert "10 of 10 images with 3 tokens" in results["finding"]
+    assert "reached with 3 tokens by 1.000 [0.722, 1.000] of 10 images" in results["finding"]
 
 
 def test_nan_pictures_are_an_error(context, tmp_path):

@@ -12,7 +12,7 @@ from scipy.stats import entropy
 from alit_hf.analysis.analysis import Analysis, Context, ImageBatch
 from alit_hf.analysis.charts import length_colors, new_figure, style
 from alit_hf.analysis.errors import error_matrix, errors_by_length
-from alit_hf.analysis.statistics import not_enough
+from alit_hf.analysis.statistics import in_words, not_enough, share
 from alit_hf.evaluation.lengths import code_lengths, smallest_satisfying
 from alit_hf.evaluation.rounding import rounded
 from alit_hf.utils.option_types import distinct_numbers
@@ -53,7 +53,9 @@ class Thresholds(Analysis):
         Returns:
             - `num_images`, and `not_enough_data` with the reason if they are too few for shares.
             - `sweep`: for each `threshold`, ascending, `images_by_length` (by their smallest satisfying length),
-              `unsatisfied` (images that no length satisfies) and `mean_tokens` (unsatisfied images take all).
+              `unsatisfied` (images that no length satisfies), `mean_tokens` (unsatisfied images take all), and the
+              shares of images that the shortest code satisfies (`satisfied_by_shortest`) and that any does
+              (`satisfied`).
         """
         errors, lengths = error_matrix(table), code_lengths(context.model.config)
         sweep = []
@@ -68,6 +70,8 @@ class Thresholds(Analysis):
                     },
                     "unsatisfied": int((~satisfied).sum()),
                     "mean_tokens": rounded(np.mean(np.array(lengths)[chosen])),
+                    "satisfied_by_shortest": share(satisfied & (chosen == 0)),
+                    "satisfied": share(satisfied),
                 }
             )
         return {"num_images": len(table), "not_enough_data": not_enough(len(table)), "sweep": sweep}
@@ -76,13 +80,13 @@ class Thresholds(Analysis):
         if results["not_enough_data"] is not None:
             return results["not_enough_data"]
         numbers = max(results["sweep"], key=_spread)
-        total, counts = results["num_images"], list(numbers["images_by_length"].items())
-        (shortest, with_few), (longest, _) = counts[0], counts[-1]
+        lengths = list(numbers["images_by_length"])
         low, high = results["sweep"][0], results["sweep"][-1]
         return (
-            f"an L1 below {numbers['threshold']:g}, where lengths differ most, is reached by {with_few} of {total} "
-            f"images with {shortest} tokens and by {total - numbers['unsatisfied']} with {longest} or fewer; the mean "
-            f"length is {low['mean_tokens']:.1f} tokens at {low['threshold']:g} and {high['mean_tokens']:.1f} at "
+            f"an L1 below {numbers['threshold']:g}, where lengths differ most, is reached with {lengths[0]} tokens by "
+            f"{in_words(numbers['satisfied_by_shortest'])} of {results['num_images']} images and with {lengths[-1]} "
+            f"or fewer by {in_words(numbers['satisfied'])}; the mean length is {low['mean_tokens']:.1f} tokens at "
+            f"{low['threshold']:g} and {high['mean_tokens']:.1f} at "
             f"{high['threshold']:g}"
         )
 
