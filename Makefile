@@ -26,7 +26,7 @@ $(STAMP): setup.py constraints.txt
 
 venv: $(STAMP) ## build .venv, or bring it up to date with setup.py and constraints.txt
 
-demo: venv ## encode three real photos, draw them at every length: outputs/demo/
+demo: venv ## encode three real photos, draw them at every length: outputs/demo.png
 	$(BIN)/python examples/demo.py
 
 test: lint ## lint, then the tests that every change must pass
