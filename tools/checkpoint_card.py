@@ -271,7 +271,7 @@ def _readme_results(results: dict) -> str:
             "better. A dash: for some photos no file is so small.",
             "",
             "- For WebP and AVIF, as for thumbnails, a photo is reduced until it fits into the bytes.",
-            f"- Not reduced, its smallest file takes {' and '.join(smallest)}.",
+            f"- The smallest file of a photo that is not reduced takes {' and '.join(smallest)}.",
             "- Bytes are those of ALIT's ids, and of whole files of WebP and AVIF. An `.alit` file has 33 bytes more.",
             f"- L1 is lower than that of {wins['l1']}.",
             f"- LPIPS, which agrees better with eyes, is lower than that of {wins['lpips_alex']}.",

@@ -36,7 +36,7 @@ _README = """---
 # Adaptive length image tokenization
 
 Drop in a picture and see it in 32 to 256 tokens, with the error and the bytes of every length, and what each token
-stands for. Pictures are worked on in memory, and nothing that is dropped in is kept.
+stands for. What is dropped in is kept in memory only, for at most an hour without activity.
 
 Made with `alit demo --push` of alit_hf {version}; the folder `alit_hf` is that package. The method is that of
 [Adaptive Length Image Tokenization via Recurrent Allocation](https://arxiv.org/abs/2411.02393).
