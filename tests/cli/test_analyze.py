@@ -64,7 +64,7 @@ def test_columns_of_parquet_files(analyze, tmp_path):
     path = save_images(tmp_path / "s.parquet", [tiny_photo(n) for n in range(12)], columns)
     result = analyze("complexity", data=(path,))
     assert result.code == 0, result.err
-    assert "over 12 images" in result.out.splitlines()[0]
+    assert "over all 12 images" in result.out.splitlines()[0]
     assert "Scenes" in result.out.splitlines()[0]
 
 
