@@ -126,7 +126,10 @@ def copy_picture(source: Path, target: Path) -> None:
     if target.suffix == source.suffix:
         shutil.copy(source, target)
     else:
-        Image.open(source).convert("RGB").save(target, quality=85, method=6)
+        picture = Image.open(source).convert("RGB")
+        # Twice the width of a page, as every version of a file stays in the history.
+        picture.thumbnail((1800, picture.height))
+        picture.save(target, quality=85, method=6)
 
 
 def main(arguments: list[str] | None = None) -> None:

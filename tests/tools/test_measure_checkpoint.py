@@ -19,7 +19,7 @@ class Recorded(Runs):
         lengths = {"32": 1, "64": 1, "96": 1}
         sweep = [{"threshold": t, "mean_tokens": m, "images_by_length": lengths} for t, m in ((0.1, 90), (0.2, 60))]
         (folder / "results.json").write_text(json.dumps({"results": {"sweep": sweep}, "of": self.commands[-1]}))
-        Image.new("RGB", (8, 8), "red").save(folder / "figure.png")
+        Image.new("RGB", (4000, 8), "red").save(folder / "figure.png")
 
 
 @pytest.fixture
@@ -40,6 +40,8 @@ def test_results_and_figures_are_copied(runs):
         name: sorted(path.name for path in (runs.results / name).iterdir()) for name in ("attention", "unfamiliar")
     }
     assert copied == {name: ["figure.webp", "results.json"] for name in copied}
+    with Image.open(runs.results / "unfamiliar" / "figure.webp") as figure:
+        assert figure.width == 1800
     # The numbers are of the photos, the figure is not.
     assert "eval-photos" in str(json.loads((runs.results / "attention" / "results.json").read_text())["of"])
     of_figure = runs.commands[1]
