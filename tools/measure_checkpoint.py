@@ -3,10 +3,10 @@ Measures the packaged checkpoint for the pages, after `tools/package_checkpoint.
 
     python tools/measure_checkpoint.py [NAME …] [--data ../shared/data]
 
-Without names, everything that `docs/results/` holds of it, and `docs/images/demo.webp`; then run
-`tools/checkpoint_card.py`. Runs go to `runs/results/FINGERPRINT/NAME`, where an interrupted one continues, and only
-their results and figures are copied. Figures show pictures that come with scikit-image, as others may not be shown
-freely. Several names at a time can run in several processes.
+Without names, everything that `docs/results/` holds of it, `docs/images/demo.webp` and `browser.webp`, for which
+Chromium must be installed; then run `tools/checkpoint_card.py`. Runs go to `runs/results/FINGERPRINT/NAME`, where an
+interrupted one continues, and only their results and figures are copied. Figures show pictures that come with
+scikit-image, as others may not be shown freely. Several names at a time can run in several processes.
 """
 
 import argparse
@@ -19,15 +19,18 @@ from pathlib import Path
 
 import skimage
 from PIL import Image
+from playwright.sync_api import sync_playwright
 
-from alit_hf import ALITModel, pretrained_path
+from alit_hf import ALITImageProcessor, ALITModel, pretrained_path
 from alit_hf.cli import main as alit
 from alit_hf.codes.token_file import model_fingerprint
+from alit_hf.demo.serving import served_demo
+from alit_hf.demo.tokenizer import DemoTokenizer
 
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-DEMO_PICTURE = ROOT / "docs" / "images" / "demo.webp"
+IMAGES = ROOT / "docs" / "images"
 
 # Chosen for what they are of, not for how they come out: photos, textures, scans, a drawing and a page of text.
 UNFAMILIAR = ("astronaut", "brick", "chelsea", "coffee", "horse", "hubble_deep_field", "retina", "text")
@@ -53,6 +56,7 @@ class Runs:
             "evaluate": lambda: self.evaluate(photos),
             "worst": self.worst,
             "demo": self.demo,
+            "browser": self.browser,
             "thresholds": lambda: self.analyze("thresholds", *photos),
             "complexity": lambda: self.analyze("complexity", *savoias, "--threshold", self.threshold()),
             "familiarity": lambda: self.analyze(
@@ -123,7 +127,26 @@ class Runs:
     def demo(self) -> None:
         outputs = self.folder / "demo"
         subprocess.run([sys.executable, ROOT / "examples" / "demo.py", "--output", outputs], check=True)
-        copy_picture(outputs / "demo.png", DEMO_PICTURE)
+        copy_picture(outputs / "demo.png", IMAGES / "demo.webp")
+
+    def browser(self) -> None:
+        """The demo with two pictures side by side, and the attention of a token of the first."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        picture = self.folder / "browser.png"
+        tokenizer = DemoTokenizer(*(of.from_pretrained(pretrained_path()) for of in (ALITModel, ALITImageProcessor)))
+        with served_demo(tokenizer) as url, sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1280, "height": 1156})
+            page.set_default_timeout(120_000)
+            page.goto(url)
+            page.check("#compare input")
+            page.click("#second-examples button[data-example=cat]")
+            page.wait_for_selector("#second-tokens button")
+            page.click("#first-tokens button[data-token='5']")
+            page.wait_for_selector("#first-chosen b:text('Token 6')")
+            page.screenshot(path=picture)
+            browser.close()
+        copy_picture(picture, IMAGES / "browser.webp")
 
 
 def copy_picture(source: Path, target: Path) -> None:

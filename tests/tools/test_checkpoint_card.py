@@ -1,6 +1,7 @@
 """The card of the packaged checkpoint says what the results files say, and they are of this checkpoint."""
 
 import copy
+import itertools
 import json
 
 import pytest
@@ -36,6 +37,14 @@ def test_the_results_are_of_the_packaged_weights(files):
     assert results["settings"]["limit"] is None
     assert separation["evaluation"]["num_images"] == results["data"]["num_images"]
     assert separation["same_pixels"] == []
+
+
+@pytest.mark.parametrize("score", ["l1", "lpips_alex"])
+def test_each_rollout_lowers_the_mean_error(files, score):
+    lengths = files[0]["lengths"]
+    errors = [lengths[length][score] for length in sorted(lengths, key=int)]
+    assert len(errors) == 8
+    assert all(longer < shorter for shorter, longer in itertools.pairwise(errors)), errors
 
 
 def rows(card) -> dict[str, list[str]]:

@@ -61,4 +61,4 @@ def test_the_threshold_is_of_training_photos(runs):
 def test_a_wrong_name_is_told(tmp_path, capsys):
     with pytest.raises(SystemExit):
         measure_checkpoint.main(["probes"])
-    assert "NAME is probes, it must be one of evaluate, worst, demo, thresholds" in capsys.readouterr().err
+    assert "NAME is probes, it must be one of evaluate, worst, demo, browser, thresholds" in capsys.readouterr().err
