@@ -4,6 +4,7 @@ import gc
 import io
 import re
 import threading
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,6 +50,8 @@ def stderr_is(monkeypatch, stream: Terminal | None) -> Terminal | None:
 
 @pytest.fixture
 def terminal(monkeypatch) -> Terminal:
+    # A bar is drawn below those that are open, and tests before this one may have left some.
+    monkeypatch.setattr(ProgressBar, "_instances", weakref.WeakSet(), raising=False)
     return stderr_is(monkeypatch, Terminal())
 
 
