@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import datasets
 import pytest
@@ -56,6 +57,17 @@ def test_a_folder_of_photos(tokenize, tmp_path, photos, loaded):
     info = TokenDatasetInfo.load(tmp_path / "out")
     assert (info.model, info.sources, info.threshold) == ("tiny", ["photos"], 0.3)
     assert len(TokenDecoder(info, model, processor).decode(codes[:])) == 5
+
+
+@pytest.mark.parametrize("same_folder", [True, False])
+def test_what_is_cached_of_other_tokens_is_not_taken_for_these(tokenize, tmp_path, same_folder):
+    folders = [tmp_path / name / "tokens" for name in ("first", "first" if same_folder else "second")]
+    for folder, num_tokens in zip(folders, (4, 8), strict=True):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(exist_ok=True)
+        assert tokenize("--num-tokens", num_tokens, output=folder).code == 0
+        codes = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+        assert set(codes["num_tokens"]) == {num_tokens}
 
 
 def test_json_sums_up_the_data_set(tokenize, tmp_path, photos):

@@ -22,6 +22,8 @@ def card(info: TokenDatasetInfo, shards: Shards, summary: TokenDatasetSummary) -
             {
                 "config_name": "default",
                 "data_files": [{"split": shards.split, "path": shards.pattern}],
+                # What `load_dataset` has cached of a folder, it takes for any other of the same name and metadata.
+                "description": f"SHA-256 of the shards: {shards.digest()}",
             }
         ],
     }

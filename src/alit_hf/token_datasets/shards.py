@@ -1,6 +1,7 @@
 """The parquet files of a data set of tokens: which rows each holds, writing them whole, and finding existing ones."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import reprlib
@@ -107,6 +108,13 @@ class Shards:
         name = re.compile(rf"{re.escape(self.split)}-(\d+)-(\d+)\.parquet")
         found = [(name.fullmatch(path.name), path) for path in self.folder.glob("*.parquet")]
         return [path for _, path in sorted((tuple(map(int, match.groups())), path) for match, path in found if match)]
+
+    def digest(self) -> str:
+        """SHA-256 of the shards' names and contents, in hexadecimal digits."""
+        digest = hashlib.sha256()
+        for path in self.paths():
+            digest.update(path.name.encode() + path.read_bytes())
+        return digest.hexdigest()
 
     def records(self) -> Iterator[ShardRecord]:
         """
