@@ -21,8 +21,9 @@ import skimage
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from alit_hf import ALITImageProcessor, ALITModel, pretrained_path
+from alit_hf import ALITModel, pretrained_path
 from alit_hf.cli import main as alit
+from alit_hf.cli.loading import load_model
 from alit_hf.codes.token_file import model_fingerprint
 from alit_hf.demo.serving import served_demo
 from alit_hf.demo.tokenizer import DemoTokenizer
@@ -133,8 +134,7 @@ class Runs:
         """The demo with two pictures side by side, and the attention of a token of the first."""
         self.folder.mkdir(parents=True, exist_ok=True)
         picture = self.folder / "browser.png"
-        tokenizer = DemoTokenizer(*(of.from_pretrained(pretrained_path()) for of in (ALITModel, ALITImageProcessor)))
-        with served_demo(tokenizer) as url, sync_playwright() as driver:
+        with served_demo(DemoTokenizer(*load_model(device="cpu"))) as url, sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1280, "height": 1156})
             page.set_default_timeout(120_000)
