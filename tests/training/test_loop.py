@@ -517,3 +517,12 @@ def test_economies_change_no_more_than_rounding(config, tmp_path, scalars, first
         losses.append([scalars[step]["loss"] for step in (1, 2)])
     tolerance = 3e-2 if "optimization__mixed_precision" in fields else 1e-4
     assert losses[1] == pytest.approx(losses[0], rel=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("precision", "is_native", "is_said"), [("bf16", False, True), ("bf16", True, False), ("no", False, False)]
+)
+def test_precision_that_the_processor_emulates_is_said(config, monkeypatch, caplog, precision, is_native, is_said):
+    monkeypatch.setattr("training.engine.loop.computes_bfloat16", lambda device: is_native)
+    Trainer(config("distill", optimization__mixed_precision=precision)).close()
+    assert ("`optimization.mixed_precision` is 'bf16', but this cpu is not known" in caplog.text) is is_said

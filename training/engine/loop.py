@@ -15,6 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, bro
 
 from alit_hf.data.image_rows import open_rows
 from alit_hf.utils.error_reason import reason
+from alit_hf.utils.native_bfloat16 import computes_bfloat16
 from alit_hf.utils.processes import is_first_process
 from alit_hf.utils.sole_use import sole_use
 
@@ -104,6 +105,12 @@ class Trainer:
             # Code counts differ between ranks until they are summed.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
+        if settings.mixed_precision == "bf16" and not computes_bfloat16(accelerator.device):
+            logger.warning(
+                "`optimization.mixed_precision` is 'bf16', but this %s is not known to have instructions for it: "
+                "where bfloat16 is emulated, 'no' is many times faster.",
+                accelerator.device.type,
+            )
         self.split = BatchSplit(
             batch_size=settings.batch_size,
             micro_batch_size=settings.micro_batch_size or settings.batch_size // accelerator.num_processes,

@@ -1,7 +1,6 @@
 """The model and image processor that `--model`, `--device` and `--dtype` ask for."""
 
 import os
-import platform
 from collections.abc import Iterable
 
 import diffusers
@@ -11,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from alit_hf import ALITImageProcessor, ALITModel, pretrained_path
 from alit_hf.utils.error_reason import reason
+from alit_hf.utils.native_bfloat16 import computes_bfloat16
 from alit_hf.utils.processes import Processes
 from alit_hf.utils.progress import adopt_library_bars
 
@@ -91,22 +91,11 @@ def load_model(
 
 def _choose_dtype(device: torch.device, processes: Processes) -> str:
     """What `--dtype auto` means, the same on all processes."""
-    is_native = all(processes.gather([_computes_bfloat16(device)]))
+    is_native = all(processes.gather([computes_bfloat16(device)]))
     dtype = "bfloat16" if is_native else "float32"
     if processes.rank == 0:
         print_note(f"--dtype auto takes {dtype}")
     return dtype
-
-
-def _computes_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16. Everywhere else it is emulated, slower than float32."""
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu" and platform.machine().lower() in ("x86_64", "amd64"):
-        # That of oneDNN is true for any AVX-512.
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _foreign_weights(report: dict) -> str | None:
