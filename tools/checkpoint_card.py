@@ -47,12 +47,12 @@ _SCORES = {
 }
 _README_LENGTHS = ("32", "64", "128", "192", "256")
 _BASELINES = {
-    "alit": "ALIT, halting off",
-    "halting-on": "ALIT, halting on",
-    "continuous": "ALIT, continuous latents",
     "fixed-32": "fixed, 32 tokens",
     "fixed-128": "fixed, 128 tokens",
     "fixed-256": "fixed, 256 tokens",
+    "alit": "ALIT with the images of one of them",
+    "halting-on": "the same, halting on",
+    "continuous": "the same, continuous latents",
 }
 
 
@@ -78,8 +78,8 @@ def checkpoint_card(
     ratios = [results["lengths"][one]["lpips_alex"] / results["thumbnail"][one]["lpips_alex"] for one in lengths]
     is_worse = [results["thumbnail"][one]["l1"] <= results["lengths"][one]["l1"] for one in lengths]
     packaged = figures.startswith("..")
-    baseline_images = {one["data"]["num_images"] for one in baselines.values()}
-    require(len(baseline_images) < 2, "baselines", baseline_images, "measured on as many images each")
+    others = [name for name, one in baselines.items() if one["data"]["pixels_sha256"] != data["pixels_sha256"]]
+    require(not others, "baselines", others, "measured on the images of `results`")
     frechet = results["settings"]["frechet"]
     command = f"alit evaluate --data {_data_name(results)}"
     if frechet:
@@ -119,8 +119,7 @@ def checkpoint_card(
         lpips_ratio_shortest=f"{ratios[0]:.0%}",
         lpips_ratio_longest=f"{ratios[-1]:.0%}",
         adaptive_table=_adaptive_table(results),
-        baseline_images="".join(map(str, baseline_images)),
-        baselines_table=_baselines_table(baselines),
+        baselines_table=_baselines_table(results, baselines) if baselines else None,
         untrained=[label for name, label in _BASELINES.items() if name not in baselines],
         worst_table=_worst_table(results),
         predicted_table=None if predicted is None else _predicted_table(predicted["results"]["sets"]),
@@ -185,20 +184,14 @@ def _adaptive_table(results: dict) -> str:
     return markdown_table(["threshold", "mean tokens", "adaptive", "next fixed length", "longest"], rows)
 
 
-def _baselines_table(baselines: dict[str, dict]) -> str:
-    rows = []
-    for name, numbers_of_baseline in baselines.items():
-        lengths = numbers_of_baseline["lengths"]
-        shown = [length for length in ("32", "128", "256") if length in lengths]
-        for length in shown:
-            numbers = lengths[length]
-            rows.append(
-                [
-                    _BASELINES[name],
-                    length,
-                    *(_cell(numbers, score) for score in ("l1", "lpips_alex", "codebook_usage")),
-                ]
-            )
+def _baselines_table(results: dict, baselines: dict[str, dict]) -> str:
+    models = {"this checkpoint": results, **{_BASELINES[name]: baseline for name, baseline in baselines.items()}}
+    rows = [
+        [label, length, *(_cell(model["lengths"][length], score) for score in ("l1", "lpips_alex", "codebook_usage"))]
+        for label, model in models.items()
+        for length in ("32", "128", "256")
+        if length in model["lengths"]
+    ]
     return markdown_table(["", "tokens", "L1", "LPIPS alex", "codes in use"], rows)
 
 

@@ -115,8 +115,8 @@ def test_baselines_that_were_not_trained_are_named(files):
 
 def test_baselines_of_different_images_are_refused(files):
     results, baselines, separation = copy.deepcopy(files)
-    baselines["alit"]["data"]["num_images"] += 1
-    with pytest.raises(ValueError, match=r"`baselines` is .*measured on as many images each"):
+    baselines["fixed-128"]["data"]["pixels_sha256"] = "0" * 64
+    with pytest.raises(ValueError, match=r"`baselines` is \['fixed-128'\], .*measured on the images of `results`"):
         checkpoint_card(results, baselines, separation)
 
 
