@@ -71,7 +71,9 @@ def test_kl_latents_are_the_posteriors_scaled_mode_and_decode_undoes_the_scale(k
     latents = kl.encode(pixel_values)
     assert latents.shape == (2, 5, 8, 8)
     torch.testing.assert_close(latents, 0.25 * mean)
-    torch.testing.assert_close(kl.decode(latents), kl.model.decoder(kl.model.post_quant_conv(mean)))
+    expected = kl.model.decoder(kl.model.post_quant_conv(mean))
+    # One picture at a time is rounded otherwise than a batch, on AVX2 by up to 1.3e-5.
+    torch.testing.assert_close(kl.decode(latents), expected, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
