@@ -50,9 +50,9 @@ _BASELINES = {
     "fixed-32": "fixed, 32 tokens",
     "fixed-128": "fixed, 128 tokens",
     "fixed-256": "fixed, 256 tokens",
-    "alit": "ALIT with the images of one of them",
-    "halting-on": "the same, halting on",
-    "continuous": "the same, continuous latents",
+    "alit": "ALIT, trained as short",
+    "halting-on": "ALIT, trained as short, halting on",
+    "continuous": "ALIT, trained as short, continuous latents",
 }
 
 
